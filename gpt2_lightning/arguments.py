@@ -1,0 +1,75 @@
+"""Words of the command line: dashes, repeated flags, and messages for what cannot be parsed."""
+
+import difflib
+import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+from gpt2_lightning.errors import UsageError
+
+
+def with_underscores(words: list[str]) -> list[str]:
+    """Let dashes in flag names stand for underscores, which alone jsonargparse knows."""
+
+    def mend(word: str) -> str:
+        if not word.startswith("--"):
+            return word
+        name, equals, value = word.partition("=")
+        return "--" + name[2:].replace("-", "_") + equals + value
+
+    return [mend(word) for word in words]
+
+
+def gather(words: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """Take the values of a flag that may be repeated out of a command line.
+
+    Returns:
+        The other words, and the values.
+
+    Raises:
+        UsageError: If the flag stands at the end, without a value.
+    """
+    rest: list[str] = []
+    values: list[str] = []
+    stream = iter(words)
+    for word in stream:
+        if word == flag:
+            try:
+                values.append(next(stream))
+            except StopIteration:
+                raise UsageError(f"{flag}: it needs a value.") from None
+        elif word.startswith(flag + "="):
+            values.append(word.removeprefix(flag + "="))
+        else:
+            rest.append(word)
+    return rest, values
+
+
+def refuse(parser: ArgumentParser, message: str) -> NoReturn:
+    """Raise what a parser would print, shortened, with the flag that was probably meant.
+
+    Raises:
+        UsageError: Always.
+    """
+    known = [option for option in _options(parser) if option.startswith("--")]
+    text = " ".join(message.split())
+    if unknown := re.search(r"(?:Unrecognized arguments|unrecognized arguments): (.*)", text):
+        words = [word.partition("=")[0] for word in unknown[1].split() if word.startswith("--")]
+        flag = words[0] if words else unknown[1]
+        close = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+        hint = f" Did you mean {close[0]}?" if close else " --help lists the flags."
+        raise UsageError(f"{flag}: there is no such flag.{hint}")
+    raise UsageError(text)
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+class Parser(ArgumentParser):  # type: ignore[misc] # jsonargparse builds its bases at run time
+    """The parser of our own verbs."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message instead of printing the usage and ending the process."""
+        refuse(self, message)

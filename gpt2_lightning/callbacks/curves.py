@@ -1,0 +1,66 @@
+"""The curves: train and validation on one chart, and all of them as a table at the end."""
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+LAYOUT = {
+    "loss": {"nats per token": ["Multiline", ["train/loss", "val/loss"]]},
+    "speed": {"predicted tokens/s": ["Multiline", ["train/tokens_per_second"]]},
+}
+
+
+class Curves(Callback):
+    """Lays out TensorBoard's custom scalars, and writes ``metrics.csv`` from the events."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put training and validation on one chart."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_custom_scalars(LAYOUT)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table."""
+        self._write(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write what there is."""
+        self._write(trainer)
+
+    @staticmethod
+    def _write(trainer: Trainer) -> None:
+        if not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir).is_dir():
+                logger.experiment.flush()
+                write_metrics_csv(Path(logger.log_dir))
+
+
+def read_scalars(run: Path) -> dict[int, dict[str, float]]:
+    """Return a run's scalars by step and name; of a step written twice, the later value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    table: dict[int, dict[str, float]] = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            table.setdefault(event.step, {})[name] = event.value
+    return table
+
+
+def write_metrics_csv(run: Path) -> None:
+    """Write a run's scalars as ``metrics.csv``: one row a step, one column a name."""
+    table = read_scalars(run)
+    names = sorted({name for row in table.values() for name in row})
+    beside = run / "metrics.csv.partial"
+    with beside.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, ["step", *names])
+        writer.writeheader()
+        writer.writerows({"step": step, **row} for step, row in sorted(table.items()))
+    beside.replace(run / "metrics.csv")

@@ -1,0 +1,76 @@
+"""What ``predict`` writes: one line for every prompt, in the prompts' order."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from gpt2_lightning.model.module import GPT2Module
+
+INTERVAL: Literal["batch"] = "batch"
+
+
+class Predictions(BasePredictionWriter):
+    """Writes ``predictions.jsonl``: index, prompt and samples, each with its seed.
+
+    Every rank writes its own part; at the end one process puts the parts in order.
+
+    Attributes:
+        file: Where the predictions were written, once they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval=INTERVAL)
+        self.file: Path | None = None
+
+    def _part(self, trainer: Trainer, rank: int) -> Path:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(cast(Any, trainer.strategy).broadcast(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"predictions.jsonl.{rank}"
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with an empty part."""
+        self.part = self._part(trainer, trainer.global_rank)
+        self.part.write_text("")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Add a batch to this rank's part."""
+        tokenizer = cast(Any, trainer).datamodule.tokenizer
+        seeds = cast(GPT2Module, pl_module).sampling.seeds
+        with self.part.open("a", encoding="utf-8") as stream:
+            for index, prompt, samples in zip(
+                batch["index"], batch["prompts"], prediction, strict=True
+            ):
+                texts = [
+                    {"seed": seed, "text": tokenizer.decode(ids)}
+                    for seed, ids in zip(seeds, samples, strict=True)
+                ]
+                row = {"index": index, "prompt": prompt, "samples": texts}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the parts of all ranks in order."""
+        trainer.strategy.barrier("predictions")
+        self.file = self.part.with_suffix("")
+        if trainer.is_global_zero:
+            parts = [self.part.with_suffix(f".{rank}") for rank in range(trainer.world_size)]
+            lines = [line for part in parts for line in part.read_text("utf-8").splitlines()]
+            lines.sort(key=lambda line: int(json.loads(line)["index"]))
+            beside = self.file.with_suffix(".partial")
+            beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            beside.replace(self.file)
+            for part in parts:
+                part.unlink()
+            print(f"{len(lines)} prompts continued: {self.file}")

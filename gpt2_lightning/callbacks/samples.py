@@ -1,0 +1,88 @@
+"""What the model writes at each validation: the same prompts and seeds, to see it change."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gpt2_lightning.data.prompts import encode_prompt
+from gpt2_lightning.model.causal_lm import positions_of
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.sampling import generate
+
+PROMPT_TOKENS = 16  # of a validation block, where no prompts are given
+
+
+class Samples(Callback):
+    """Continues prompts at every validation, for TensorBoard's text page and ``samples.jsonl``.
+
+    Every sample has a seed of its own, so training is the same with and without this callback.
+
+    Args:
+        prompts: What to continue; null takes the beginnings of the first validation blocks.
+        enabled: Whether to sample at all.
+    """
+
+    def __init__(self, prompts: list[str] | None = None, enabled: bool = True) -> None:
+        self.prompts = prompts
+        self.enabled = enabled
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample, in one process."""
+        if not self.enabled or trainer.state.fn != "fit" or trainer.log_dir is None:
+            return
+        if not trainer.is_global_zero:  # the raw module is used: no rank waits for another
+            return
+        module = cast(GPT2Module, pl_module)
+        data = cast(Any, trainer).datamodule
+        tokenizer: PreTrainedTokenizerBase = data.tokenizer
+        room = positions_of(module.model) - 1
+        prompts = [ids[:room] for ids in self._prompts(data)]
+        longest = max(len(ids) for ids in prompts)
+        sampling = replace(
+            module.sampling,
+            max_new_tokens=min(module.sampling.max_new_tokens, room + 1 - longest),
+        )
+        end_of_text = int(cast(int, tokenizer.eos_token_id))
+        texts = generate(module.model, prompts, sampling, end_of_text=end_of_text)
+        step = trainer.global_step
+        rows = [
+            {
+                "step": step,
+                "prompt": tokenizer.decode(prompt),
+                "seed": seed,
+                "text": tokenizer.decode(ids),
+                "ended": len(ids) < sampling.max_new_tokens,
+            }
+            for prompt, samples in zip(prompts, texts, strict=True)
+            for seed, ids in zip(sampling.seeds, samples, strict=True)
+        ]
+        self._write(Path(trainer.log_dir), rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("samples", _as_markdown(rows), step)
+
+    def _prompts(self, data: Any) -> list[Tensor]:
+        if self.prompts:
+            return [encode_prompt(data.tokenizer, prompt) for prompt in self.prompts]
+        batch = next(iter(data.val_dataloader()))
+        return list(batch["input_ids"][:3, :PROMPT_TOKENS])
+
+    @staticmethod
+    def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
+            for row in rows:
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _as_markdown(rows: list[dict[str, Any]]) -> str:
+    """Return samples as TensorBoard shows them best: the prompt bold, the text as it is."""
+    return "\n\n".join(
+        f"**{row['prompt'].strip()}** {row['text']}\n\n*seed {row['seed']}*" for row in rows
+    )

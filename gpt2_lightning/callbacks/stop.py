@@ -1,0 +1,86 @@
+"""A stop that loses nothing: SIGTERM and Ctrl-C are honoured where an optimizer step ends."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """Ends a run on request; its code is 128 and the signal's number: 143, or 130 for Ctrl-C."""
+
+
+class Stop(Callback):
+    """Saves ``last.ckpt`` and ends the run at the optimizer step in which a signal came.
+
+    All ranks agree on that step, so none waits for another. A second signal ends the process at
+    once. While the split is validated before training, there is nothing to save, and the run
+    ends with the batch.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen, while a fit runs in the main thread."""
+        if stage == "fit":
+            for number in SIGNALS:
+                self._handlers[number] = signal.signal(number, self._receive)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen no more."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """End the validation before training, where nothing is lost."""
+        if trainer.sanity_checking:
+            self._agree(trainer)
+            if self.received is not None:
+                raise Stopped(128 + self.received)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save and end, if a rank was asked to."""
+        if not batch["ends_step"]:
+            return
+        self._agree(trainer)
+        if self.received is None:
+            return
+        save_last(trainer)
+        raise Stopped(128 + self.received)
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Let every rank know of a signal that one received."""
+        if trainer.world_size == 1:
+            return
+        for number in SIGNALS:
+            asked = self.received == number
+            if trainer.strategy.reduce_boolean_decision(asked, all=False):
+                self.received = number
+
+
+def save_last(trainer: Trainer) -> None:
+    """Save the run's ``last.ckpt``, where checkpoints are kept at all."""
+    checkpointing = trainer.checkpoint_callback
+    if isinstance(checkpointing, ModelCheckpoint) and checkpointing.dirpath is not None:
+        trainer.save_checkpoint(Path(checkpointing.dirpath) / "last.ckpt")

@@ -1,0 +1,42 @@
+"""What a run is about to do, said at its start in plain numbers."""
+
+import logging
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from gpt2_lightning.model.causal_lm import count_parameters
+from gpt2_lightning.model.module import GPT2Module
+
+log = logging.getLogger(__name__)
+
+
+class Totals(Callback):
+    """Says parameters, tokens per optimizer step and steps, and where the schedule ends."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it."""
+        module = cast(GPT2Module, pl_module)
+        data = cast(Any, trainer).datamodule
+        batches = data.train_dataloader()
+        blocks = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        total = module.total_steps()
+        log.info(
+            "%s parameters; %s training tokens in %s blocks of %d; a step takes %s blocks (%s "
+            "tokens), an epoch %s steps, the schedule %s.",
+            f"{count_parameters(module.model):,}",
+            f"{int(batches.blocks.target_counts.sum()):,}",
+            f"{len(batches.blocks):,}",
+            data.block_size,
+            f"{blocks:,}",
+            f"{blocks * data.block_size:,}",
+            f"{batches.steps_taken:,}",
+            f"{total:,}",
+        )
+        if 0 < trainer.max_steps < total:
+            log.info(
+                "--trainer.max_steps %d ends the run before the learning rate's schedule; "
+                "--model.schedule_steps %d would end both together.",
+                trainer.max_steps,
+                trainer.max_steps,
+            )

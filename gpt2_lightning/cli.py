@@ -1,0 +1,89 @@
+"""The verb table: Lightning's verbs go to LightningCLI, each of ours to one function."""
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NoReturn
+
+from gpt2_lightning.errors import UsageError
+
+LIGHTNING_VERBS = {
+    "fit": "train or fine-tune; evaluates, samples and saves on the way",
+    "validate": "perplexity on the validation split",
+    "test": "perplexity on the test split",
+    "predict": "continue every prompt of a file, spread over the devices",
+}
+OUR_VERBS = {
+    "generate": "continue a prompt with a trained model",
+}
+HELP = """usage: python -m gpt2_lightning VERB [flags]
+
+Fine-tune GPT-2 on your own text, know exactly how good it got, and use it.
+
+training:
+{lightning}
+
+using a model:
+{ours}
+
+python -m gpt2_lightning VERB --help lists a verb's flags. --debug shows the traceback of an error.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb.
+
+    Args:
+        argv: The words after the program's name; null takes the process' own.
+
+    Raises:
+        SystemExit: With code 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        _dispatch(words)
+    except UsageError as error:
+        _refuse(error, debug)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _refuse(error: UsageError, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _dispatch(words: list[str]) -> None:
+    verbs = [*LIGHTNING_VERBS, *OUR_VERBS]
+    if words and words[0] in ("--help", "-h"):
+        print(HELP.format(lightning=_table(LIGHTNING_VERBS), ours=_table(OUR_VERBS)), end="")
+        return
+    if not words:
+        raise UsageError(f"no verb was given. Choose one of: {', '.join(verbs)}; or --help.")
+    verb = words[0]
+    if verb.startswith("-"):
+        found = next((word for word in words if word in verbs), "VERB")
+        raise UsageError(
+            f"{verb} stands before the verb. Write: python -m gpt2_lightning {found} {verb} ..."
+        )
+    if verb in LIGHTNING_VERBS:
+        from gpt2_lightning.lightning_cli import run
+
+        run(words)
+    elif verb in OUR_VERBS:
+        command: Callable[[list[str]], Any] = import_module(f"gpt2_lightning.commands.{verb}").main
+        command(words[1:])
+    else:
+        close = difflib.get_close_matches(verb, verbs, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Verbs: {', '.join(verbs)}."
+        raise UsageError(f"{verb}: there is no such verb. {hint}")
+
+
+def _table(verbs: dict[str, str]) -> str:
+    return "\n".join(f"  {verb:10} {what}" for verb, what in verbs.items())

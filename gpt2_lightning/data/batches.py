@@ -1,0 +1,147 @@
+"""Which blocks stand in which micro-batch: order, ranks, fill-up and target counts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from gpt2_lightning.data.blocks import FILL_UP, Batch, Blocks
+
+
+# A `Batch` of one rank, in training, with two numbers more:
+#   step_targets  targets of the whole optimizer step, over ranks and accumulation
+#   ends_step     whether the optimizer steps after this micro-batch
+#   tokens_seen   targets of all ranks up to and with this micro-batch, since training began
+#   position      micro-batches of this rank before this one, since training began
+TrainBatch = dict[str, Tensor | int]
+
+
+class TrainBatches:
+    """The training micro-batches of one rank: a pure function of seed, epoch and position.
+
+    An epoch's blocks are shuffled, filled up with masked ones to whole global batches, and each
+    global batch is dealt out over micro-batches and ranks; so ranks take equal steps, and the
+    same global batches come whether one process takes them or several.
+
+    It is a loader with ``state_dict`` and ``load_state_dict``, from which Lightning saves and
+    restores the position in the epoch.
+
+    Args:
+        blocks: The training split.
+        batch_size: Blocks in a micro-batch of one rank.
+        seed: Decides the order, together with the epoch.
+        rank: This process.
+        world_size: Number of processes.
+        accumulate: Micro-batches in an optimizer step.
+        limit: Trainer's ``limit_train_batches``: micro-batches that are taken of an epoch, or
+            their share if it is a float. The last step's targets are counted up to there.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        limit: int | float = 1.0,
+    ) -> None:
+        self.blocks = blocks
+        self.seed = seed
+        self.rank = rank
+        self.shape = (accumulate, world_size, batch_size)
+        self.steps = -(-len(blocks) // int(np.prod(self.shape)))
+        whole = self.steps * accumulate
+        self.taken = min(limit, whole) if isinstance(limit, int) else int(whole * limit)
+        self.epoch = 0
+        self.position = 0
+        self.tokens_seen = 0
+        # Lightning tells the epoch to a loader's `sampler`, if it has a `set_epoch`
+        self.sampler = self
+
+    def __len__(self) -> int:
+        """Return the micro-batches of one rank in an epoch."""
+        return self.steps * self.shape[0]
+
+    @property
+    def steps_taken(self) -> int:
+        """Optimizer steps in an epoch, where ``limit`` may end it early."""
+        return -(-self.taken // self.shape[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another epoch; within the restored epoch the position stays."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        order = self._order()
+        counts = np.append(self.blocks.target_counts, 0)[order]  # index -1: no targets
+        while self.position < len(self):
+            step, micro = divmod(self.position, self.shape[0])
+            taken = min(self.shape[0], max(self.taken - step * self.shape[0], 1))
+            position = self.epoch * len(self) + self.position
+            self.position += 1
+            self.tokens_seen += int(counts[step, micro].sum())
+            batch = self.blocks.batch(order[step, micro, self.rank])
+            yield {
+                **batch,
+                "step_targets": int(counts[step, :taken].sum()),
+                "ends_step": micro + 1 == taken,
+                "tokens_seen": self.tokens_seen,
+                "position": position,
+            }
+        self.position = 0
+
+    def _order(self) -> npt.NDArray[np.int64]:
+        """Return the epoch's block indices, shape (steps, accumulate, ranks, batch_size)."""
+        order = np.full(self.steps * int(np.prod(self.shape)), FILL_UP)
+        order[: len(self.blocks)] = np.random.default_rng([self.seed, self.epoch]).permutation(
+            len(self.blocks)
+        )
+        return order.reshape(self.steps, *self.shape)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place of the next micro-batch."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "tokens_seen": self.tokens_seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.tokens_seen = state["tokens_seen"]
+
+
+class EvalBatches:
+    """Every block once, in order, dealt out over the ranks; ranks take equal steps.
+
+    Args:
+        blocks: The split.
+        batch_size: Blocks in a batch of one rank.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, blocks: Blocks, *, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.blocks = blocks
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        """Return the batches of one rank."""
+        return -(-len(self.blocks) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = np.full(len(self) * self.world_size * self.batch_size, FILL_UP)
+        order[: len(self.blocks)] = np.arange(len(self.blocks))
+        for indices in order.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]:
+            yield self.blocks.batch(indices)

@@ -1,0 +1,303 @@
+"""WikiTextDataModule: a source of text in, loaders of blocks out."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from transformers import PreTrainedTokenizerBase
+
+from gpt2_lightning.data.articles import as_articles
+from gpt2_lightning.data.batches import EvalBatches, TrainBatches
+from gpt2_lightning.data.blocks import BlockName, Blocks, PackedBlocks, PaddedBlocks
+from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
+from gpt2_lightning.data.prompts import PromptBatches, read_prompts
+from gpt2_lightning.data.sources import Rows, SplitName, open_source
+from gpt2_lightning.data.splitting import FEWEST_ARTICLES, split_rows
+from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
+from gpt2_lightning.data.tokenizer import (
+    keeps_every_byte,
+    load_tokenizer,
+    save_tokenizer_files,
+    tokenizer_digest,
+    tokenizer_files,
+    train_tokenizer,
+)
+from gpt2_lightning.errors import UsageError
+
+DEFAULT_VOCAB_SIZE = 8192  # tokens of a trained BPE; enough for some tens of megabytes of text
+SPLITS_OF_STAGE: dict[str, list[SplitName]] = {
+    "fit": ["train", "validation"],
+    "validate": ["validation"],
+    "test": ["test"],
+    "predict": [],
+}
+
+log = logging.getLogger(__name__)
+
+
+class WikiTextDataModule(LightningDataModule):
+    """Text of any source, cleaned, tokenized once, and cut into blocks.
+
+    Args:
+        source: ``builtin`` (the Python language reference that CPython carries), the path of a
+            file or folder (parquet, jsonl, csv, txt, wiki.train.raw, ``save_to_disk``), or a Hub
+            id such as ``Salesforce/wikitext``.
+        subset: Folder below the source, or configuration on the Hub (``wikitext-2-raw-v1``).
+        revision: Branch, tag or commit on the Hub.
+        text_column: Column that holds the text, in parquet, jsonl and csv files.
+        cleaning: ``none``; ``detokenize`` undoes WikiText's spaces and ``@-@`` marks;
+            ``tutorial`` drops all punctuation, as the tutorial does.
+        tokenizer: Name or folder. Null takes the model's own; from scratch, a byte-level BPE is
+            trained on the training split.
+        vocab_size: Tokens of the BPE to train, 8192 unless said; ignored where a tokenizer is
+            loaded.
+        blocks: ``pack`` fills every block with text; ``pad`` puts one row in each, as the
+            tutorial does.
+        block_size: Tokens in a block.
+        batch_size: Blocks in a micro-batch of one process.
+        prompts: File of prompts for ``predict``: text, one a line, or jsonl.
+        cache_dir: Where tokens are kept; ``~/.cache/gpt2_lightning`` unless said.
+        seed: Decides the order of the blocks; the command line sets it to ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        source: str = "builtin",
+        subset: str | None = None,
+        revision: str | None = None,
+        text_column: str = "text",
+        cleaning: CleaningName = "none",
+        tokenizer: str | None = None,
+        vocab_size: int | None = None,
+        blocks: BlockName = "pack",
+        block_size: int = 1024,
+        batch_size: int = 8,
+        prompts: str | None = None,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # plain values only, so that a checkpoint loads with weights_only=True
+        self.save_hyperparameters(logger=False)
+        for name, value in (("block_size", block_size), ("batch_size", batch_size)):
+            if value < 1:
+                raise UsageError(f"--data.{name} {value}: it has to be 1 or more.")
+        self.source = source
+        self.subset = subset
+        self.revision = revision
+        self.text_column = text_column
+        self.cleaner = get_cleaner(cleaning)
+        self.tokenizer_name = tokenizer
+        self.vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
+        self.blocks = blocks
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.prompts = prompts
+        self.seed = seed
+        home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+        self.cache_dir = Path(cache_dir or f"{home}/gpt2_lightning").expanduser()
+        self.stores: dict[SplitName, TokenStore] = {}
+        self._prepared: tuple[str, dict[SplitName, str]] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; known once `setup` was called."""
+        assert self._tokenizer is not None, "setup() has not been called"
+        return self._tokenizer
+
+    # --- once, in one process -----------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Read the source, train the tokenizer if there is none, and write the token stores.
+
+        Raises:
+            UsageError: If the source cannot be read or nothing is left of a split.
+        """
+        stage = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
+        self.prepare(SPLITS_OF_STAGE[stage])
+
+    def prepare(self, wanted: list[SplitName]) -> None:
+        """Write the tokenizer and the token stores of some splits, where they are not yet there."""
+        if self.prompts and not wanted:
+            read_prompts(self.prompts)
+        splits = self._splits(wanted) if wanted or self.tokenizer_name is None else {}
+        tokenizer_name = self.tokenizer_name or self._train_tokenizer(splits)
+        tokenizer = load_tokenizer(tokenizer_name)
+        names: dict[SplitName, str] = {}
+        for split in wanted:
+            if split not in splits:
+                raise UsageError(
+                    f"--data.source {self.source}: it has no {split} split, and no training split "
+                    f"to take one from; it has: {', '.join(splits)}."
+                )
+            names[split] = self._write_store(split, splits[split], tokenizer)
+        self._prepared = (tokenizer_name, names)
+
+    def _splits(self, wanted: list[SplitName]) -> dict[SplitName, Rows]:
+        found = open_source(
+            self.source,
+            subset=self.subset,
+            revision=self.revision,
+            text_column=self.text_column,
+        )
+        splits = {name: as_articles(rows) for name, rows in found.items()}
+        held_out: list[SplitName] = ["validation", "test"]
+        missing = [name for name in held_out if name not in splits]
+        # Whatever is asked for, both are taken, so that test text never was training text.
+        if missing and "train" in splits:
+            splitting = split_rows(splits["train"], missing)
+            how = (
+                f"5 % each of the training text's {splitting.articles} articles"
+                if splitting.by_article
+                else f"the last 5 % each of the training text, which has fewer than "
+                f"{FEWEST_ARTICLES} articles"
+            )
+            log.info(
+                "%s has no %s split: taking %s.", self.source, " and no ".join(missing), how
+            )
+            splits |= splitting.rows
+        return splits
+
+    def _train_tokenizer(self, splits: dict[SplitName, Rows]) -> str:
+        if "train" not in splits:
+            raise UsageError(
+                f"--data.tokenizer: none was given, and {self.source} has no training split to "
+                "train one on. Give a folder or a Hub id."
+            )
+        shaped_by = {
+            "rows": splits["train"].digest(),
+            "cleaning": [self.cleaner.name, self.cleaner.version],
+            "vocab_size": self.vocab_size,
+        }
+        folder = self.cache_dir / "tokenizers" / store_name(shaped_by)
+        if not folder.is_dir():
+            log.info("Training a tokenizer of %d tokens.", self.vocab_size)
+            texts = (self.cleaner.clean(row.text) for row in splits["train"])
+            save_tokenizer_files(
+                tokenizer_files(train_tokenizer(texts, self.vocab_size)), folder
+            )
+        return str(folder)
+
+    def _write_store(
+        self, split: SplitName, rows: Rows, tokenizer: PreTrainedTokenizerBase
+    ) -> str:
+        shaped_by = {
+            "source": self.source,
+            "subset": self.subset,
+            "split": split,
+            "rows": rows.digest(),
+            "cleaning": [self.cleaner.name, self.cleaner.version],
+            "tokenizer": tokenizer_digest(tokenizer),
+            "unit": "article" if self.blocks == "pack" else "row",
+        }
+        # the same text under another path is the same store
+        name = store_name({key: shaped_by[key] for key in shaped_by if key != "source"})
+        folder = self.cache_dir / "tokens" / name
+        if not folder.is_dir():
+            columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+            with Progress(*columns, transient=True) as progress:
+                task = progress.add_task(f"Tokenizing the {split} split", total=None)
+                write_token_store(
+                    folder,
+                    rows,
+                    cleaner=self.cleaner,
+                    tokenizer=tokenizer,
+                    unit="article" if self.blocks == "pack" else "row",
+                    shaped_by=shaped_by,
+                    advance=lambda count: progress.advance(task, count),
+                )
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["units"] == 0:
+            raise UsageError(
+                f"--data.source {self.source}: nothing is left of the {split} split "
+                f"({manifest['rows']} rows) after --data.cleaning {self.cleaner.name}. "
+                "Try --data.cleaning none, or look at the source."
+            )
+        return name
+
+    # --- in every process ---------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Load the tokenizer and map the token stores; every rank maps the same files."""
+        prepared = self._prepared
+        if self.trainer is not None:
+            prepared = self.trainer.strategy.broadcast(prepared)
+        assert prepared is not None, "prepare_data() has not been called"
+        tokenizer_name, names = prepared
+        self._tokenizer = load_tokenizer(tokenizer_name)
+        self.stores = {
+            split: TokenStore.open(self.cache_dir / "tokens" / name)
+            for split, name in names.items()
+        }
+
+    def split_blocks(self, split: SplitName) -> Blocks:
+        """Return a split's blocks."""
+        store = self.stores[split]
+        if self.blocks == "pack":
+            return PackedBlocks(store, self.block_size, int(self.tokenizer.eos_token_id))
+        return PaddedBlocks(store, self.block_size, int(self.tokenizer.pad_token_id))
+
+    def train_dataloader(self) -> TrainBatches:
+        """Return the training micro-batches of this rank."""
+        trainer = self.trainer
+        return TrainBatches(
+            self.split_blocks("train"),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            accumulate=trainer.accumulate_grad_batches if trainer else 1,
+            limit=trainer.limit_train_batches if trainer else 1.0,
+            **self._ranks(),
+        )
+
+    def val_dataloader(self) -> EvalBatches:
+        """Return the validation batches of this rank."""
+        return self._eval_batches("validation")
+
+    def test_dataloader(self) -> EvalBatches:
+        """Return the test batches of this rank."""
+        return self._eval_batches("test")
+
+    def _eval_batches(self, split: SplitName) -> EvalBatches:
+        return EvalBatches(self.split_blocks(split), batch_size=self.batch_size, **self._ranks())
+
+    def predict_dataloader(self) -> PromptBatches:
+        """Return the prompts of this rank."""
+        if self.prompts is None:
+            raise UsageError("--data.prompts: predict needs a file of prompts, one a line.")
+        return PromptBatches(
+            read_prompts(self.prompts),
+            self.tokenizer,
+            batch_size=self.batch_size,
+            **self._ranks(),
+        )
+
+    def _ranks(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def original_bytes(self, split: SplitName) -> tuple[int | None, str]:
+        """Return the bytes of a split's original text, if its every byte is predicted.
+
+        Returns:
+            The number of UTF-8 bytes and an empty string, or None and the reason why bits per
+            byte would say nothing.
+        """
+        if self.blocks == "pad":
+            return None, "--data.blocks pad cuts off what is longer than a block"
+        if not self.cleaner.lossless:
+            return None, f"--data.cleaning {self.cleaner.name} loses text"
+        if not keeps_every_byte(self.tokenizer):
+            return None, "the tokenizer is not byte-level and may lose text"
+        return self.stores[split].manifest.bytes, ""
+
+    # --- in the checkpoint --------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the tokenizer's files to the checkpoint, which so needs no folder beside it."""
+        return {"tokenizer_files": tokenizer_files(self.tokenizer)}

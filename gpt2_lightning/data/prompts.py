@@ -1,0 +1,81 @@
+"""Prompts to continue: read from a file, dealt out over the ranks, padded on the left."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from gpt2_lightning.errors import UsageError
+
+
+def read_prompts(file: str) -> list[str]:
+    """Read prompts: one a line of a text file, or the ``prompt`` of each line of a .jsonl file.
+
+    Raises:
+        UsageError: If the file is missing, holds no prompt, or a line of it cannot be read.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--data.prompts {file}: there is no such file.")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"--data.prompts {file}: the file holds no prompt; write one a line.")
+    if path.suffix != ".jsonl":
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(str(json.loads(line)["prompt"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f'--data.prompts {file}: line {number} is not of the form {{"prompt": "..."}}.'
+            ) from error
+    return prompts
+
+
+class PromptBatches:
+    """Every prompt once, in order, dealt out over the ranks.
+
+    Args:
+        prompts: The prompts.
+        tokenizer: What turns them into ids.
+        batch_size: Prompts in a batch.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.mine = list(enumerate(prompts))[rank::world_size]
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Return the batches of this rank."""
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield ``prompts``, their place ``index`` in the file, and ``input_ids``, a list each."""
+        for start in range(0, len(self.mine), self.batch_size):
+            part = self.mine[start : start + self.batch_size]
+            yield {
+                "index": [index for index, _ in part],
+                "prompts": [prompt for _, prompt in part],
+                "input_ids": [encode_prompt(self.tokenizer, prompt) for _, prompt in part],
+            }
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    """Return a prompt's ids, shape ``(tokens,)``; an empty prompt begins with the end-of-text."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+    return torch.tensor(ids)

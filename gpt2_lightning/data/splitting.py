@@ -1,0 +1,127 @@
+"""A validation and a test split for a source that has none."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from gpt2_lightning.data.sources import Row, Rows, SplitName
+
+HELD_OUT_SHARE = 0.05  # of the bytes, for each split that is made
+FEWEST_ARTICLES = 20  # below this, articles are too few to choose from
+SPLITTING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a source's only rows were shared out.
+
+    Attributes:
+        rows: The marked rows of every split.
+        by_article: Whether whole articles were chosen; otherwise the text was cut by position.
+        articles: How many articles the source has.
+    """
+
+    rows: dict[SplitName, Rows]
+    by_article: bool
+    articles: int
+
+
+def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
+    """Take the missing splits, each 5 % of the bytes, out of the training rows.
+
+    Articles are ordered by the SHA-256 of their text, so neither their order nor a copy under
+    another name changes the choice; the first ones go to the held-out splits. With fewer than 20
+    articles, the held-out splits are the text's end, cut where a line ends.
+
+    Args:
+        rows: The training rows, marked where an article begins.
+        missing: The splits to make, in the order in which they are taken.
+
+    Returns:
+        The rows of the training split and of the missing ones.
+    """
+    sizes: list[int] = []
+    hashes: list[bytes] = []
+    running = hashlib.sha256()
+    for row in rows:
+        if row.begins and sizes:
+            hashes.append(running.digest())
+            running = hashlib.sha256()
+        if row.begins or not sizes:
+            sizes.append(0)
+        encoded = row.text.encode()
+        running.update(encoded)
+        sizes[-1] += len(encoded)
+    hashes.append(running.digest())
+    names: list[SplitName] = ["train", *missing]
+    identity = f"{rows.identity} split {SPLITTING_VERSION} {missing}"
+    if len(sizes) >= FEWEST_ARTICLES:
+        owners = _owners(sizes, hashes, missing)
+        by_split = {
+            name: Rows(lambda name=name: _of_articles(rows, owners, name), rows.files, identity)
+            for name in names
+        }
+        return Splitting(by_split, True, len(sizes))
+    edges = _edges(sum(sizes), names)
+    by_split = {
+        name: Rows(lambda edge=edges[name]: _of_positions(rows, *edge), rows.files, identity)
+        for name in names
+    }
+    return Splitting(by_split, False, len(sizes))
+
+
+def _owners(sizes: list[int], hashes: list[bytes], missing: list[SplitName]) -> list[SplitName]:
+    """Give every article to a split."""
+    owners: list[SplitName] = ["train"] * len(sizes)
+    share = HELD_OUT_SHARE * sum(sizes)
+    filled: dict[SplitName, int] = dict.fromkeys(missing, 0)
+    for article in sorted(range(len(sizes)), key=hashes.__getitem__):
+        for name in missing:
+            # One long article must not become the whole split: it would say little of the rest.
+            if filled[name] < share and filled[name] + sizes[article] <= 1.5 * share:
+                owners[article] = name
+                filled[name] += sizes[article]
+                break
+    if any(size == 0 for size in filled.values()):  # every article is longer than a share
+        for name, article in zip(
+            missing, sorted(range(len(sizes)), key=sizes.__getitem__), strict=False
+        ):
+            owners[article] = name
+    return owners
+
+
+def _edges(total: int, names: list[SplitName]) -> dict[SplitName, tuple[int, int]]:
+    """Return first and last byte of each split: the training text, then the held-out ends."""
+    held_out = int(HELD_OUT_SHARE * total)
+    begin = total - held_out * (len(names) - 1)
+    edges = {names[0]: (0, begin)}
+    for name in names[1:]:
+        edges[name] = (begin, begin + held_out)
+        begin += held_out
+    edges[names[-1]] = (edges[names[-1]][0], total + 1)
+    return edges
+
+
+def _of_articles(rows: Rows, owners: list[SplitName], name: SplitName) -> Iterator[Row]:
+    article = -1
+    for row in rows:
+        article += row.begins
+        if owners[max(article, 0)] == name:
+            yield row
+
+
+def _of_positions(rows: Rows, begin: int, end: int) -> Iterator[Row]:
+    """Yield the lines that begin at a byte from ``begin`` to before ``end``."""
+    position, first = 0, True
+    for line in _lines(rows):
+        if begin <= position < end:
+            yield Row(line.text, begins=line.begins or first)
+            first = False
+        position += len(line.text.encode())
+
+
+def _lines(rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        for number, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+", row.text)):
+            yield Row(line, begins=row.begins and number == 0)

@@ -1,0 +1,254 @@
+"""Tokens on disk: memory-mapped, named by everything that shaped them, with a manifest."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from gpt2_lightning.data.cleaning import Cleaner
+from gpt2_lightning.data.sources import Row
+from gpt2_lightning.data.tokenizer import cuts_at_spaces
+from gpt2_lightning.whole_folder import whole_folder
+
+FORMAT_VERSION = 1
+CHARACTERS_PER_PIECE = 1 << 16
+CHARACTERS_PER_BATCH = 1 << 20  # what is tokenized in one call; bounds the memory
+
+Unit = Literal["article", "row"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What stands in a token store.
+
+    Attributes:
+        tokens: Ids stored: a leading end-of-text (unit ``article``), the text's, and an
+            end-of-text after each article.
+        units: Articles, or rows that were kept (unit ``row``).
+        articles: Articles in the original text.
+        rows: Rows in the original text.
+        words: Words of the original text, by ``str.split``.
+        bytes: UTF-8 bytes of the original text.
+        cleaned_bytes: UTF-8 bytes after cleaning.
+        dtype: NumPy type of the ids.
+        shaped_by: Everything the store's name is a hash of.
+    """
+
+    tokens: int
+    units: int
+    articles: int
+    rows: int
+    words: int
+    bytes: int
+    cleaned_bytes: int
+    dtype: str
+    shaped_by: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """One split's ids, in one long run.
+
+    Attributes:
+        folder: Where the store lies.
+        manifest: What stands in it.
+        ids: The ids, shape ``(tokens,)``, mapped from the disk.
+        starts: First id of every unit and, last, the number of ids, shape ``(units + 1,)``.
+    """
+
+    folder: Path
+    manifest: Manifest
+    ids: npt.NDArray[np.unsignedinteger[Any]]
+    starts: npt.NDArray[np.int64]
+
+    @classmethod
+    def open(cls, folder: Path) -> "TokenStore":
+        """Map a store that `write_token_store` wrote."""
+        manifest = Manifest(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+        return cls(folder, manifest, _map(folder / "ids.bin", manifest.dtype), _map_starts(folder))
+
+
+def _map(file: Path, dtype: str) -> npt.NDArray[Any]:
+    if file.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.memmap(file, dtype=dtype, mode="r")
+
+
+def _map_starts(folder: Path) -> npt.NDArray[np.int64]:
+    return _map(folder / "starts.bin", "int64")
+
+
+def store_name(shaped_by: dict[str, Any]) -> str:
+    """Name a store by a hash of everything that shapes it."""
+    text = json.dumps({"format": FORMAT_VERSION, **shaped_by}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def write_token_store(
+    folder: Path,
+    rows: Iterable[Row],
+    *,
+    cleaner: Cleaner,
+    tokenizer: PreTrainedTokenizerBase,
+    unit: Unit,
+    shaped_by: dict[str, Any],
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Clean and tokenize rows and write their ids.
+
+    With unit ``article`` the ids begin with an end-of-text, and one follows each article. With
+    unit ``row`` every row stands for itself, without an end-of-text; blank ones are dropped.
+    Memory does not grow with the text.
+
+    Args:
+        folder: The store to write; a store that is there stays as it is.
+        rows: The rows, marked where an article begins.
+        cleaner: What is done to each row.
+        tokenizer: What turns text into ids.
+        unit: What an entry of ``starts`` marks.
+        shaped_by: What the manifest says of the store's origin.
+        advance: Told, now and then, how many more rows were read.
+    """
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+    counts = _Counts()
+    end_of_text = int(tokenizer.eos_token_id)
+    ids_of = _Encoder(tokenizer)
+    tokens = units = 0
+    with whole_folder(folder) as writing:
+        with (writing / "ids.bin").open("wb") as ids, (writing / "starts.bin").open("wb") as starts:
+
+            def put(values: list[int]) -> None:
+                nonlocal tokens
+                ids.write(np.asarray(values, dtype).tobytes())
+                tokens += len(values)
+
+            def mark() -> None:
+                starts.write(np.int64(tokens).tobytes())
+
+            if unit == "article":
+                put([end_of_text])
+            pieces = _pieces(counts.watch(rows, advance), cleaner, unit, ids_of.cuts)
+            for (_, begins), encoded in ids_of(pieces):
+                if begins:
+                    if unit == "article" and units:
+                        put([end_of_text])
+                    mark()
+                    units += 1
+                put(encoded)
+            if unit == "article" and units:
+                put([end_of_text])
+            mark()
+        manifest = Manifest(
+            tokens=tokens,
+            units=units,
+            articles=counts.articles,
+            rows=counts.rows,
+            words=counts.words,
+            bytes=counts.bytes,
+            cleaned_bytes=ids_of.bytes,
+            dtype=dtype.name,
+            shaped_by=shaped_by,
+        )
+        (writing / "manifest.json").write_text(
+            json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8"
+        )
+
+
+class _Counts:
+    """Counts of the original text, taken as it streams by."""
+
+    def __init__(self) -> None:
+        self.rows = self.articles = self.words = self.bytes = 0
+
+    def watch(self, rows: Iterable[Row], advance: Callable[[int], None]) -> Iterator[Row]:
+        told = 0
+        for row in rows:
+            self.rows += 1
+            self.articles += row.begins
+            self.words += len(row.text.split())
+            self.bytes += len(row.text.encode())
+            if self.rows - told == 1000:
+                advance(1000)
+                told = self.rows
+            yield row
+        advance(self.rows - told)
+
+
+def _pieces(
+    rows: Iterable[Row], cleaner: Cleaner, unit: Unit, cuts: bool
+) -> Iterator[tuple[str, bool]]:
+    """Yield cleaned text, piece by piece, with whether a unit begins; pieces end where ids do."""
+    if unit == "row":
+        for row in rows:
+            if (text := cleaner.clean(row.text)).strip():
+                yield text, True
+        return
+    held, length, begins = [], 0, True
+    for row in rows:
+        if row.begins and held:
+            yield "".join(held), begins
+            held, length, begins = [], 0, True
+        text = cleaner.clean(row.text)
+        if cleaner.drops_empty and not text:
+            continue
+        if cleaner.drops_empty:
+            text += "\n"  # the cleaner took the row's end, which keeps rows apart
+        held.append(text)
+        length += len(text)
+        if cuts and length >= CHARACTERS_PER_PIECE:
+            whole = "".join(held)
+            if cut := _last_cut(whole):
+                yield whole[:cut], begins
+                held, length, begins = [whole[cut:]], len(whole) - cut, False
+    if held:
+        yield "".join(held), begins
+
+
+def _last_cut(text: str) -> int:
+    """Return the last place where a space follows something else, 0 where there is none."""
+    for place in range(len(text) - 1, 0, -1):
+        if text[place].isspace() and not text[place - 1].isspace():
+            return place
+    return 0
+
+
+class _Encoder:
+    """Tokenizes pieces, many in one call, since the tokenizer shares a call out over the cores."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.cuts = cuts_at_spaces(tokenizer)
+        self.bytes = 0
+
+    def __call__(
+        self, pieces: Iterable[tuple[str, bool]]
+    ) -> Iterator[tuple[tuple[str, bool], list[int]]]:
+        batch: list[tuple[str, bool]] = []
+        characters = 0
+        for piece in pieces:
+            batch.append(piece)
+            characters += len(piece[0])
+            self.bytes += len(piece[0].encode())
+            if characters >= CHARACTERS_PER_BATCH:
+                yield from self._encode(batch)
+                batch, characters = [], 0
+        yield from self._encode(batch)
+
+    def _encode(
+        self, batch: list[tuple[str, bool]]
+    ) -> Iterator[tuple[tuple[str, bool], list[int]]]:
+        if not batch:
+            return
+        encoded = self.tokenizer(
+            [text for text, _ in batch],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,  # no warning that a long text exceeds the model's positions
+        )["input_ids"]
+        yield from zip(batch, encoded, strict=True)

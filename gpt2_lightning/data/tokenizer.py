@@ -1,0 +1,160 @@
+"""The tokenizer: loaded or trained, and the only place that decides eos, pad and its length."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.whole_folder import whole_folder
+
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows it
+BYTES = 256  # a byte-level BPE begins with one token for each
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and see that it can end a text and pad a batch.
+
+    A tokenizer without an end-of-text, as Chinese GPT-2s with BERT's vocabulary have it, takes
+    its separator instead, and says so. Padding is the end-of-text where there is none.
+
+    Args:
+        name: Hub id, or folder with tokenizer files.
+
+    Raises:
+        UsageError: If there is no tokenizer of that name, it is empty, or it has neither an
+            end-of-text nor a separator.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise UsageError(
+            f"--data.tokenizer {name}: no tokenizer was found there "
+            f"({' '.join(str(error).split())[:300]}). Give a folder that holds tokenizer.json, or "
+            "a Hub id such as openai-community/gpt2."
+        ) from error
+    if len(tokenizer) <= 1:
+        raise UsageError(
+            f"--data.tokenizer {name}: the tokenizer is empty; its vocabulary file is missing. "
+            "Fetch the folder again, tokenizer.json included."
+        )
+    if tokenizer.eos_token is None:
+        if tokenizer.sep_token is None:
+            raise UsageError(
+                f"--data.tokenizer {name}: it has no end-of-text token (eos) and no separator "
+                "(sep). Add one to its tokenizer_config.json."
+            )
+        tokenizer.eos_token = tokenizer.sep_token
+        log.warning(
+            "The tokenizer %s has no end-of-text token; its separator %s ends each text instead.",
+            name,
+            tokenizer.sep_token,
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE in GPT-2's manner.
+
+    Args:
+        texts: The training text, in pieces.
+        vocab_size: Tokens at most, end-of-text included; a small text may give fewer.
+
+    Returns:
+        A tokenizer whose last id is the end-of-text.
+
+    Raises:
+        UsageError: If ``vocab_size`` leaves no room for the 256 bytes and the end-of-text.
+
+    Reference:
+        Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units",
+        https://arxiv.org/abs/1508.07909; on bytes: Radford et al., "Language Models are
+        Unsupervised Multitask Learners", 2019.
+    """
+    from tokenizers import ByteLevelBPETokenizer
+
+    if vocab_size <= BYTES:
+        raise UsageError(
+            f"--data.vocab_size {vocab_size}: a byte-level vocabulary has at least {BYTES + 1} "
+            "tokens: 256 bytes and the end-of-text. Try 2048."
+        )
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=vocab_size - 1, min_frequency=2, show_progress=False)
+    model = json.loads(bpe.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    tokenizer = GPT2Tokenizer(
+        vocab=model["vocab"],
+        merges=merges,
+        unk_token=None,  # bytes leave nothing unknown
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+    )
+    return tokenizer
+
+
+def set_model_max_length(tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+    """Tell a tokenizer how many positions its model has, before it is saved beside the model."""
+    tokenizer.model_max_length = positions
+
+
+def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the tokenizer's files by name, as text, so that a checkpoint can carry them."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {
+            file.name: file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir())
+        }
+
+
+def save_tokenizer_files(files: Mapping[str, str], folder: Path) -> None:
+    """Write a tokenizer's files into a folder named by their content."""
+    with whole_folder(folder) as writing:
+        for name, text in files.items():
+            (writing / Path(name).name).write_text(text, encoding="utf-8")
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of what decides the ids: vocabulary, rules and end-of-text."""
+    # tokenizer_config.json also says where the tokenizer came from, which changes no id
+    files = tokenizer_files(tokenizer)
+    files.pop("tokenizer_config.json", None)
+    shaping = json.dumps([files, tokenizer.eos_token_id], sort_keys=True)
+    return hashlib.sha256(shaping.encode()).hexdigest()
+
+
+def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a text may be cut before a space without changing its ids.
+
+    True for GPT-2's byte-level tokenizers: their pattern never joins a space to what stands
+    before it, and nothing looks back across a cut.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if _has_backend(tokenizer) else {}
+    splitter = backend.get("pre_tokenizer") or {}
+    return bool(
+        backend.get("normalizer") is None
+        and splitter.get("type") == "ByteLevel"
+        and splitter.get("use_regex")
+        and not splitter.get("add_prefix_space")
+    )
+
+
+def keeps_every_byte(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the ids determine the text's bytes, as those of a byte-level tokenizer do."""
+    if not _has_backend(tokenizer):
+        return False
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    decoder = backend.get("decoder") or {}
+    return backend.get("normalizer") is None and decoder.get("type") == "ByteLevel"
+
+
+def _has_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return getattr(tokenizer, "backend_tokenizer", None) is not None

@@ -1,0 +1,114 @@
+"""A trained model and its tokenizer, from a run folder, a .ckpt, an HF folder or the Hub."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.causal_lm import from_config
+
+WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
+DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
+
+
+@dataclass
+class LoadedModel:
+    """A language model, in eval mode, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model(name: str) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: A run folder such as ``lightning_logs/version_3`` (its best model), a ``.ckpt``, a
+            folder in Hugging Face format, or a Hub id.
+
+    Raises:
+        UsageError: If nothing of the kind is found.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = _inside_run(path)
+    if path.is_file():
+        return load_checkpoint(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path) if path.is_dir() else name,
+            dtype="auto",
+            use_safetensors=True,  # a pickle can run code
+        )
+    except Exception as error:
+        raise UsageError(
+            f"--model {name}: no model was found there ({' '.join(str(error).split())[:300]}). "
+            "Give a run folder such as lightning_logs/version_0, a .ckpt, a folder in Hugging "
+            "Face format, or a Hub id such as openai-community/gpt2."
+        ) from error
+    return LoadedModel(model.eval(), load_tokenizer(str(path) if path.is_dir() else name))
+
+
+def _inside_run(run: Path) -> Path:
+    if (run / "hf" / "config.json").is_file():
+        return run / "hf"
+    if (checkpoint := best_checkpoint(run)) is not None:
+        return checkpoint
+    raise UsageError(
+        f"--model {run}: neither a model in Hugging Face format (config.json) nor a run folder "
+        "with hf/ or checkpoints/."
+    )
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Return a run folder's best checkpoint, else its last one, if it has any."""
+    found = sorted((run / "checkpoints").glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime)
+    last = run / "checkpoints" / "last.ckpt"
+    if found:
+        return found[-1]
+    return last if last.exists() else None
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint without unpickling code; tensors stay on the disk until used.
+
+    Raises:
+        UsageError: If the file is damaged or not one of this package's checkpoints.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=True
+        )
+    except Exception as error:
+        raise UsageError(
+            f"{file}: cannot be read as a checkpoint ({' '.join(str(error).split())[:200]})."
+        ) from error
+    if "hf_config" not in checkpoint:
+        raise UsageError(f"{file}: not a checkpoint of gpt2_lightning (it holds no hf_config).")
+    return checkpoint
+
+
+def load_checkpoint(file: Path) -> LoadedModel:
+    """Load the model and the tokenizer that a checkpoint carries."""
+    checkpoint = read_checkpoint(file)
+    model = from_config(checkpoint["hf_config"], attention="sdpa")
+    weights = {
+        key.removeprefix(WEIGHTS_PREFIX): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(WEIGHTS_PREFIX)
+    }
+    model.load_state_dict(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, Path(folder) / "tokenizer")))
+    return LoadedModel(model.eval(), tokenizer)
+
+
+def write_tokenizer_of(checkpoint: dict[str, Any], folder: Path) -> Path:
+    """Write the tokenizer that a checkpoint carries; return its folder."""
+    save_tokenizer_files(checkpoint[DATA_KEY]["tokenizer_files"], folder)
+    return folder

@@ -1,0 +1,47 @@
+"""Run folders: which checkpoint ``last``, a folder or a file means."""
+
+from pathlib import Path
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.checkpoint import best_checkpoint
+
+LOGS = Path("lightning_logs")
+
+
+def find_checkpoint(name: str) -> Path:
+    """Find the checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        name: ``last`` (the newest run's last checkpoint), ``best`` (its best), a run folder (its
+            last checkpoint), or a file.
+
+    Raises:
+        UsageError: If there is none: a fresh start is not what was asked for.
+    """
+    path = Path(name).expanduser()
+    if name in ("last", "best"):
+        runs = sorted(LOGS.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not runs:
+            raise UsageError(
+                f"--ckpt_path {name}: no run in {LOGS}/ has a checkpoint. Leave the flag out to "
+                "start a run."
+            )
+        run = runs[-1].parent.parent
+        return runs[-1] if name == "last" else best_checkpoint(run) or runs[-1]
+    if path.is_dir():
+        last = path / "checkpoints" / "last.ckpt"
+        if not last.is_file():
+            raise UsageError(f"--ckpt_path {name}: the folder has no checkpoints/last.ckpt.")
+        return last
+    if not path.is_file():
+        raise UsageError(
+            f"--ckpt_path {name}: there is no such file. Give a .ckpt, a run folder such as "
+            "lightning_logs/version_0, last or best."
+        )
+    return path
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run folder that a checkpoint lies in, if it does."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None

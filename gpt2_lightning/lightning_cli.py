@@ -1,0 +1,209 @@
+"""GPT2CLI: LightningCLI for our module and datamodule, and what it is given before it builds."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from gpt2_lightning.arguments import refuse, with_underscores
+from gpt2_lightning.callbacks.baseline import Baseline
+from gpt2_lightning.callbacks.curves import Curves
+from gpt2_lightning.callbacks.hf_folder import HFFolder
+from gpt2_lightning.callbacks.predictions import Predictions
+from gpt2_lightning.callbacks.samples import Samples
+from gpt2_lightning.callbacks.stop import Stop
+from gpt2_lightning.callbacks.throughput import Throughput
+from gpt2_lightning.callbacks.totals import Totals
+from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModule
+from gpt2_lightning.data.tokenizer import load_tokenizer
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.checkpoint import read_checkpoint, write_tokenizer_of
+from gpt2_lightning.inference.run_folder import find_checkpoint, run_of
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.quiet import quieten
+
+DEFAULTS = {
+    "trainer.logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        # hp_metric would be a curve of one point at -1
+        "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
+    },
+    "trainer.num_sanity_val_steps": -1,  # the whole split, kept as the curve's beginning
+    "trainer.use_distributed_sampler": False,  # the loaders deal the blocks out themselves
+    "trainer.enable_model_summary": False,  # Totals says it in a line, tied weights counted once
+    "checkpoint.monitor": "val/loss",
+    "checkpoint.mode": "min",
+    "checkpoint.save_last": True,
+    # a metric's name with its slash would make a folder
+    "checkpoint.filename": "best-step{step}-val_loss{val/loss:.3f}",
+    "checkpoint.auto_insert_metric_name": False,
+    "checkpoint.enable_version_counter": False,
+}
+# What a checkpoint's run may change without changing its losses.
+FREE_TO_CHANGE = {
+    "model": {"attention", "compile", "gradient_checkpointing", "sampling", "schedule_steps"},
+    "data": {"prompts", "cache_dir", "tokenizer", "vocab_size"},
+}
+
+
+class GPT2ArgumentParser(LightningArgumentParser):
+    """Lightning's parser, with messages for people."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message instead of printing the usage and ending the process."""
+        refuse(self, message)
+
+
+class GPT2CLI(LightningCLI):
+    """Fills in what follows from other flags, and refuses what contradicts them."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that flags can change, and the links of plain values."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Samples, "samples")
+        parser.set_defaults(DEFAULTS)
+        parser.link_arguments("data.block_size", "model.block_size")
+        parser.link_arguments("data.vocab_size", "model.vocab_size")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_whole_number)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_whole_number)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words; with a checkpoint, on top of its run's own settings."""
+        assert isinstance(args, list)
+        words = with_underscores(args)
+        self.checkpoint_file: Path | None = None
+        if (asked := _value_of(words, "--ckpt_path")) is not None:
+            self.checkpoint_file = find_checkpoint(asked)
+            run = run_of(self.checkpoint_file)
+            if run is not None and (run / "config.yaml").is_file():
+                words = [words[0], "--config", str(run / "config.yaml"), *words[1:]]
+        self.config = parser.parse_args(words)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing over from the checkpoint silently.
+
+        Lightning would let a checkpoint's hyper-parameters win over the user's flags.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in the tokenizer and the vocabulary, and look for contradictions."""
+        config = self.config[self.subcommand]
+        _check_precision(config.trainer)
+        if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
+            self.checkpoint_file = find_checkpoint(config.ckpt_path)
+        if self.checkpoint_file is not None:
+            self._go_on_from(self.checkpoint_file, config)
+        elif config.model.pretrained is not None:
+            config.data.tokenizer = config.data.tokenizer or config.model.pretrained
+        elif config.data.tokenizer is not None:
+            config.data.vocab_size = len(load_tokenizer(config.data.tokenizer))
+        elif config.data.vocab_size is None:
+            config.data.vocab_size = DEFAULT_VOCAB_SIZE
+        config.model.vocab_size = config.data.vocab_size
+
+    def _go_on_from(self, file: Path, config: Any) -> None:
+        """Build the model and the tokenizer that a checkpoint carries, in its own run folder."""
+        checkpoint = read_checkpoint(file)
+        if self.subcommand == "fit":
+            for group, key in (
+                ("model", "hyper_parameters"),
+                ("data", "datamodule_hyper_parameters"),
+            ):
+                _refuse_changes(group, config[group], checkpoint[key], file)
+        config.ckpt_path = str(file)
+        config.model.hf_config = checkpoint["hf_config"]
+        cache = Path("~/.cache/gpt2_lightning").expanduser()
+        config.data.tokenizer = str(write_tokenizer_of(checkpoint, cache))
+        run = run_of(file)
+        if run is not None and config.trainer.logger not in (None, False):
+            config.trainer.logger.init_args.update(
+                {"save_dir": str(run.parent.parent), "name": run.parent.name, "version": run.name}
+            )
+            self.save_config_callback = None  # the run's own settings stand there
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add the callbacks that every run has."""
+        callbacks: list[Callback] = [
+            Baseline(),
+            Totals(),
+            Throughput(),
+            Curves(),
+            Stop(),
+            HFFolder(),
+            Predictions(),
+        ]
+        if self._get(self.config_init, "trainer").enable_progress_bar is not False:
+            callbacks.append(RichProgressBar())
+        self.trainer_defaults = {"callbacks": callbacks}
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(words: list[str]) -> None:
+    """Run one of Lightning's verbs.
+
+    Args:
+        words: The verb and its flags.
+    """
+    quieten()
+    GPT2CLI(
+        GPT2Module,
+        WikiTextDataModule,
+        args=words,
+        seed_everything_default=1,  # a run can be repeated unless asked otherwise
+        auto_configure_optimizers=False,  # it would turn the schedule once an epoch
+        load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
+        parser_class=GPT2ArgumentParser,
+        parser_kwargs={verb: {"prog": f"gpt2_lightning {verb}"} for verb in ("fit",)},
+    )
+
+
+def _value_of(words: list[str], flag: str) -> str | None:
+    """Return a flag's last value among the words."""
+    value = None
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            value = words[index + 1]
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+    return None if value in (None, "null") else value
+
+
+def _whole_number(seed: Any) -> int:
+    """Refuse a seed that is drawn anew in every process."""
+    if isinstance(seed, bool):
+        raise UsageError(
+            f"--seed_everything {str(seed).lower()}: give a whole number, so that the run can be "
+            "repeated and resumed."
+        )
+    return int(seed)
+
+
+def _check_precision(trainer: Any) -> None:
+    precision = str(trainer.precision)
+    on_cpu = trainer.accelerator == "cpu" or (
+        trainer.accelerator == "auto"
+        and not torch.cuda.is_available()
+        and not torch.backends.mps.is_available()
+    )
+    if on_cpu and precision in ("16", "16-mixed", "16-true"):
+        raise UsageError(
+            f"--trainer.precision {precision}: fp16 needs a GPU, and this run is on a CPU, where "
+            "Lightning would take bf16 without a word. --trainer.precision bf16-mixed would work, "
+            "or 32-true."
+        )
+
+
+def _refuse_changes(group: str, given: Any, trained: dict[str, Any], file: Path) -> None:
+    given = given.as_dict()
+    for name, before in trained.items():
+        if name in FREE_TO_CHANGE[group] or name not in given:
+            continue
+        now = list(given[name]) if isinstance(given[name], tuple) else given[name]
+        if now != before:
+            raise UsageError(
+                f"--{group}.{name} {now}: {file} was trained with {before}, and going on with "
+                f"another value would be another run. Leave the flag out, or start a new run "
+                f"from the weights: --model.pretrained {file.parent.parent / 'hf'}."
+            )

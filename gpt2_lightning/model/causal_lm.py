@@ -1,0 +1,135 @@
+"""The language model itself: pretrained, from scratch, or from a checkpoint's configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
+
+from gpt2_lightning.errors import UsageError
+
+AttentionName = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+@dataclass
+class Architecture:
+    """The shape of a GPT-2 that starts from scratch; the default is GPT-2 124M.
+
+    Attributes:
+        layers: Transformer blocks.
+        heads: Attention heads in each.
+        width: Size of the hidden states, a multiple of ``heads``.
+        positions: Longest context in tokens; null is the data's block size.
+        dropout: Probability, on embeddings, attention and residuals.
+    """
+
+    layers: int = 12
+    heads: int = 12
+    width: int = 768
+    positions: int | None = None
+    dropout: float = 0.1
+
+
+def from_scratch(
+    architecture: Architecture, *, vocab_size: int, block_size: int, attention: AttentionName
+) -> PreTrainedModel:
+    """Build a GPT-2 with random weights.
+
+    Raises:
+        UsageError: If the width is not a multiple of the heads.
+    """
+    if architecture.width % architecture.heads:
+        raise UsageError(
+            f"--model.architecture.width {architecture.width}: it has to be a multiple of "
+            f"--model.architecture.heads {architecture.heads}."
+        )
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=architecture.positions or block_size,
+        n_embd=architecture.width,
+        n_layer=architecture.layers,
+        n_head=architecture.heads,
+        embd_pdrop=architecture.dropout,
+        attn_pdrop=architecture.dropout,
+        resid_pdrop=architecture.dropout,
+        attn_implementation=attention,
+        # the last id; the tokenizer's own is set when it is known
+        bos_token_id=vocab_size - 1,
+        eos_token_id=vocab_size - 1,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def from_pretrained(
+    name: str,
+    *,
+    revision: str | None,
+    attention: AttentionName,
+    dropout: Mapping[str, float],
+) -> PreTrainedModel:
+    """Load a model's weights in fp32, ready to train.
+
+    Args:
+        name: Hub id, or folder in Hugging Face format.
+        revision: Branch, tag or commit on the Hub.
+        attention: Attention implementation.
+        dropout: Overrides of the configuration's probabilities.
+
+    Raises:
+        UsageError: If there is no model of that name, or it is no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        for key, value in dropout.items():
+            if not hasattr(config, key):
+                raise UsageError(
+                    f"--model.dropout: a model of type {config.model_type} has no {key}."
+                )
+            setattr(config, key, value)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,  # transformers 5 takes the file's own, which may be half
+            attn_implementation=attention,
+            use_safetensors=True,  # a pickle can run code
+        )
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"--model.pretrained {name}: the model cannot be loaded "
+            f"({' '.join(str(error).split())[:400]}). Give a folder with config.json and "
+            "model.safetensors, a Hub id such as openai-community/gpt2, or null to start from "
+            "scratch; behind a slow network set HF_ENDPOINT to a mirror."
+        ) from error
+    model.train()  # it comes in eval mode, which Lightning would keep: no dropout
+    return model
+
+
+def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTrainedModel:
+    """Build the model that a checkpoint's configuration describes, with random weights."""
+    config = dict(config)
+    model_type = config.pop("model_type")
+    built = AutoConfig.for_model(model_type, **config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        built, attn_implementation=attention, dtype=torch.float32
+    )
+    return model.train()
+
+
+def positions_of(model: PreTrainedModel) -> int:
+    """Return the longest context of a model, in tokens."""
+    return int(model.config.max_position_embeddings)
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Return the number of parameters; tied ones, such as GPT-2's head, count once."""
+    return sum({id(p): p.numel() for p in model.parameters()}.values())

@@ -1,0 +1,369 @@
+"""GPT2Module: the loss, the optimizer and the numbers of training."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
+from torchmetrics import MetricCollection
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.causal_lm import (
+    Architecture,
+    AttentionName,
+    from_config,
+    from_pretrained,
+    from_scratch,
+    positions_of,
+)
+from gpt2_lightning.model.loss import IGNORED, summed_nats
+from gpt2_lightning.model.perplexity import BitsPerByte, CrossEntropy, Perplexity
+from gpt2_lightning.model.sampling import SamplingOptions, generate
+from gpt2_lightning.model.schedule import ScheduleName, learning_rate_factor
+
+log = logging.getLogger(__name__)
+
+
+class GPT2Module(LightningModule):
+    """GPT-2, fine-tuned or trained from scratch.
+
+    Args:
+        pretrained: Hub id or folder of a GPT-2; null starts from scratch.
+        revision: Branch, tag or commit on the Hub.
+        architecture: Shape of the model from scratch; ignored with ``pretrained``.
+        dropout: Dropout probability on embeddings and residuals; null keeps the model's.
+        attention_dropout: Dropout probability on attention; null keeps the model's. Anything
+            above 0 keeps attention off its fused, quicker path on a CPU.
+        attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decay of matrices; biases and layer norms have none.
+        betas: Decay rates of AdamW's running means.
+        schedule: ``linear`` or ``cosine`` to 0, or ``constant``.
+        warmup_steps: Optimizer steps until the peak.
+        schedule_steps: Optimizer steps until the schedule's end; null is the run's length:
+            ``max_epochs`` if given, else ``max_steps``.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
+        compile: Compile the transformer with ``torch.compile``.
+        sampling: How ``predict`` and the samples at validation are drawn.
+        vocab_size: Size of the vocabulary from scratch; the command line sets it.
+        block_size: Tokens in a block; the command line sets it.
+        seed: Decides dropout; the command line sets it to ``seed_everything``.
+        hf_config: A Hugging Face configuration to build the model from, without weights; a
+            checkpoint brings it, so that neither Hub nor folder is needed.
+
+    Raises:
+        UsageError: If the model cannot be built or does not suit the data.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        revision: str | None = None,
+        architecture: Architecture = Architecture(),  # noqa: B008 - read-only; shown by --help
+        dropout: float | None = None,
+        attention_dropout: float | None = None,
+        attention: AttentionName = "sdpa",
+        learning_rate: float = 5e-4,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        schedule: ScheduleName = "cosine",
+        warmup_steps: int = 0,
+        schedule_steps: int | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - read-only; shown by --help
+        vocab_size: int | None = None,
+        block_size: int = 1024,
+        seed: int = 0,
+        hf_config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        sampling.check()
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.schedule_steps = schedule_steps
+        self.compile_model = compile
+        self.sampling = sampling
+        self.seed = seed
+        given = {
+            "embd_pdrop": dropout,
+            "resid_pdrop": dropout,
+            "attn_pdrop": attention_dropout,
+        }
+        if hf_config is not None:
+            self.model = from_config(hf_config, attention=attention)
+        elif pretrained is not None:
+            self.model = from_pretrained(
+                pretrained,
+                revision=revision,
+                attention=attention,
+                dropout={key: value for key, value in given.items() if value is not None},
+            )
+        else:
+            if vocab_size is None:
+                raise UsageError("--data.vocab_size: a model from scratch needs it.")
+            self.model = from_scratch(
+                architecture, vocab_size=vocab_size, block_size=block_size, attention=attention
+            )
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Plain values only: a checkpoint has to load with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "pretrained": pretrained,
+                "revision": revision,
+                "architecture": asdict(architecture),
+                "dropout": dropout,
+                "attention_dropout": attention_dropout,
+                "attention": attention,
+                "learning_rate": learning_rate,
+                "weight_decay": weight_decay,
+                "betas": list(betas),
+                "schedule": schedule,
+                "warmup_steps": warmup_steps,
+                "schedule_steps": schedule_steps,
+                "gradient_checkpointing": gradient_checkpointing,
+                "compile": compile,
+                "sampling": asdict(sampling),
+                "vocab_size": vocab_size,
+                "block_size": block_size,
+                "seed": seed,
+            },
+            logger=False,
+        )
+        self.eval_metrics = MetricCollection({})
+        self.eval_results: dict[str, float] = {}
+        self._transformer: Callable[..., Any] = self.model.base_model
+        self._step_nats: Tensor | None = None
+        self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
+
+    # --- before a run -------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check the model against the data, in plain numbers, and get ready.
+
+        Raises:
+            UsageError: If blocks exceed the positions or ids the vocabulary.
+        """
+        data = cast(Any, self.trainer).datamodule
+        positions, vocabulary = positions_of(self.model), self.model.config.vocab_size
+        if stage != "predict" and data.block_size > positions:
+            raise UsageError(
+                f"--data.block_size {data.block_size}: the model has {positions} positions. "
+                f"--data.block_size {positions} would work."
+            )
+        if len(data.tokenizer) > vocabulary:
+            raise UsageError(
+                f"--data.tokenizer: its {len(data.tokenizer)} tokens exceed the model's "
+                f"vocabulary of {vocabulary}. Use the model's own tokenizer (leave "
+                "--data.tokenizer out), or a model from scratch (--model.pretrained null)."
+            )
+        self.model.config.bos_token_id = data.tokenizer.bos_token_id
+        self.model.config.eos_token_id = data.tokenizer.eos_token_id
+        # compiled as a function: a compiled module would rename every key of the checkpoint
+        self._transformer = (
+            torch.compile(self.model.base_model.forward)
+            if self.compile_model
+            else self.model.base_model
+        )
+
+    def total_steps(self) -> int:
+        """Return the optimizer steps of the schedule: epochs x steps of an epoch, or max_steps.
+
+        Raises:
+            UsageError: If neither is given.
+        """
+        trainer = self.trainer
+        if self.schedule_steps is not None:
+            return self.schedule_steps
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            # The loader is built for its numbers alone; Lightning's estimated_stepping_batches
+            # would set up its own early and lose the position that a checkpoint restores.
+            data = cast(Any, trainer).datamodule
+            return int(trainer.max_epochs * data.train_dataloader().steps_taken)
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        raise UsageError(
+            "--trainer.max_epochs: the schedule needs an end. Give --trainer.max_epochs, "
+            "--trainer.max_steps or --model.schedule_steps."
+        )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Give AdamW, which decays matrices only, and the schedule, which turns every step."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for p in parameters if p.dim() >= 2],
+                    "weight_decay": self.weight_decay,
+                },
+                {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            lr=self.learning_rate,
+            betas=self.betas,
+            # fp16 scales its gradients, and the fused step would unscale them after clipping
+            fused=self.trainer.precision != "16-mixed",
+        )
+        total_steps = self.total_steps()
+        if self.warmup_steps >= total_steps > 0:
+            raise UsageError(
+                f"--model.warmup_steps {self.warmup_steps}: the schedule has only {total_steps} "
+                f"steps. --model.warmup_steps {total_steps // 10} would work."
+            )
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(
+                step,
+                schedule=self.schedule,
+                warmup_steps=self.warmup_steps,
+                total_steps=total_steps,
+            )
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # --- training -----------------------------------------------------------------------------
+
+    def nats(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return a batch's summed nats, a scalar."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+        hidden = self._transformer(**inputs, use_cache=False).last_hidden_state
+        head = self.model.get_output_embeddings()
+        return summed_nats(hidden, head.weight, batch["targets"])
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the micro-batch's share of the step's loss.
+
+        The loss of an optimizer step is summed nats over the targets of its whole global batch;
+        Lightning divides by the accumulation and averages over ranks, which is undone here.
+        """
+        # Dropout is a function of seed, rank and position, wherever the run was interrupted.
+        place = np.random.SeedSequence([self.seed, self.global_rank, batch["position"]])
+        torch.manual_seed(int(place.generate_state(1, np.uint64)[0] >> 1))
+        nats = self.nats(batch)
+        detached = nats.detach()
+        self._step_nats = detached if self._step_nats is None else self._step_nats + detached
+        if batch["ends_step"]:
+            self._log_step(self._step_nats, batch)
+            self._step_nats = None
+        trainer = self.trainer
+        return nats * (trainer.accumulate_grad_batches * trainer.world_size / batch["step_targets"])
+
+    def _logs_this_step(self) -> bool:
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def _log_step(self, nats: Tensor, batch: dict[str, Any]) -> None:
+        if not self._logs_this_step():
+            return
+        total = self.trainer.strategy.reduce(nats, reduce_op="sum")
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("train/loss", total / batch["step_targets"], prog_bar=True)
+        self.log("train/learning_rate", rate)
+        self.log("train/tokens_seen", float(batch["tokens_seen"]))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip in every precision and strategy, and log the norm before clipping.
+
+        Lightning's own clipping refuses FSDP and fused AdamW in mixed precision.
+        """
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), cast(float, gradient_clip_val))
+            return
+        if not gradient_clip_val and not self._logs_this_step():
+            return
+        limit = gradient_clip_val or math.inf
+        root = self.trainer.strategy.model
+        if isinstance(root, FullyShardedDataParallel):
+            norm = root.clip_grad_norm_(limit)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        if self._logs_this_step():
+            self.log("train/grad_norm", norm)
+
+    # --- validation and test ------------------------------------------------------------------
+
+    def _begin_eval(self, split: str, prefix: str, whole: bool) -> None:
+        metrics: dict[str, Any] = {"loss": CrossEntropy(), "perplexity": Perplexity()}
+        original_bytes, reason = cast(Any, self.trainer).datamodule.original_bytes(split)
+        if original_bytes is not None and not whole:
+            original_bytes, reason = None, "only a part of the split is evaluated"
+        if original_bytes is not None:
+            metrics["bits_per_byte"] = BitsPerByte(original_bytes)
+        elif prefix not in self._told:
+            self._told.add(prefix)
+            log.info("%sbits_per_byte is not logged: %s.", prefix, reason)
+        self.eval_metrics = MetricCollection(
+            metrics, prefix=prefix, compute_groups=[list(metrics)]
+        ).to(self.device)
+
+    def _end_eval(self) -> None:
+        values = self.eval_metrics.compute()
+        self.eval_results |= {name: float(value) for name, value in values.items()}
+        self.log_dict(
+            {name: value.float() for name, value in values.items()},
+            prog_bar=True,
+            sync_dist=True,  # equal on all ranks already; without it Lightning warns
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count."""
+        limits = self.trainer.limit_val_batches
+        self._begin_eval("validation", "val/", isinstance(limits, float) and limits == 1.0)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to count."""
+        limits = self.trainer.limit_test_batches
+        self._begin_eval("test", "test/", isinstance(limits, float) and limits == 1.0)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Count a batch."""
+        self.eval_metrics.update(self.nats(batch), (batch["targets"] != IGNORED).sum())
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the split's numbers."""
+        self._end_eval()
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    # --- prediction ---------------------------------------------------------------------------
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[list[list[int]]]:
+        """Continue each prompt.
+
+        Returns:
+            For each prompt, for each sample, the new ids.
+        """
+        return generate(
+            self.model,
+            batch["input_ids"],
+            self.sampling,
+            end_of_text=int(self.model.config.eos_token_id),
+        )
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the configuration to the checkpoint, which so needs no folder beside it."""
+        checkpoint["hf_config"] = self.model.config.to_dict()
+        checkpoint["hyper_parameters"]["hf_config"] = checkpoint["hf_config"]

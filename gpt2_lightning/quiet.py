@@ -1,0 +1,50 @@
+"""What is kept off the screen, each with its reason, and how our own words come onto it."""
+
+import logging
+import warnings
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+# message (a regular expression for its beginning), why it says nothing to a user
+SILENCED = [
+    # torch's own and lightning's use of each other; nothing a user could change
+    (r".*LeafSpec.*deprecated", DeprecationWarning),
+    (r".*treespec, LeafSpec.*", Warning),
+    # the loaders read memory-mapped tokens: workers would only copy them about
+    (r".*does not have many workers.*", Warning),
+    # transformers' fault: it says so of its own arguments
+    (r".*Please use the new API settings to control TF32.*", Warning),
+    # we go on in the same run folder on purpose
+    (r".*Checkpoint directory .* exists and is not empty.*", Warning),
+    # short epochs are no mistake, and the last step of a run is always logged
+    (r".*The number of training batches .* is smaller than the logging interval.*", Warning),
+    # batches carry their own counts
+    (r".*Trying to infer the `batch_size` from an ambiguous collection.*", Warning),
+    # a module in eval mode where training begins would be a bug of ours, and a test watches it
+    (r".*Experiment logs directory .* exists and is not empty.*", Warning),
+]
+PROMOTION = "Tip: "
+
+
+def _no_promotion(record: logging.LogRecord) -> bool:
+    return PROMOTION not in record.getMessage()
+
+
+def _first_rank(record: logging.LogRecord) -> bool:
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def quieten() -> None:
+    """Keep promotion and noise off the screen, and put our own messages onto it."""
+    for message, category in SILENCED:
+        warnings.filterwarnings("ignore", message, category)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
+        logging.getLogger(name).addFilter(_no_promotion)
+    ours = logging.getLogger("gpt2_lightning")
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(_first_rank)
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
