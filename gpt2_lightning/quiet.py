@@ -4,6 +4,7 @@ import logging
 import warnings
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from transformers.utils import logging as transformers_logging
 
 # message (a regular expression for its beginning), why it says nothing to a user
 SILENCED = [
@@ -40,6 +41,8 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message, category)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
         logging.getLogger(name).addFilter(_no_promotion)
+    # shards of small models load and save in no time; downloads keep their bars
+    transformers_logging.disable_progress_bar()
     ours = logging.getLogger("gpt2_lightning")
     if not ours.handlers:
         handler = logging.StreamHandler()

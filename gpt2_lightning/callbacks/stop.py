@@ -1,4 +1,4 @@
-"""A stop that loses nothing: SIGTERM and Ctrl-C are honoured where an optimizer step ends."""
+"""A run's end that loses nothing: by ``max_steps``, SIGTERM or Ctrl-C."""
 
 import signal
 from pathlib import Path
@@ -18,7 +18,7 @@ class Stopped(SystemExit):
 class Stop(Callback):
     """Saves ``last.ckpt`` and ends the run at the optimizer step in which a signal came.
 
-    All ranks agree on that step, so none waits for another. A second signal ends the process at
+    Where ``max_steps`` ends it, the validation that belongs to the end comes first. All ranks agree on that step, so none waits for another. A second signal ends the process at
     once. While the split is validated before training, there is nothing to save, and the run
     ends with the batch.
     """
@@ -63,6 +63,8 @@ class Stop(Callback):
         """Save and end, if a rank was asked to."""
         if not batch["ends_step"]:
             return
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates before such a stop
         self._agree(trainer)
         if self.received is None:
             return

@@ -37,7 +37,7 @@ class Article(NamedTuple):
 def builtin_rows() -> dict[str, list[str]]:
     """Return the rows of the train, validation and test splits.
 
-    Paragraphs that stand in several topics are kept once. Whole articles are held out, by the
+    Paragraphs most of which stood in a topic before are dropped. Whole articles are held out, by the
     hash of their title, leaving out those too long to be one among several.
 
     Raises:
@@ -74,8 +74,8 @@ def _topics() -> dict[str, str]:
 
 
 def _articles(topics: dict[str, str]) -> list[Article]:
-    """Turn topics into articles, each paragraph standing once in all of them."""
-    seen: set[str] = set()
+    """Turn topics into articles without repeated paragraphs."""
+    seen: set[tuple[str, ...]] = set()
     articles: list[Article] = []
     # The short topics first: the long ones repeat them, and lose what they repeat.
     for name in sorted(topics, key=lambda name: (len(topics[name]), name)):
@@ -88,11 +88,21 @@ def _articles(topics: dict[str, str]) -> list[Article]:
                     title, rows = f"{name}: {heading}", []
                 marks = " ".join("=" * paragraph.depth)
                 rows += [" \n", f" {marks} {heading} {marks} \n", " \n"]
-            elif (key := " ".join(" ".join(paragraph.rows).split())) not in seen:
-                seen.add(key)
+            elif not _repeats(grams := _grams(paragraph.rows), seen):
+                seen |= grams
                 rows += [f" {row}\n" for row in paragraph.rows]
         articles.append(Article(title, rows))
     return [article for article in articles if article.size >= FEWEST_BYTES]
+
+
+def _grams(rows: list[str]) -> set[tuple[str, ...]]:
+    """Return a paragraph's runs of eight words, or its words where they are fewer."""
+    words = " ".join(rows).split()
+    return {tuple(words[at : at + 8]) for at in range(max(1, len(words) - 7))}
+
+
+def _repeats(grams: set[tuple[str, ...]], seen: set[tuple[str, ...]]) -> bool:
+    return 2 * len(grams & seen) > len(grams)
 
 
 def _paragraphs(text: str) -> Iterator[Paragraph]:

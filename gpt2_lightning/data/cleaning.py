@@ -42,8 +42,8 @@ def tutorial(row: str) -> str:
 
 
 # WikiText marks what it split inside numbers and compounds.
-MARKS = re.compile(r" @([-,.])@ ")
-HEADING = re.compile(r" ?(=(?: =)*) (.+) (=(?: =)*) ?")
+MARKS = re.compile(r"(?:^| )@([-,.])@(?: |$)", re.MULTILINE)
+HEADING = re.compile(r"(=(?: =)*) (.+) \1")
 BEFORE = re.compile(r" +(?=(?:[,.;:!?)\]}%]|\.\.\.)(?:[ ,.;:!?)\]}\"']|$))")
 AFTER = re.compile(r"(?<=[(\[{$£€]) +")
 # it 's, they 're, do n't, players ' ; English contractions as the Penn treebank splits them
@@ -64,7 +64,7 @@ def detokenize(row: str) -> str:
     text = text.strip(" ")
     if heading := HEADING.fullmatch(text):
         marks = heading[1].replace(" ", "")
-        return f"{marks} {_join(heading[2])} {heading[3].replace(' ', '')}{end}"
+        return f"{marks} {_join(heading[2])} {marks}{end}"
     return _join(text) + end
 
 

@@ -157,9 +157,7 @@ class WikiTextDataModule(LightningDataModule):
                 else f"the last 5 % each of the training text, which has fewer than "
                 f"{FEWEST_ARTICLES} articles"
             )
-            log.info(
-                "%s has no %s split: taking %s.", self.source, " and no ".join(missing), how
-            )
+            log.info("%s has no %s split: taking %s.", self.source, " and no ".join(missing), how)
             splits |= splitting.rows
         return splits
 
@@ -178,14 +176,10 @@ class WikiTextDataModule(LightningDataModule):
         if not folder.is_dir():
             log.info("Training a tokenizer of %d tokens.", self.vocab_size)
             texts = (self.cleaner.clean(row.text) for row in splits["train"])
-            save_tokenizer_files(
-                tokenizer_files(train_tokenizer(texts, self.vocab_size)), folder
-            )
+            save_tokenizer_files(tokenizer_files(train_tokenizer(texts, self.vocab_size)), folder)
         return str(folder)
 
-    def _write_store(
-        self, split: SplitName, rows: Rows, tokenizer: PreTrainedTokenizerBase
-    ) -> str:
+    def _write_store(self, split: SplitName, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> str:
         shaped_by = {
             "source": self.source,
             "subset": self.subset,

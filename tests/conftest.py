@@ -1,0 +1,69 @@
+"""What every test stands on: no network, a home of its own, small text and a small model."""
+
+import os
+
+# read once, when the hub's client is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2_lightning.data.tokenizer import train_tokenizer
+from tests.corpus import wiki_rows
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test an empty folder, cache and home, and restore what it leaves behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    environment = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    state, random_state = torch.get_rng_state(), random.getstate()
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_rng_state(state)
+    random.setstate(random_state)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a GPT-2 of two small layers, dropout 0.1, and a BPE of 300 tokens."""
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    tokenizer = train_tokenizer(wiki_rows(articles=8), 300)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def wiki_folder(tmp_path: Path) -> Path:
+    """A folder with wiki.train.raw, wiki.valid.raw and wiki.test.raw, 24, 4 and 5 articles."""
+    folder = tmp_path / "wiki"
+    folder.mkdir()
+    for name, articles, seed in (("train", 24, 0), ("valid", 4, 1), ("test", 5, 2)):
+        rows = "".join(wiki_rows(articles=articles, seed=seed))
+        (folder / f"wiki.{name}.raw").write_text(rows, encoding="utf-8")
+    return folder

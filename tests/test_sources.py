@@ -1,0 +1,146 @@
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from gpt2_lightning.data.sources import Rows, open_source
+from gpt2_lightning.errors import UsageError
+
+TEXTS = ["first row\n", "", "third, “quoted” 中文\n"]
+
+
+def texts(rows: Rows) -> list[str]:
+    return [row.text for row in rows]
+
+
+def write_parquet(file: Path, values: list[str], column: str = "text") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict({column: values}).to_parquet(file)
+
+
+def test_builtin_has_three_splits() -> None:
+    splits = open_source("builtin")
+    assert list(splits) == ["train", "validation", "test"]
+    assert all(len(texts(rows)) > 100 for rows in splits.values())
+
+
+def test_builtin_without_the_reference_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(UsageError, match=r"--data.source builtin: this Python carries no"):
+        open_source("builtin")
+
+
+def test_parquet_in_the_hubs_layout(tmp_path: Path) -> None:
+    for split, part in (("train", TEXTS), ("validation", TEXTS[:1]), ("test", TEXTS[2:])):
+        write_parquet(tmp_path / f"d/wikitext-2-raw-v1/{split}-00000-of-00001.parquet", part)
+    inside = open_source(str(tmp_path / "d/wikitext-2-raw-v1"))
+    by_subset = open_source(str(tmp_path / "d"), subset="wikitext-2-raw-v1")
+    for splits in (inside, by_subset):
+        assert {name: texts(rows) for name, rows in splits.items()} == {
+            "train": TEXTS,
+            "validation": TEXTS[:1],
+            "test": TEXTS[2:],
+        }
+    assert inside["train"].digest() == by_subset["train"].digest()
+    assert inside["train"].digest() != inside["test"].digest()
+
+
+def test_shards_come_in_order_and_all_are_needed(tmp_path: Path) -> None:
+    for index in (1, 0, 2):
+        write_parquet(tmp_path / f"train-{index:05}-of-00003.parquet", [f"row {index}"])
+    assert texts(open_source(str(tmp_path))["train"]) == ["row 0", "row 1", "row 2"]
+    (tmp_path / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(UsageError, match=r"has 3\. Missing: train-00001-of-00003\.parquet"):
+        open_source(str(tmp_path))
+
+
+def test_several_subsets_are_listed(tmp_path: Path) -> None:
+    for subset in ("wikitext-2-raw-v1", "wikitext-2-v1"):
+        write_parquet(tmp_path / subset / "train-00000-of-00001.parquet", TEXTS)
+    with pytest.raises(
+        UsageError, match=r"--data\.subset wikitext-2-raw-v1 or --data\.subset wikitext-2-v1"
+    ):
+        open_source(str(tmp_path))
+    with pytest.raises(UsageError, match=r"--data\.subset nope: there is no folder.*wikitext-2-v1"):
+        open_source(str(tmp_path), subset="nope")
+
+
+@pytest.mark.parametrize("ending", ["raw", "tokens"])
+def test_original_wikitext_files(tmp_path: Path, ending: str) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{name}.{ending}").write_text(f" = {name} = \n \n", encoding="utf-8")
+    splits = open_source(str(tmp_path))
+    assert set(splits) == {"train", "validation", "test"}
+    assert texts(splits["validation"]) == [" = valid = \n", " \n"]
+
+
+def test_jsonl_and_csv_and_other_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": null}\n', encoding="utf-8")
+    (tmp_path / "a.csv").write_text('id,text\n1,"two, with comma"\n', encoding="utf-8")
+    assert texts(open_source(str(tmp_path / "a.jsonl"), text_column="body")["train"]) == ["one", ""]
+    assert texts(open_source(str(tmp_path / "a.csv"))["train"]) == ["two, with comma"]
+    with pytest.raises(
+        UsageError, match=r"--data\.text_column text: .*a\.jsonl has no such column"
+    ):
+        open_source(str(tmp_path / "a.jsonl"))
+    with pytest.raises(UsageError, match=r"--data\.text_column id: the column holds int"):
+        texts(open_source(str(tmp_path / "a.csv"), text_column="id")["train"])
+
+
+def test_text_files_one_document_each(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    (tmp_path / "b.txt").write_bytes(b"three\n")
+    rows = list(open_source(str(tmp_path))["train"])
+    assert rows == [("one\n", True), ("two", False), ("three\n", True)]
+
+
+def test_text_files_named_by_split(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.txt").write_text(name, encoding="utf-8")
+    assert {name: texts(rows) for name, rows in open_source(str(tmp_path)).items()} == {
+        "train": ["train"],
+        "validation": ["val"],
+        "test": ["test"],
+    }
+
+
+def test_invalid_utf8_names_file_and_byte(tmp_path: Path) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes("good\n".encode() * 3 + "caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"latin\.txt: not UTF-8 at byte 18 \(0xe9\)"):
+        texts(open_source(str(file))["train"])
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    both = DatasetDict(
+        {"train": Dataset.from_dict({"text": TEXTS}), "test": Dataset.from_dict({"text": ["t"]})}
+    )
+    both.save_to_disk(str(tmp_path / "both"))
+    splits = open_source(str(tmp_path / "both"))
+    assert texts(splits["train"]) == TEXTS
+    assert texts(splits["test"]) == ["t"]
+    with pytest.raises(UsageError, match=r"--data\.text_column body: .*It has: text"):
+        open_source(str(tmp_path / "both"), text_column="body")
+
+
+@pytest.mark.parametrize("damage", ["footer", "inside"])
+def test_damaged_parquet_is_named(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "train-00000-of-00001.parquet"
+    write_parquet(file, [f"row {index} of some length" for index in range(5000)])
+    content = bytearray(file.read_bytes())
+    if damage == "footer":
+        content = content[:-20]
+    else:
+        content[100:4000] = bytes(3900)
+    file.write_bytes(bytes(content))
+    with pytest.raises(UsageError, match=r"train-00000-of-00001\.parquet: cannot be read as parq"):
+        texts(open_source(str(tmp_path))["train"])
+
+
+def test_missing_and_empty(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.txt: there is no such file or folder"):
+        open_source("nowhere.txt")
+    (tmp_path / "notes.pdf").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"no data files in this folder\. It holds: notes\.pdf"):
+        open_source(str(tmp_path))

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from gpt2_lightning.data.cleaning import get_cleaner
+from gpt2_lightning.data.sources import Row
+from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
+from gpt2_lightning.data.tokenizer import load_tokenizer
+from tests.corpus import wiki_rows
+
+ROWS = [
+    Row(" = One = \n", True),
+    Row(" a bridge , of stone \n", False),
+    Row(" \n", False),
+    Row(" = Two = \n", True),
+    Row(" 中文 \n", False),
+]
+
+
+@pytest.fixture
+def tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(tiny_model))
+
+
+def write(
+    folder: Path,
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    cleaning: str = "none",
+    unit: str = "article",
+) -> TokenStore:
+    write_token_store(
+        folder,
+        rows,
+        cleaner=get_cleaner(cleaning),  # type: ignore[arg-type] # parametrised by name
+        tokenizer=tokenizer,
+        unit=unit,  # type: ignore[arg-type] # parametrised by name
+        shaped_by={"a": 1},
+    )
+    return TokenStore.open(folder)
+
+
+def test_articles_end_with_end_of_text(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    store = write(tmp_path / "store", ROWS, tokenizer)
+    eos = tokenizer.eos_token_id
+    articles = ["".join(row.text for row in part) for part in (ROWS[:3], ROWS[3:])]
+    one, two = (tokenizer(text)["input_ids"] for text in articles)
+    assert store.ids.tolist() == [eos, *one, eos, *two, eos]
+    assert store.starts.tolist() == [1, 2 + len(one), 3 + len(one) + len(two)]
+    assert store.ids.dtype == np.uint16
+    text = "".join(articles)
+    manifest = store.manifest
+    assert (manifest.tokens, manifest.units, manifest.articles) == (len(store.ids), 2, 2)
+    assert (manifest.rows, manifest.words) == (5, len(text.split()))
+    assert manifest.bytes == manifest.cleaned_bytes == len(text.encode())
+    assert manifest.shaped_by == {"a": 1}
+
+
+def test_rows_stand_alone_without_blank_ones(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    store = write(tmp_path / "store", ROWS, tokenizer, cleaning="tutorial", unit="row")
+    kept = ["One", "a bridge   of stone", "Two", "中文"]
+    assert store.manifest.units == 4
+    for index, text in enumerate(kept):
+        ids = store.ids[store.starts[index] : store.starts[index + 1]]
+        assert ids.tolist() == tokenizer(text)["input_ids"]
+
+
+def test_cutting_long_text_changes_no_id(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(wiki_rows(articles=6)) + "\n\n  \n x" + "no space at all" * 3 + " \t\n end"
+    lines = [Row(line + "\n", index == 0) for index, line in enumerate(text.split("\n"))]
+    whole = write(tmp_path / "whole", [Row("".join(r.text for r in lines), True)], tokenizer)
+    monkeypatch.setattr("gpt2_lightning.data.token_store.CHARACTERS_PER_PIECE", 7)
+    monkeypatch.setattr("gpt2_lightning.data.token_store.CHARACTERS_PER_BATCH", 30)
+    pieces = write(tmp_path / "pieces", lines, tokenizer)
+    assert np.array_equal(whole.ids, pieces.ids)
+    assert np.array_equal(whole.starts, pieces.starts)
+    assert tokenizer.decode(pieces.ids[1:-1].tolist()) == "".join(row.text for row in lines)
+
+
+def test_a_text_without_any_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    store = write(tmp_path / "store", [], tokenizer, unit="row")
+    assert store.manifest.units == 0
+    assert len(store.ids) == 0
+
+
+def test_nothing_is_left_of_an_interrupted_writing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def broken() -> list[Row]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "store", (broken() for _ in range(1)), tokenizer)  # type: ignore[arg-type] # a stream that breaks off
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_tells_every_change() -> None:
+    base = {"rows": "x", "cleaning": ["none", 1]}
+    assert store_name(base) == store_name(dict(reversed(base.items())))
+    assert store_name(base) != store_name({**base, "cleaning": ["none", 2]})
