@@ -58,7 +58,7 @@ def detokenize(row: str) -> str:
     Quotation marks are paired row by row; one without a partner stays as it is.
     """
     text = row.rstrip(" \n")
-    if not text.strip():
+    if not text.strip(" "):
         return "\n" if row.endswith("\n") else ""
     end = "\n" if row.endswith("\n") else ""
     text = text.strip(" ")

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from gpt2_lightning.model.loss import summed_nats
+
+
+def case(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, rows // 2, 16, generator=generator)
+    weight = torch.randn(97, 16, generator=generator)
+    targets = torch.randint(0, 97, (2, rows // 2), generator=generator)
+    targets[0, 1] = -100
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+@pytest.mark.parametrize("rows", [4, 512, 1100])  # below, at and above the size of a piece
+def test_equals_logits_and_cross_entropy(rows: int) -> None:
+    hidden, weight, targets = case(rows)
+    nats = summed_nats(hidden, weight, targets)
+    (3 * nats).backward()
+    gradients = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    logits = hidden @ weight.T
+    reference = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    (3 * reference).backward()
+    torch.testing.assert_close(nats, reference)
+    assert gradients[0] is not None
+    torch.testing.assert_close(gradients[0], hidden.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients[1], weight.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_no_target_counts_nothing_and_moves_nothing() -> None:
+    hidden, weight, targets = case(8)
+    nats = summed_nats(hidden, weight, torch.full_like(targets, -100))
+    nats.backward()
+    assert nats.item() == 0
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+def test_a_confident_mistake_stays_finite() -> None:
+    hidden = torch.tensor([[[1.0, 0.0]]])
+    weight = torch.tensor([[120.0, 0.0], [0.0, 0.0]])
+    assert summed_nats(hidden, weight, torch.tensor([[1]])).item() == pytest.approx(120.0)
+
+
+def test_bf16_autocast_counts_in_fp32() -> None:
+    hidden, weight, targets = case(64)
+    with torch.autocast("cpu", torch.bfloat16):
+        nats = summed_nats(hidden.bfloat16(), weight, targets)
+    assert nats.dtype == torch.float32
+    assert nats.item() == pytest.approx(summed_nats(hidden, weight, targets).item(), rel=5e-3)
