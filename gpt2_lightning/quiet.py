@@ -1,6 +1,7 @@
 """What is kept off the screen, each with its reason, and how our own words come onto it."""
 
 import logging
+import os
 import warnings
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -37,6 +38,8 @@ def _first_rank(record: logging.LogRecord) -> bool:
 
 def quieten() -> None:
     """Keep promotion and noise off the screen, and put our own messages onto it."""
+    # Lightning calls what jsonargparse deprecated; there is nothing a user could change
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message, category in SILENCED:
         warnings.filterwarnings("ignore", message, category)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
