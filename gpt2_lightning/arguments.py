@@ -67,7 +67,7 @@ def _options(parser: ArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings]
 
 
-class Parser(ArgumentParser):  # type: ignore[misc] # jsonargparse builds its bases at run time
+class Parser(ArgumentParser):
     """The parser of our own verbs."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

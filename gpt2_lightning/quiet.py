@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 # message (a regular expression for its beginning), why it says nothing to a user

@@ -2,11 +2,63 @@
 
 import random
 
-WORDS = (
-    "the river a bridge of old stone and in 1923 town council @-@ wide was built near by two "
-    "engineers who had worked on railway it 's known for its arches , which are 12 @.@ 5 metres "
-    "high about 3 @,@ 000 people cross every day ; some call “ lions ” after statues"
-).split()
+WORDS = [
+    "the",
+    "river",
+    "a",
+    "bridge",
+    "of",
+    "old",
+    "stone",
+    "and",
+    "in",
+    "1923",
+    "town",
+    "council",
+    "@-@",
+    "wide",
+    "was",
+    "built",
+    "near",
+    "by",
+    "two",
+    "engineers",
+    "who",
+    "had",
+    "worked",
+    "on",
+    "railway",
+    "it",
+    "'s",
+    "known",
+    "for",
+    "its",
+    "arches",
+    ",",
+    "which",
+    "are",
+    "12",
+    "@.@",
+    "5",
+    "metres",
+    "high",
+    "about",
+    "3",
+    "@,@",
+    "000",
+    "people",
+    "cross",
+    "every",
+    "day",
+    ";",
+    "some",
+    "call",
+    "“",
+    "lions",
+    "”",
+    "after",
+    "statues",
+]
 
 
 def wiki_rows(*, articles: int, seed: int = 0, paragraphs: int = 3) -> list[str]:

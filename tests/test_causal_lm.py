@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 def test_from_scratch() -> None:
-    model = from_scratch(SMALL, vocab_size=50, block_size=16, attention="sdpa")
+    model = from_scratch(SMALL, vocab_size=50, block_size=16, attention="sdpa", dropout={})
     assert model.training
     assert is_tied(model)
     assert positions_of(model) == 16
@@ -33,14 +34,20 @@ def test_from_scratch() -> None:
 
 def test_gpt2_counts_124_million() -> None:
     with torch.device("meta"):
-        model = from_scratch(Architecture(), vocab_size=50257, block_size=1024, attention="sdpa")
+        model = from_scratch(
+            Architecture(), vocab_size=50257, block_size=1024, attention="sdpa", dropout={}
+        )
     assert count_parameters(model) == 124_439_808
 
 
 def test_width_and_heads() -> None:
     with pytest.raises(UsageError, match=r"width 10: it has to be a multiple of.*heads 4"):
         from_scratch(
-            Architecture(width=10, heads=4), vocab_size=50, block_size=16, attention="sdpa"
+            Architecture(width=10, heads=4),
+            vocab_size=50,
+            block_size=16,
+            attention="sdpa",
+            dropout={},
         )
 
 
@@ -54,7 +61,8 @@ def test_pretrained_is_in_train_mode_in_fp32_and_tied(tiny_model: Path) -> None:
     assert is_tied(model)
     assert model.config.attn_pdrop == 0.0
     assert model.config.resid_pdrop == 0.1
-    assert model.transformer.h[0].attn.config.attn_pdrop == 0.0
+    blocks = cast(Any, model).transformer.h
+    assert blocks[0].attn.config.attn_pdrop == 0.0
 
 
 def test_config_rebuilds_the_model(tiny_model: Path) -> None:

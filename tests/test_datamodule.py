@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError
@@ -32,7 +33,9 @@ def test_the_loaders_of_packed_text(wiki_folder: Path, tiny_model: Path) -> None
     assert data.tokenizer.decode([t for t in ids if t != eos]) == text
     assert ids.count(eos) == 5
     assert data.original_bytes("test") == (len(text.encode()), "")
-    assert next(iter(data.train_dataloader()))["input_ids"].shape == (2, 16)
+    ids_of_batch = next(iter(data.train_dataloader()))["input_ids"]
+    assert isinstance(ids_of_batch, Tensor)
+    assert ids_of_batch.shape == (2, 16)
 
 
 def test_hub_layout_and_original_files_give_the_same_ids(
@@ -47,9 +50,10 @@ def test_hub_layout_and_original_files_give_the_same_ids(
             "".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8"
         )
     one, other = ready(wiki_folder, tiny_model), ready(folder, tiny_model)
-    for split in ("train", "validation", "test"):
-        assert one.stores[split].ids.tolist() == other.stores[split].ids.tolist()
-        assert one.stores[split].manifest.bytes == other.stores[split].manifest.bytes
+    assert list(one.stores) == ["train", "validation", "test"]
+    for split, store in one.stores.items():
+        assert store.ids.tolist() == other.stores[split].ids.tolist()
+        assert store.manifest.bytes == other.stores[split].manifest.bytes
 
 
 def test_a_store_is_reused_and_a_stale_one_is_not(wiki_folder: Path, tiny_model: Path) -> None:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ def model(tiny_model: Path) -> PreTrainedModel:
     with torch.no_grad():  # a random model is nearly flat; make it have opinions
         for parameter in loaded.parameters():
             parameter.mul_(3)
-    return loaded.eval()
+    loaded.eval()
+    return loaded
 
 
 PROMPTS = [torch.tensor(ids) for ids in ([5], [7, 8, 9], list(range(20, 40)), [3, 4])]
@@ -41,7 +43,7 @@ def test_greedy_is_transformers_greedy(model: PreTrainedModel) -> None:
     greedy = SamplingOptions(max_new_tokens=8, do_sample=False, num_return_sequences=1)
     ours = generate(model, PROMPTS, greedy, end_of_text=END)
     for prompt, samples in zip(PROMPTS, ours, strict=True):
-        theirs = model.generate(
+        theirs = cast(Any, model).generate(
             prompt.unsqueeze(0),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=8,

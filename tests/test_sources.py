@@ -107,7 +107,7 @@ def test_text_files_named_by_split(tmp_path: Path) -> None:
 
 def test_invalid_utf8_names_file_and_byte(tmp_path: Path) -> None:
     file = tmp_path / "latin.txt"
-    file.write_bytes("good\n".encode() * 3 + "caf\xe9\n".encode("latin-1"))
+    file.write_bytes(b"good\n" * 3 + "caf\xe9\n".encode("latin-1"))
     with pytest.raises(UsageError, match=r"latin\.txt: not UTF-8 at byte 18 \(0xe9\)"):
         texts(open_source(str(file))["train"])
 

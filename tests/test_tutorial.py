@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -79,11 +79,11 @@ def test_ids_and_masks_are_the_tutorials(tmp_path: Path, tiny_model: Path, lengt
     assert (ours["targets"][:, -1] == -100).all()
 
 
-class InOrder(Trainer):  # type: ignore[misc] # transformers' class is untyped
+class InOrder(Trainer):
     """A Trainer that takes the rows as they come."""
 
     def _get_train_sampler(self, *args: Any) -> torch.utils.data.Sampler[int]:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+        return torch.utils.data.SequentialSampler(cast(Dataset, self.train_dataset))
 
 
 def trainers_losses(model_folder: Path, dataset: Dataset, *, corrected: bool) -> list[float]:

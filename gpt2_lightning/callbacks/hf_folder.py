@@ -68,7 +68,7 @@ class HFFolder(Callback):
             self._finish(trainer, cast(GPT2Module, pl_module))
 
     def _finish(self, trainer: Trainer, module: GPT2Module) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.log_dir is None or cast(Any, trainer).fast_dev_run:
             return
         found = self._outcome(trainer, module)
         target = Path(trainer.log_dir) / "hf"

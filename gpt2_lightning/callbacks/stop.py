@@ -18,9 +18,9 @@ class Stopped(SystemExit):
 class Stop(Callback):
     """Saves ``last.ckpt`` and ends the run at the optimizer step in which a signal came.
 
-    Where ``max_steps`` ends it, the validation that belongs to the end comes first. All ranks agree on that step, so none waits for another. A second signal ends the process at
+    All ranks agree on that step, so none waits for another. A second signal ends the process at
     once. While the split is validated before training, there is nothing to save, and the run
-    ends with the batch.
+    ends with the batch. Where ``max_steps`` ends a run, a validation comes first.
     """
 
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ class Throughput(Callback):
         if not batch["ends_step"]:
             return
         self.tokens += batch["step_targets"]
-        if trainer.global_step % trainer.log_every_n_steps:
+        if trainer.global_step % cast(Any, trainer).log_every_n_steps:
             return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # once a log interval: the work is done
@@ -85,9 +85,10 @@ def training_flops_per_token(module: GPT2Module, block_size: int) -> float:
     Reference: Chowdhery et al., "PaLM", https://arxiv.org/abs/2204.02311, appendix B.
     """
     config = module.model.config
-    positions = config.max_position_embeddings * config.hidden_size
+    positions = int(config.max_position_embeddings) * int(config.hidden_size)
     weights = count_parameters(module.model) - positions
-    return 6.0 * weights + 12.0 * config.num_hidden_layers * config.hidden_size * block_size
+    width = int(config.num_hidden_layers) * int(config.hidden_size)
+    return 6.0 * weights + 12.0 * width * block_size
 
 
 def peak_memory(device: torch.device) -> int | None:

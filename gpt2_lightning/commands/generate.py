@@ -1,6 +1,7 @@
 """``generate``: continue a prompt with a trained model."""
 
 import json
+from typing import cast
 
 from jsonargparse import auto_cli
 
@@ -57,7 +58,7 @@ def generate(
     if device == "auto":
         device = _best_device()
     try:
-        loaded.model.to(torch.device(device))
+        cast(torch.nn.Module, loaded.model).to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"--device {device}: it cannot be used here ({str(error).splitlines()[0]}). "

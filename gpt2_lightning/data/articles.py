@@ -13,15 +13,15 @@ ROWS_SEARCHED_FOR_TITLE = 1000
 
 
 def is_title(text: str) -> bool:
-    """Tell whether a row is an article's title, such as ``" = Valkyria = \\n"``."""
+    r"""Tell whether a row is an article's title, such as ``" = Valkyria = \n"``."""
     return TITLE.fullmatch(text.removesuffix("\n")) is not None
 
 
 def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
-    """Mark the rows that begin an article.
+    r"""Mark the rows that begin an article.
 
     Where a title stands among the first rows, articles run from title to title, rows are lines,
-    and the newline that the Hub's copy of WikiText takes from blank rows (``""`` for ``" \\n"``)
+    and the newline that the Hub's copy of WikiText takes from blank rows (``""`` for ``" \n"``)
     is given back. Blank rows before the first title belong to the first article. Elsewhere every
     document of the source (a text file, a row of a table) is one article.
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gpt2_lightning.data.blocks import FILL_UP, Batch, Blocks
 
-
 # A `Batch` of one rank, in training, with two numbers more:
 #   step_targets  targets of the whole optimizer step, over ranks and accumulation
 #   ends_step     whether the optimizer steps after this micro-batch

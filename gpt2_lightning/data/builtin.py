@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from typing import NamedTuple
 
 BUILTIN_VERSION = 1
@@ -37,8 +38,8 @@ class Article(NamedTuple):
 def builtin_rows() -> dict[str, list[str]]:
     """Return the rows of the train, validation and test splits.
 
-    Paragraphs most of which stood in a topic before are dropped. Whole articles are held out, by the
-    hash of their title, leaving out those too long to be one among several.
+    Paragraphs most of which stood in a topic before are dropped. Whole articles are held out, by
+    the hash of their title, leaving out those too long to be one among several.
 
     Raises:
         ValueError: If this Python was built without the reference.
@@ -62,15 +63,15 @@ def builtin_rows() -> dict[str, list[str]]:
 
 def _topics() -> dict[str, str]:
     try:
-        from pydoc_data.topics import topics
+        found: dict[str, str] = dict(import_module("pydoc_data.topics").topics)
     except ImportError:
-        topics = {}
-    if not topics:
+        found = {}
+    if not found:
         raise ValueError(
             "this Python carries no language reference (pydoc_data.topics). Give --data.source a "
             "file, a folder or a Hub id."
         )
-    return dict(topics)
+    return found
 
 
 def _articles(topics: dict[str, str]) -> list[Article]:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from gpt2_lightning.data.sources import Row, Rows, SplitName
 
@@ -59,13 +60,13 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     if len(sizes) >= FEWEST_ARTICLES:
         owners = _owners(sizes, hashes, missing)
         by_split = {
-            name: Rows(lambda name=name: _of_articles(rows, owners, name), rows.files, identity)
+            name: Rows(partial(_of_articles, rows, owners, name), rows.files, identity)
             for name in names
         }
         return Splitting(by_split, True, len(sizes))
     edges = _edges(sum(sizes), names)
     by_split = {
-        name: Rows(lambda edge=edges[name]: _of_positions(rows, *edge), rows.files, identity)
+        name: Rows(partial(_of_positions, rows, *edges[name]), rows.files, identity)
         for name in names
     }
     return Splitting(by_split, False, len(sizes))

@@ -189,7 +189,8 @@ def _pieces(
             if (text := cleaner.clean(row.text)).strip():
                 yield text, True
         return
-    held, length, begins = [], 0, True
+    held: list[str] = []
+    length, begins = 0, True
     for row in rows:
         if row.begins and held:
             yield "".join(held), begins

@@ -92,8 +92,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = GPT2Tokenizer(
         vocab=model["vocab"],
-        merges=merges,
-        unk_token=None,  # bytes leave nothing unknown
+        merges=merges,  # type: ignore[arg-type] # its annotation forgets the pairs it takes
+        unk_token=None,  # type: ignore[arg-type] # bytes leave nothing unknown
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,

@@ -9,12 +9,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from gpt2_lightning.errors import UsageError
 
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT2Config's names
 AttentionName = Literal["sdpa", "eager", "flash_attention_2"]
 
 
@@ -38,9 +39,21 @@ class Architecture:
 
 
 def from_scratch(
-    architecture: Architecture, *, vocab_size: int, block_size: int, attention: AttentionName
+    architecture: Architecture,
+    *,
+    vocab_size: int,
+    block_size: int,
+    attention: AttentionName,
+    dropout: Mapping[str, float],
 ) -> PreTrainedModel:
     """Build a GPT-2 with random weights.
+
+    Args:
+        architecture: Its shape.
+        vocab_size: Tokens of the vocabulary.
+        block_size: Positions, where the architecture does not say.
+        attention: Attention implementation.
+        dropout: Overrides of the architecture's dropout, by the configuration's names.
 
     Raises:
         UsageError: If the width is not a multiple of the heads.
@@ -56,15 +69,12 @@ def from_scratch(
         n_embd=architecture.width,
         n_layer=architecture.layers,
         n_head=architecture.heads,
-        embd_pdrop=architecture.dropout,
-        attn_pdrop=architecture.dropout,
-        resid_pdrop=architecture.dropout,
-        attn_implementation=attention,
         # the last id; the tokenizer's own is set when it is known
         bos_token_id=vocab_size - 1,
         eos_token_id=vocab_size - 1,
     )
-    return GPT2LMHeadModel(config)
+    config.update({name: architecture.dropout for name in DROPOUTS} | dict(dropout))
+    return _built(config, attention)
 
 
 def from_pretrained(
@@ -118,11 +128,15 @@ def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTr
     """Build the model that a checkpoint's configuration describes, with random weights."""
     config = dict(config)
     model_type = config.pop("model_type")
-    built = AutoConfig.for_model(model_type, **config)
+    return _built(AutoConfig.for_model(model_type, **config), attention)
+
+
+def _built(config: PreTrainedConfig, attention: AttentionName) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        built, attn_implementation=attention, dtype=torch.float32
+        config, attn_implementation=attention, dtype=torch.float32
     )
-    return model.train()
+    model.train()
+    return model
 
 
 def positions_of(model: PreTrainedModel) -> int:

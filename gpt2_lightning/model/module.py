@@ -101,6 +101,7 @@ class GPT2Module(LightningModule):
             "resid_pdrop": dropout,
             "attn_pdrop": attention_dropout,
         }
+        overrides = {key: value for key, value in given.items() if value is not None}
         if hf_config is not None:
             self.model = from_config(hf_config, attention=attention)
         elif pretrained is not None:
@@ -108,13 +109,17 @@ class GPT2Module(LightningModule):
                 pretrained,
                 revision=revision,
                 attention=attention,
-                dropout={key: value for key, value in given.items() if value is not None},
+                dropout=overrides,
             )
         else:
             if vocab_size is None:
                 raise UsageError("--data.vocab_size: a model from scratch needs it.")
             self.model = from_scratch(
-                architecture, vocab_size=vocab_size, block_size=block_size, attention=attention
+                architecture,
+                vocab_size=vocab_size,
+                block_size=block_size,
+                attention=attention,
+                dropout=overrides,
             )
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -261,10 +266,12 @@ class GPT2Module(LightningModule):
             self._log_step(self._step_nats, batch)
             self._step_nats = None
         trainer = self.trainer
-        return nats * (trainer.accumulate_grad_batches * trainer.world_size / batch["step_targets"])
+        share: float = trainer.accumulate_grad_batches * trainer.world_size / batch["step_targets"]
+        return nats * share
 
     def _logs_this_step(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every: int = cast(Any, self.trainer).log_every_n_steps
+        return (self.global_step + 1) % every == 0
 
     def _log_step(self, nats: Tensor, batch: dict[str, Any]) -> None:
         if not self._logs_this_step():

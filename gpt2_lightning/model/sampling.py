@@ -1,11 +1,13 @@
 """Sampling: the options, and generation in batches with a seed for every row."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -69,7 +71,7 @@ class SamplingOptions:
         return list(range(self.seed, self.seed + self.num_return_sequences))
 
 
-class RowNoise(LogitsProcessor):  # type: ignore[misc] # transformers' class is untyped
+class RowNoise(LogitsProcessor):
     """Adds Gumbel noise, each row from its own generator: the largest score is then a draw.
 
     A row's text depends on its seed alone, whatever else is in the batch.
@@ -136,7 +138,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        output = model.generate(
+        output = cast(GenerationMixin, model).generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=GenerationConfig(
