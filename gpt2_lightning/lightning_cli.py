@@ -4,18 +4,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from gpt2_lightning.arguments import refuse, with_underscores
 from gpt2_lightning.callbacks.baseline import Baseline
 from gpt2_lightning.callbacks.curves import Curves
 from gpt2_lightning.callbacks.hf_folder import HFFolder
+from gpt2_lightning.callbacks.outcome import Outcome
 from gpt2_lightning.callbacks.predictions import Predictions
+from gpt2_lightning.callbacks.progress_bar import ProgressBar
 from gpt2_lightning.callbacks.samples import Samples
 from gpt2_lightning.callbacks.stop import Stop
 from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.totals import Totals
+from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModule
 from gpt2_lightning.data.tokenizer import load_tokenizer
 from gpt2_lightning.errors import UsageError
@@ -114,8 +117,9 @@ class GPT2CLI(LightningCLI):
                 _refuse_changes(group, config[group], checkpoint[key], file)
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]
-        cache = Path("~/.cache/gpt2_lightning").expanduser()
-        config.data.tokenizer = str(write_tokenizer_of(checkpoint, cache))
+        config.data.tokenizer = str(
+            write_tokenizer_of(checkpoint, cache_folder(config.data.cache_dir))
+        )
         run = run_of(file)
         if run is not None and config.trainer.logger not in (None, False):
             config.trainer.logger.init_args.update(
@@ -132,10 +136,11 @@ class GPT2CLI(LightningCLI):
             Curves(),
             Stop(),
             HFFolder(),
+            Outcome(),
             Predictions(),
         ]
         if self._get(self.config_init, "trainer").enable_progress_bar is not False:
-            callbacks.append(RichProgressBar())
+            callbacks.append(ProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
@@ -155,7 +160,7 @@ def run(words: list[str]) -> None:
         auto_configure_optimizers=False,  # it would turn the schedule once an epoch
         load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
         parser_class=GPT2ArgumentParser,
-        parser_kwargs={verb: {"prog": f"gpt2_lightning {verb}"} for verb in ("fit",)},
+        parser_kwargs={verb: {"prog": f"gpt2_lightning {verb}"} for verb in GPT2CLI.subcommands()},
     )
 
 

@@ -25,11 +25,12 @@ SILENCED = [
     # a module in eval mode where training begins would be a bug of ours, and a test watches it
     (r".*Experiment logs directory .* exists and is not empty.*", Warning),
 ]
-PROMOTION = "Tip: "
+# promotion, and hardware that few have
+UNSAID = ("Tip: ", "TPU available: False")
 
 
-def _no_promotion(record: logging.LogRecord) -> bool:
-    return PROMOTION not in record.getMessage()
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in UNSAID)
 
 
 def _first_rank(record: logging.LogRecord) -> bool:
@@ -43,7 +44,7 @@ def quieten() -> None:
     for message, category in SILENCED:
         warnings.filterwarnings("ignore", message, category)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
-        logging.getLogger(name).addFilter(_no_promotion)
+        logging.getLogger(name).addFilter(_worth_saying)
     # shards of small models load and save in no time; downloads keep their bars
     transformers_logging.disable_progress_bar()
     ours = logging.getLogger("gpt2_lightning")

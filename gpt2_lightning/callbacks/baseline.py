@@ -12,19 +12,12 @@ class Baseline(Callback):
 
     Lightning's check before training is widened to the whole split
     (``--trainer.num_sanity_val_steps -1``, the default here) and its result is kept.
-
-    Attributes:
-        results: The numbers by name, empty if the check was turned off or cut short.
     """
-
-    def __init__(self) -> None:
-        self.results: dict[str, float] = {}
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what Lightning would throw away."""
         if trainer.num_sanity_val_steps != float("inf"):
             return  # a part of the split says nothing
-        self.results = dict(cast(GPT2Module, pl_module).eval_results)
         for logger in trainer.loggers:
-            logger.log_metrics(self.results, step=0)
+            logger.log_metrics(cast(GPT2Module, pl_module).eval_results, step=0)
             logger.save()

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -13,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.articles import as_articles
 from gpt2_lightning.data.batches import EvalBatches, TrainBatches
 from gpt2_lightning.data.blocks import BlockName, Blocks, PackedBlocks, PaddedBlocks
+from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
 from gpt2_lightning.data.sources import Rows, SplitName, open_source
@@ -26,9 +25,11 @@ from gpt2_lightning.data.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
+from gpt2_lightning.data.yardstick import primed_xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
 
 DEFAULT_VOCAB_SIZE = 8192  # tokens of a trained BPE; enough for some tens of megabytes of text
+LONGEST_FOR_XZ = 4_000_000  # bytes; xz takes some seconds for them
 SPLITS_OF_STAGE: dict[str, list[SplitName]] = {
     "fit": ["train", "validation"],
     "validate": ["validation"],
@@ -98,8 +99,7 @@ class WikiTextDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.prompts = prompts
         self.seed = seed
-        home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-        self.cache_dir = Path(cache_dir or f"{home}/gpt2_lightning").expanduser()
+        self.cache_dir = cache_folder(cache_dir)
         self.stores: dict[SplitName, TokenStore] = {}
         self._prepared: tuple[str, dict[SplitName, str]] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -289,6 +289,24 @@ class WikiTextDataModule(LightningDataModule):
         if not keeps_every_byte(self.tokenizer):
             return None, "the tokenizer is not byte-level and may lose text"
         return self.stores[split].manifest.bytes, ""
+
+    def xz_bits_per_byte(self) -> float | None:
+        """Return what xz needs for the validation split once it has seen the training split.
+
+        Returns:
+            Bits per byte of the original text; None where `original_bytes` is None too, or where
+            the text is so long that compressing it would keep the user waiting.
+        """
+        original_bytes, _ = self.original_bytes("validation")
+        train, validation = self.stores["train"], self.stores["validation"]
+        if not original_bytes or train.manifest.bytes > LONGEST_FOR_XZ:
+            return None
+        texts = [
+            cast(str, self.tokenizer.decode(store.ids.tolist(), skip_special_tokens=True)).encode()
+            for store in (train, validation)
+        ]
+        cleaned_share = len(texts[1]) / original_bytes  # it is the cleaned text that is compressed
+        return primed_xz_bits_per_byte(*texts) * cleaned_share
 
     # --- in the checkpoint --------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from gpt2_lightning.data.token_store import store_name
 from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.causal_lm import from_config
@@ -104,11 +105,13 @@ def load_checkpoint(file: Path) -> LoadedModel:
     }
     model.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, Path(folder) / "tokenizer")))
+        tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, Path(folder))))
     return LoadedModel(model.eval(), tokenizer)
 
 
-def write_tokenizer_of(checkpoint: dict[str, Any], folder: Path) -> Path:
-    """Write the tokenizer that a checkpoint carries; return its folder."""
-    save_tokenizer_files(checkpoint[DATA_KEY]["tokenizer_files"], folder)
+def write_tokenizer_of(checkpoint: dict[str, Any], cache: Path) -> Path:
+    """Write the tokenizer that a checkpoint carries into a cache; return its folder."""
+    files = checkpoint[DATA_KEY]["tokenizer_files"]
+    folder = cache / "tokenizers" / store_name(files)
+    save_tokenizer_files(files, folder)
     return folder

@@ -276,11 +276,24 @@ class GPT2Module(LightningModule):
     def _log_step(self, nats: Tensor, batch: dict[str, Any]) -> None:
         if not self._logs_this_step():
             return
-        total = self.trainer.strategy.reduce(nats, reduce_op="sum")
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log("train/loss", total / batch["step_targets"], prog_bar=True)
-        self.log("train/learning_rate", rate)
-        self.log("train/tokens_seen", float(batch["tokens_seen"]))
+        total = cast(Tensor, self.trainer.strategy.reduce(nats, reduce_op="sum"))
+        loss = total / batch["step_targets"]
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        self._to_loggers(
+            {
+                "train/loss": float(loss),
+                "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+                "train/tokens_seen": batch["tokens_seen"],
+            }
+        )
+
+    def _to_loggers(self, metrics: dict[str, float]) -> None:
+        """Log at the step that is being taken; the first is 1, and 0 is before training.
+
+        Lightning's own count stands one lower, and one lower again after a resume.
+        """
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.global_step + 1)
 
     def configure_gradient_clipping(
         self,
@@ -304,7 +317,7 @@ class GPT2Module(LightningModule):
         else:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         if self._logs_this_step():
-            self.log("train/grad_norm", norm)
+            self._to_loggers({"train/grad_norm": float(norm)})
 
     # --- validation and test ------------------------------------------------------------------
 
@@ -330,6 +343,8 @@ class GPT2Module(LightningModule):
             prog_bar=True,
             sync_dist=True,  # equal on all ranks already; without it Lightning warns
         )
+        if self.trainer.state.fn == "fit":  # the name by which Lightning finds the x axis
+            self.log("step", float(self.global_step), sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
