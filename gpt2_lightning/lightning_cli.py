@@ -122,9 +122,11 @@ class GPT2CLI(LightningCLI):
         )
         run = run_of(file)
         if run is not None and config.trainer.logger not in (None, False):
-            config.trainer.logger.init_args.update(
-                {"save_dir": str(run.parent.parent), "name": run.parent.name, "version": run.name}
-            )
+            logger = config.trainer.logger.init_args
+            # relative where the run was, as ModelCheckpoint compares the path's letters
+            here = run.parent.parent == Path.cwd()
+            logger.save_dir = "." if here else str(run.parent.parent)
+            logger.name, logger.version = run.parent.name, run.name
             self.save_config_callback = None  # the run's own settings stand there
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

@@ -22,7 +22,9 @@ SILENCED = [
     (r".*The number of training batches .* is smaller than the logging interval.*", Warning),
     # batches carry their own counts
     (r".*Trying to infer the `batch_size` from an ambiguous collection.*", Warning),
-    # a module in eval mode where training begins would be a bug of ours, and a test watches it
+    # each batch of prompts tells their places itself
+    (r".*Couldn't infer the batch indices.*", Warning),
+    # we go on in the same run folder on purpose
     (r".*Experiment logs directory .* exists and is not empty.*", Warning),
 ]
 # promotion, and hardware that few have
@@ -48,10 +50,9 @@ def quieten() -> None:
     # shards of small models load and save in no time; downloads keep their bars
     transformers_logging.disable_progress_bar()
     ours = logging.getLogger("gpt2_lightning")
-    if not ours.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(_first_rank)
-        ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
-        ours.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(_first_rank)
+    ours.handlers = [handler]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False

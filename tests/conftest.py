@@ -18,6 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2_lightning.data.tokenizer import train_tokenizer
 from tests.corpus import wiki_rows
 
+torch.set_num_threads(1)  # threads only wait for each other in models of this size
+
 
 @pytest.fixture(autouse=True)
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

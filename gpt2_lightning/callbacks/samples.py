@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -15,7 +16,8 @@ from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.sampling import generate
 
-PROMPT_TOKENS = 16  # of a validation block, where no prompts are given
+DEFAULT_PROMPTS = 3  # where none are given: the beginnings of validation blocks
+PROMPT_TOKENS = 16  # of each
 
 
 class Samples(Callback):
@@ -70,8 +72,9 @@ class Samples(Callback):
     def _prompts(self, data: Any) -> list[Tensor]:
         if self.prompts:
             return [encode_prompt(data.tokenizer, prompt) for prompt in self.prompts]
-        batch = next(iter(data.val_dataloader()))
-        return list(batch["input_ids"][:3, :PROMPT_TOKENS])
+        blocks = data.split_blocks("validation")
+        first = blocks.batch(np.arange(min(DEFAULT_PROMPTS, len(blocks))))["input_ids"]
+        return list(first[:, :PROMPT_TOKENS])
 
     @staticmethod
     def _write(folder: Path, rows: list[dict[str, Any]]) -> None:

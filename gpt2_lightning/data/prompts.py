@@ -20,7 +20,13 @@ def read_prompts(file: str) -> list[str]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise UsageError(f"--data.prompts {file}: there is no such file.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--data.prompts {file}: not UTF-8 at byte {error.start}. Convert the file first."
+        ) from error
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"--data.prompts {file}: the file holds no prompt; write one a line.")
     if path.suffix != ".jsonl":

@@ -122,7 +122,7 @@ class GPT2Module(LightningModule):
                 dropout=overrides,
             )
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         # Plain values only: a checkpoint has to load with weights_only=True.
         self.save_hyperparameters(
             {
@@ -149,7 +149,7 @@ class GPT2Module(LightningModule):
         )
         self.eval_metrics = MetricCollection({})
         self.eval_results: dict[str, float] = {}
-        self._transformer: Callable[..., Any] = self.model.base_model
+        self._compiled: Callable[..., Any] | None = None
         self._step_nats: Tensor | None = None
         self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
 
@@ -177,11 +177,8 @@ class GPT2Module(LightningModule):
         self.model.config.bos_token_id = data.tokenizer.bos_token_id
         self.model.config.eos_token_id = data.tokenizer.eos_token_id
         # compiled as a function: a compiled module would rename every key of the checkpoint
-        self._transformer = (
-            torch.compile(self.model.base_model.forward)
-            if self.compile_model
-            else self.model.base_model
-        )
+        if self.compile_model:
+            self._compiled = torch.compile(self.model.base_model.forward)
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the schedule: epochs x steps of an epoch, or max_steps.
@@ -246,7 +243,8 @@ class GPT2Module(LightningModule):
     def nats(self, batch: dict[str, Tensor]) -> Tensor:
         """Return a batch's summed nats, a scalar."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-        hidden = self._transformer(**inputs, use_cache=False).last_hidden_state
+        transformer = self._compiled or self.model.base_model
+        hidden = transformer(**inputs, use_cache=False).last_hidden_state
         head = self.model.get_output_embeddings()
         return summed_nats(hidden, head.weight, batch["targets"])
 

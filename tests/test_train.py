@@ -1,0 +1,237 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2_lightning.callbacks.curves import read_scalars
+from gpt2_lightning.cli import main
+from gpt2_lightning.inference.checkpoint import load_checkpoint
+from tests.command_line import CALM, SMALL, curves, fine_tuning, fit
+
+TRAINED = ("--trainer.max_steps=12", "--trainer.max_epochs=1", "--model.learning_rate=3e-3")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert isinstance(state, dict)
+    return state
+
+
+def test_a_run_from_text_to_a_model(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(*fine_tuning(wiki_folder, tiny_model), *TRAINED, "--trainer.val_check_interval=6")
+    columns = curves(run)
+    assert set(columns) == {
+        "step",
+        "train/loss",
+        "train/learning_rate",
+        "train/grad_norm",
+        "train/tokens_seen",
+        "train/tokens_per_second",
+        "train/model_flops_per_second",
+        "train/peak_memory_gb",
+        "val/loss",
+        "val/perplexity",
+        "val/bits_per_byte",
+    }
+    assert columns["step"] == list(range(13))
+    assert len(columns["train/loss"]) == 12
+    assert columns["train/loss"][-1] < columns["train/loss"][0] - 0.3
+    assert len(columns["val/loss"]) == 3  # before, in the middle, at the end
+    assert columns["val/loss"] == sorted(columns["val/loss"], reverse=True)
+    assert columns["val/perplexity"] == pytest.approx([math.exp(x) for x in columns["val/loss"]])
+    assert columns["train/tokens_seen"][-1] == 12 * 2 * 16
+
+    screen = capsys.readouterr().out
+    assert f"{columns['val/perplexity'][0]:.4f}" in screen
+    assert f"{columns['val/perplexity'][-1]:.4f}" in screen
+    assert f"generate --model {run}" in screen
+
+    assert {file.name for file in (run / "checkpoints").iterdir()} == {
+        f"best-step12-val_loss{columns['val/loss'][-1]:.3f}.ckpt",
+        "last.ckpt",
+    }
+    main(["generate", f"--model={run}", "--prompt=the river", "--max-new-tokens=5"])
+    samples = capsys.readouterr().out.split("--- seed ")[1:]
+    assert [sample.splitlines()[:1] for sample in samples] == [["0"], ["1"], ["2"]]
+    assert all("the river" in sample for sample in samples)
+
+
+def test_validation_is_logged_at_the_steps_taken(wiki_folder: Path, tiny_model: Path) -> None:
+    run = fit(*fine_tuning(wiki_folder, tiny_model), *TRAINED, "--trainer.val_check_interval=6")
+    table = read_scalars(run)
+    assert [step for step, row in table.items() if "val/loss" in row] == [0, 6, 12]
+    assert {step for step, row in table.items() if "train/loss" in row} == set(range(1, 13))
+
+
+def test_the_baseline_is_the_model_before_training(wiki_folder: Path, tiny_model: Path) -> None:
+    words = fine_tuning(wiki_folder, tiny_model)
+    run = fit(*words, "--trainer.max_steps=1")
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [0] * 9 + [1] * 9  # three prompts, three seeds
+    assert {row["seed"] for row in samples} == {0, 1, 2}
+    main(["validate", *words, *CALM, "--trainer.logger=false"])
+    module_loss = curves(run)["val/loss"][0]
+    assert module_loss == pytest.approx(plain_loss(wiki_folder, tiny_model), rel=1e-6)
+
+
+def plain_loss(text: Path, folder: Path) -> float:
+    """Return the validation loss by transformers alone: packed, at 16 tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    rows = (text / "wiki.valid.raw").read_text(encoding="utf-8").split("\n")
+    articles: list[str] = []
+    for row in rows[:-1]:
+        if row.startswith(" = "):
+            articles.append("")
+        if articles:
+            articles[-1] += row + "\n"
+    articles[0] = " \n" + articles[0]
+    articles[:-1] = [article.removesuffix(" \n") + " \n" for article in articles[:-1]]
+    end = tokenizer.eos_token_id
+    ids = torch.tensor(
+        [end] + [i for text in articles for i in [*tokenizer(text)["input_ids"], end]]
+    )
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 16):
+            block = ids[start : start + 17]
+            logits = model(block[None, :-1]).logits[0]
+            nats += float(
+                torch.nn.functional.cross_entropy(logits.double(), block[1:], reduction="sum")
+            )
+    return nats / (len(ids) - 1)
+
+
+def test_samples_and_logging_change_nothing(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), *TRAINED, "--trainer.val_check_interval=3")
+    one = fit(*words)
+    other = fit(
+        *words,
+        "--samples.enabled=false",
+        "--trainer.log_every_n_steps=5",
+        "--trainer.num_sanity_val_steps=0",
+    )
+    first, second = weights(one), weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not (other / "samples.jsonl").exists()
+
+
+def test_accumulation_is_a_larger_batch(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (
+        *fine_tuning(wiki_folder, tiny_model),
+        "--trainer.max_steps=10",
+        "--model.dropout=0.0",
+        "--model.attention_dropout=0.0",
+        "--trainer.gradient_clip_val=1.0",
+    )
+    whole = fit(*words, "--data.batch_size=4")
+    parts = fit(*words, "--data.batch_size=1", "--trainer.accumulate_grad_batches=4")
+    for name in ("train/loss", "train/grad_norm", "val/loss"):
+        assert curves(parts)[name] == pytest.approx(curves(whole)[name], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--trainer.precision=bf16-mixed",),
+        ("--model.gradient_checkpointing=true",),
+        ("--model.attention=eager",),
+        ("--data.blocks=pad",),
+        ("--data.cleaning=detokenize",),
+        ("--model.schedule=constant", "--model.warmup_steps=2"),
+    ],
+    ids=" ".join,
+)
+def test_options_train_and_their_checkpoints_load(
+    words: tuple[str, ...], wiki_folder: Path, tiny_model: Path
+) -> None:
+    run = fit(
+        *fine_tuning(wiki_folder, tiny_model),
+        *TRAINED,
+        "--trainer.gradient_clip_val=0.5",
+        *words,
+    )
+    columns = curves(run)
+    assert columns["val/loss"][-1] < columns["val/loss"][0] - 0.1
+    assert max(columns["train/grad_norm"]) > 0.5  # the norm before clipping
+    plain = load_checkpoint(run / "checkpoints" / "last.ckpt").model
+    ids = torch.arange(16).unsqueeze(0)
+    assert torch.isfinite(plain(ids).logits).all()
+
+
+def test_clipping_limits_the_step(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=3")
+    tight = fit(*words, "--trainer.gradient_clip_val=1e-12", "--model.weight_decay=0.0")
+    assert curves(tight)["val/loss"][-1] == pytest.approx(curves(tight)["val/loss"][0], rel=1e-3)
+
+
+def test_compiling_trains_and_keeps_the_checkpoints_keys(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the graph is traced for real, and run without waiting for a C++ compiler
+    monkeypatch.setattr(torch, "compile", _eagerly(torch.compile))
+    words = (*fine_tuning(wiki_folder, tiny_model), *TRAINED)
+    compiled, plain = fit(*words, "--model.compile=true"), fit(*words)
+    assert weights(compiled).keys() == weights(plain).keys()
+    assert curves(compiled)["val/loss"] == pytest.approx(curves(plain)["val/loss"], rel=1e-4)
+
+
+def _eagerly(compile: object) -> object:
+    def with_eager_backend(function: object) -> object:
+        assert callable(compile)
+        return compile(function, backend="aot_eager")
+
+    return with_eager_backend
+
+
+def test_from_scratch_with_a_tokenizer_of_its_own(wiki_folder: Path) -> None:
+    run = fit(
+        f"--data.source={wiki_folder}",
+        *SMALL,
+        "--data.vocab_size=300",
+        "--model.architecture={layers: 2, heads: 2, width: 32}",
+        "--trainer.max_steps=30",
+        "--model.learning_rate=1e-2",
+    )
+    columns = curves(run)
+    assert columns["val/loss"][0] == pytest.approx(math.log(300), abs=0.3)  # a guess at random
+    assert columns["val/loss"][-1] < columns["val/loss"][0] - 1
+    config = json.loads((run / "hf" / "config.json").read_text())
+    assert config["vocab_size"] == 300
+    assert config["n_positions"] == 16
+
+
+def test_predict_continues_prompts_in_order(
+    tmp_path: Path, wiki_folder: Path, tiny_model: Path
+) -> None:
+    prompts = ["the river", "a", "in 1923 the town council", "old", "two engineers who"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    words = (f"--model.pretrained={tiny_model}", *SMALL, "--data.prompts=prompts.txt", *CALM)
+    main(["predict", *words])
+    rows = [
+        json.loads(line)
+        for line in Path("lightning_logs/version_0/predictions.jsonl").read_text().splitlines()
+    ]
+    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["prompt"] for row in rows] == prompts
+    assert all(len(row["samples"]) == 3 for row in rows)
+    # a sample does not depend on what else is in the batch
+    main(["predict", *words, "--data.batch_size=1"])
+    alone = Path("lightning_logs/version_1/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in alone] == rows
+
+
+def test_test_and_validate_take_a_run(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(*fine_tuning(wiki_folder, tiny_model), *TRAINED)
+    main(["validate", "--ckpt_path=last", *CALM])
+    assert f"{curves(run)['val/loss'][-1]:.4f}"[:6] in capsys.readouterr().out
+    main(["test", f"--ckpt_path={run}", *CALM, "--data.batch_size=5"])
+    assert "test/perplexity" in capsys.readouterr().out
