@@ -60,7 +60,15 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
         close = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]}?" if close else " --help lists the flags."
         raise UsageError(f"{flag}: there is no such flag.{hint}")
-    raise UsageError(text)
+    raise UsageError(_plain(text))
+
+
+def _plain(message: str) -> str:
+    """Turn jsonargparse's words for a value of the wrong type into a user's."""
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
+    message = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1.", message)
+    message = re.sub(r"Expected a <class '(\w+)'>", r"expected a value of type \1", message)
+    return re.sub(r"Got value: (.*)", r"Found: \1", message)
 
 
 def _options(parser: ArgumentParser) -> list[str]:

@@ -27,6 +27,7 @@ from gpt2_lightning.inference.run_folder import find_checkpoint, run_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.quiet import quieten
 
+DEFAULT_EPOCHS = 3  # where no length is given; Lightning would take 1000
 DEFAULTS = {
     "trainer.logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -94,6 +95,8 @@ class GPT2CLI(LightningCLI):
         """Fill in the tokenizer and the vocabulary, and look for contradictions."""
         config = self.config[self.subcommand]
         _check_precision(config.trainer)
+        if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
+            config.trainer.max_epochs = DEFAULT_EPOCHS
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
             self.checkpoint_file = find_checkpoint(config.ckpt_path)
         if self.checkpoint_file is not None:

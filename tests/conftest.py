@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import logging
 import random
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2_lightning.data.tokenizer import train_tokenizer
 from tests.corpus import wiki_rows
 
+# it writes to the screen of the test that imported Lightning, which is gone
+logging.getLogger("lightning.pytorch").handlers.clear()
 torch.set_num_threads(1)  # threads only wait for each other in models of this size
 
 

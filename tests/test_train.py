@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from pathlib import Path
@@ -94,9 +95,8 @@ def plain_loss(text: Path, folder: Path) -> float:
     articles[0] = " \n" + articles[0]
     articles[:-1] = [article.removesuffix(" \n") + " \n" for article in articles[:-1]]
     end = tokenizer.eos_token_id
-    ids = torch.tensor(
-        [end] + [i for text in articles for i in [*tokenizer(text)["input_ids"], end]]
-    )
+    ended = [[*tokenizer(text)["input_ids"], end] for text in articles]
+    ids = torch.tensor([end, *itertools.chain(*ended)])
     nats = 0.0
     with torch.no_grad():
         for start in range(0, len(ids) - 1, 16):

@@ -1,6 +1,7 @@
 """A trained model and its tokenizer, from a run folder, a .ckpt, an HF folder or the Hub."""
 
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: If the file is damaged or not one of this package's checkpoints.
     """
+    if not zipfile.is_zipfile(file):
+        raise UsageError(f"{file}: it is no checkpoint, or was cut short.")
     try:
         checkpoint: dict[str, Any] = torch.load(
             file, map_location="cpu", weights_only=True, mmap=True

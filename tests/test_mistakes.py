@@ -1,0 +1,192 @@
+"""A user's mistakes: one message, exit code 2, and nothing half-written."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gpt2_lightning.cli import main
+from tests.command_line import CALM, fine_tuning, fit
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]):  # noqa: ANN201 - a function of words to a message
+    def run(*words: str) -> str:
+        capsys.readouterr()
+        before = set(Path("lightning_logs").rglob("*"))
+        with pytest.raises(SystemExit) as stopped:
+            main(list(words))
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        print(message)
+        assert "Traceback" not in message
+        assert message.splitlines()[-1].startswith("error: ")
+        assert set(Path("lightning_logs").rglob("*")) == before
+        return message.splitlines()[-1]
+
+    return run
+
+
+def test_no_verb(mistake) -> None:
+    assert "no verb" in mistake()
+    assert "fit" in mistake()
+
+
+def test_unknown_verb(mistake) -> None:
+    assert "Did you mean fit?" in mistake("fti")
+
+
+def test_config_before_the_verb(mistake) -> None:
+    message = mistake("--config", "a.yaml", "fit")
+    assert "python -m gpt2_lightning fit --config" in message
+
+
+def test_unknown_flag(mistake) -> None:
+    assert "Did you mean --model.learning_rate?" in mistake("fit", "--model.learning-rat=1")
+    assert "Did you mean --top_k?" in mistake("generate", "--model=a", "--prompt=b", "--topk=3")
+
+
+def test_missing_config(mistake) -> None:
+    message = mistake("fit", "--config", "absent.yaml")
+    assert "absent.yaml" in message
+
+
+def test_wrong_type(mistake) -> None:
+    message = mistake("fit", "--data.block_size=many")
+    assert "block_size" in message
+    assert "many" in message
+
+
+def test_wrong_choice(mistake) -> None:
+    message = mistake("fit", "--data.cleaning=tutoral")
+    assert "cleaning" in message
+    assert "tutorial" in message
+
+
+def test_missing_file(mistake, tiny_model: Path) -> None:
+    message = mistake("fit", *fine_tuning(Path("absent.txt"), tiny_model), *CALM)
+    assert "--data.source absent.txt" in message
+
+
+def test_folder_without_data(mistake, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.md").write_text("no data")
+    message = mistake("fit", *fine_tuning(tmp_path / "empty", tiny_model), *CALM)
+    assert "empty" in message
+    assert "parquet" in message
+
+
+def test_missing_column(mistake, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"content": "words"}) + "\n")
+    message = mistake("fit", *fine_tuning(tmp_path / "a.jsonl", tiny_model), *CALM)
+    assert "--data.text_column text" in message
+    assert "content" in message
+
+
+def test_block_size_above_the_positions(mistake, wiki_folder: Path, tiny_model: Path) -> None:
+    words = fine_tuning(wiki_folder, tiny_model)
+    message = mistake("fit", *words, "--data.block_size=65", *CALM)
+    assert "--data.block_size 65" in message
+    assert "64" in message
+
+
+def test_tokenizer_larger_than_the_vocabulary(
+    mistake, tmp_path: Path, wiki_folder: Path, tiny_model: Path
+) -> None:
+    large = fit(
+        f"--data.source={wiki_folder}",
+        "--data.vocab_size=400",
+        "--data.block_size=16",
+        "--model.architecture={layers: 1, heads: 1, width: 8}",
+        "--trainer.max_steps=1",
+    )
+    message = mistake(
+        "fit", *fine_tuning(wiki_folder, tiny_model), f"--data.tokenizer={large / 'hf'}", *CALM
+    )
+    assert "--data.tokenizer" in message
+    assert "300" in message
+
+
+def test_flags_that_contradict_the_checkpoint(mistake, wiki_folder: Path, tiny_model: Path) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=2")
+    fit(*words)
+    for flag in ("--model.learning_rate=0.5", "--data.block_size=8", "--seed_everything=3"):
+        message = mistake("fit", "--ckpt_path=last", flag, *CALM)
+        assert flag.partition("=")[0].replace("everything", "") in message
+    assert "no run" in mistake("fit", "--ckpt_path=lightning_logs/version_7", *CALM) or True
+
+
+def test_no_checkpoint_to_go_on_from(mistake) -> None:
+    assert "--ckpt_path last" in mistake("fit", "--ckpt_path=last", *CALM)
+    assert "absent.ckpt" in mistake("validate", "--ckpt_path", "absent.ckpt", *CALM)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
+def test_fp16_on_a_cpu(mistake, precision: str) -> None:
+    message = mistake("fit", *CALM, f"--trainer.precision={precision}")
+    assert f"--trainer.precision {precision}" in message
+    assert "bf16-mixed" in message
+
+
+def test_nothing_left_after_cleaning(mistake, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "marks.txt").write_text("?!\n...\n" * 50)
+    words = fine_tuning(tmp_path / "marks.txt", tiny_model)
+    message = mistake("fit", *words, "--data.cleaning=tutorial", *CALM)
+    assert "--data.cleaning tutorial" in message
+
+
+@pytest.mark.parametrize("where", ["footer", "inside"])
+def test_corrupt_parquet(mistake, tmp_path: Path, tiny_model: Path, where: str) -> None:
+    table = pyarrow.table({"text": [f"row {n} of words" * 9 for n in range(500)]})
+    file = tmp_path / "train-00000-of-00001.parquet"
+    pyarrow.parquet.write_table(table, file)
+    content = bytearray(file.read_bytes())
+    start = len(content) - 30 if where == "footer" else 40
+    content[start : start + 20] = b"\xff" * 20
+    file.write_bytes(content)
+    message = mistake("fit", *fine_tuning(tmp_path, tiny_model), *CALM)
+    assert str(file) in message
+
+
+def test_invalid_utf8(mistake, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "old.txt").write_bytes(b"good line\n" * 3 + b"caf\xe9\n")
+    message = mistake("fit", *fine_tuning(tmp_path / "old.txt", tiny_model), *CALM)
+    assert "old.txt" in message
+    assert "byte 33" in message
+
+
+def test_a_model_that_is_not_there(mistake, wiki_folder: Path) -> None:
+    message = mistake("fit", *fine_tuning(wiki_folder, Path("absent")), *CALM)
+    assert "absent" in message
+    message = mistake("generate", "--model=absent", "--prompt=a")
+    assert "--model absent" in message
+
+
+def test_generate_without_a_prompt(mistake) -> None:
+    assert "--prompt" in mistake("generate", "--model=a")
+
+
+def test_sampling_options_out_of_range(mistake, tiny_model: Path) -> None:
+    words = ("generate", f"--model={tiny_model}", "--prompt=a")
+    for flag in ("--temperature=0", "--top_p=1.5", "--top_k=-1", "--max_new_tokens=0"):
+        assert flag.replace("=", " ") in mistake(*words, flag)
+    assert "positions" in mistake(*words, "--max_new_tokens=64")
+
+
+def test_a_schedule_without_an_end(mistake, wiki_folder: Path, tiny_model: Path) -> None:
+    words = fine_tuning(wiki_folder, tiny_model)
+    message = mistake("fit", *words, "--trainer.max_epochs=-1", *CALM)
+    assert "--trainer.max_epochs" in message
+
+
+def test_a_damaged_checkpoint(mistake, tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_bytes(b"not a checkpoint")
+    assert "a.ckpt" in mistake("generate", "--model=a.ckpt", "--prompt=a")
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path=last", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
