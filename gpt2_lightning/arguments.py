@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -77,6 +77,9 @@ def _options(parser: ArgumentParser) -> list[str]:
 
 class Parser(ArgumentParser):
     """The parser of our own verbs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)  # --mod is a typo, not --model
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message instead of printing the usage and ending the process."""

@@ -11,6 +11,7 @@ from gpt2_lightning.arguments import refuse, with_underscores
 from gpt2_lightning.callbacks.baseline import Baseline
 from gpt2_lightning.callbacks.curves import Curves
 from gpt2_lightning.callbacks.hf_folder import HFFolder
+from gpt2_lightning.callbacks.mistake import Mistake
 from gpt2_lightning.callbacks.outcome import Outcome
 from gpt2_lightning.callbacks.predictions import Predictions
 from gpt2_lightning.callbacks.progress_bar import ProgressBar
@@ -54,6 +55,9 @@ FREE_TO_CHANGE = {
 
 class GPT2ArgumentParser(LightningArgumentParser):
     """Lightning's parser, with messages for people."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)  # --mod is a typo, not --model
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message instead of printing the usage and ending the process."""
@@ -114,8 +118,8 @@ class GPT2CLI(LightningCLI):
         checkpoint = read_checkpoint(file)
         if self.subcommand == "fit":
             for group, key in (
+                ("data", "datamodule_hyper_parameters"),  # first: what is linked is a flag of data
                 ("model", "hyper_parameters"),
-                ("data", "datamodule_hyper_parameters"),
             ):
                 _refuse_changes(group, config[group], checkpoint[key], file)
         config.ckpt_path = str(file)
@@ -143,6 +147,7 @@ class GPT2CLI(LightningCLI):
             HFFolder(),
             Outcome(),
             Predictions(),
+            Mistake(),
         ]
         if self._get(self.config_init, "trainer").enable_progress_bar is not False:
             callbacks.append(ProgressBar())
@@ -212,8 +217,9 @@ def _refuse_changes(group: str, given: Any, trained: dict[str, Any], file: Path)
             continue
         now = list(given[name]) if isinstance(given[name], tuple) else given[name]
         if now != before:
+            flag = "--seed_everything" if name == "seed" else f"--{group}.{name}"
             raise UsageError(
-                f"--{group}.{name} {now}: {file} was trained with {before}, and going on with "
+                f"{flag} {now}: {file} was trained with {before}, and going on with "
                 f"another value would be another run. Leave the flag out, or start a new run "
                 f"from the weights: --model.pretrained {file.parent.parent / 'hf'}."
             )

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning.pytorch
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -19,8 +20,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2_lightning.data.tokenizer import train_tokenizer
 from tests.corpus import wiki_rows
 
-# it writes to the screen of the test that imported Lightning, which is gone
-logging.getLogger("lightning.pytorch").handlers.clear()
+# they hold on to the screen as it was at the import, and would write to it in no test's name
+for library in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(library).handlers.clear()
 torch.set_num_threads(1)  # threads only wait for each other in models of this size
 
 

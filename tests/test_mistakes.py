@@ -1,6 +1,7 @@
 """A user's mistakes: one message, exit code 2, and nothing half-written."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -10,9 +11,11 @@ import pytest
 from gpt2_lightning.cli import main
 from tests.command_line import CALM, fine_tuning, fit
 
+Mistake = Callable[..., str]  # the words of a command line -> the message
+
 
 @pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]):  # noqa: ANN201 - a function of words to a message
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
     def run(*words: str) -> str:
         capsys.readouterr()
         before = set(Path("lightning_logs").rglob("*"))
@@ -29,48 +32,48 @@ def mistake(capsys: pytest.CaptureFixture[str]):  # noqa: ANN201 - a function of
     return run
 
 
-def test_no_verb(mistake) -> None:
+def test_no_verb(mistake: Mistake) -> None:
     assert "no verb" in mistake()
     assert "fit" in mistake()
 
 
-def test_unknown_verb(mistake) -> None:
+def test_unknown_verb(mistake: Mistake) -> None:
     assert "Did you mean fit?" in mistake("fti")
 
 
-def test_config_before_the_verb(mistake) -> None:
+def test_config_before_the_verb(mistake: Mistake) -> None:
     message = mistake("--config", "a.yaml", "fit")
     assert "python -m gpt2_lightning fit --config" in message
 
 
-def test_unknown_flag(mistake) -> None:
+def test_unknown_flag(mistake: Mistake) -> None:
     assert "Did you mean --model.learning_rate?" in mistake("fit", "--model.learning-rat=1")
     assert "Did you mean --top_k?" in mistake("generate", "--model=a", "--prompt=b", "--topk=3")
 
 
-def test_missing_config(mistake) -> None:
+def test_missing_config(mistake: Mistake) -> None:
     message = mistake("fit", "--config", "absent.yaml")
     assert "absent.yaml" in message
 
 
-def test_wrong_type(mistake) -> None:
+def test_wrong_type(mistake: Mistake) -> None:
     message = mistake("fit", "--data.block_size=many")
     assert "block_size" in message
     assert "many" in message
 
 
-def test_wrong_choice(mistake) -> None:
+def test_wrong_choice(mistake: Mistake) -> None:
     message = mistake("fit", "--data.cleaning=tutoral")
     assert "cleaning" in message
     assert "tutorial" in message
 
 
-def test_missing_file(mistake, tiny_model: Path) -> None:
+def test_missing_file(mistake: Mistake, tiny_model: Path) -> None:
     message = mistake("fit", *fine_tuning(Path("absent.txt"), tiny_model), *CALM)
     assert "--data.source absent.txt" in message
 
 
-def test_folder_without_data(mistake, tmp_path: Path, tiny_model: Path) -> None:
+def test_folder_without_data(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.md").write_text("no data")
     message = mistake("fit", *fine_tuning(tmp_path / "empty", tiny_model), *CALM)
@@ -78,14 +81,16 @@ def test_folder_without_data(mistake, tmp_path: Path, tiny_model: Path) -> None:
     assert "parquet" in message
 
 
-def test_missing_column(mistake, tmp_path: Path, tiny_model: Path) -> None:
+def test_missing_column(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"content": "words"}) + "\n")
     message = mistake("fit", *fine_tuning(tmp_path / "a.jsonl", tiny_model), *CALM)
     assert "--data.text_column text" in message
     assert "content" in message
 
 
-def test_block_size_above_the_positions(mistake, wiki_folder: Path, tiny_model: Path) -> None:
+def test_block_size_above_the_positions(
+    mistake: Mistake, wiki_folder: Path, tiny_model: Path
+) -> None:
     words = fine_tuning(wiki_folder, tiny_model)
     message = mistake("fit", *words, "--data.block_size=65", *CALM)
     assert "--data.block_size 65" in message
@@ -93,7 +98,7 @@ def test_block_size_above_the_positions(mistake, wiki_folder: Path, tiny_model: 
 
 
 def test_tokenizer_larger_than_the_vocabulary(
-    mistake, tmp_path: Path, wiki_folder: Path, tiny_model: Path
+    mistake: Mistake, tmp_path: Path, wiki_folder: Path, tiny_model: Path
 ) -> None:
     large = fit(
         f"--data.source={wiki_folder}",
@@ -109,28 +114,29 @@ def test_tokenizer_larger_than_the_vocabulary(
     assert "300" in message
 
 
-def test_flags_that_contradict_the_checkpoint(mistake, wiki_folder: Path, tiny_model: Path) -> None:
+def test_flags_that_contradict_the_checkpoint(
+    mistake: Mistake, wiki_folder: Path, tiny_model: Path
+) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=2")
     fit(*words)
     for flag in ("--model.learning_rate=0.5", "--data.block_size=8", "--seed_everything=3"):
         message = mistake("fit", "--ckpt_path=last", flag, *CALM)
-        assert flag.partition("=")[0].replace("everything", "") in message
-    assert "no run" in mistake("fit", "--ckpt_path=lightning_logs/version_7", *CALM) or True
+        assert flag.replace("=", " ") in message
 
 
-def test_no_checkpoint_to_go_on_from(mistake) -> None:
+def test_no_checkpoint_to_go_on_from(mistake: Mistake) -> None:
     assert "--ckpt_path last" in mistake("fit", "--ckpt_path=last", *CALM)
     assert "absent.ckpt" in mistake("validate", "--ckpt_path", "absent.ckpt", *CALM)
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
-def test_fp16_on_a_cpu(mistake, precision: str) -> None:
+def test_fp16_on_a_cpu(mistake: Mistake, precision: str) -> None:
     message = mistake("fit", *CALM, f"--trainer.precision={precision}")
     assert f"--trainer.precision {precision}" in message
     assert "bf16-mixed" in message
 
 
-def test_nothing_left_after_cleaning(mistake, tmp_path: Path, tiny_model: Path) -> None:
+def test_nothing_left_after_cleaning(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "marks.txt").write_text("?!\n...\n" * 50)
     words = fine_tuning(tmp_path / "marks.txt", tiny_model)
     message = mistake("fit", *words, "--data.cleaning=tutorial", *CALM)
@@ -138,7 +144,7 @@ def test_nothing_left_after_cleaning(mistake, tmp_path: Path, tiny_model: Path) 
 
 
 @pytest.mark.parametrize("where", ["footer", "inside"])
-def test_corrupt_parquet(mistake, tmp_path: Path, tiny_model: Path, where: str) -> None:
+def test_corrupt_parquet(mistake: Mistake, tmp_path: Path, tiny_model: Path, where: str) -> None:
     table = pyarrow.table({"text": [f"row {n} of words" * 9 for n in range(500)]})
     file = tmp_path / "train-00000-of-00001.parquet"
     pyarrow.parquet.write_table(table, file)
@@ -150,38 +156,38 @@ def test_corrupt_parquet(mistake, tmp_path: Path, tiny_model: Path, where: str) 
     assert str(file) in message
 
 
-def test_invalid_utf8(mistake, tmp_path: Path, tiny_model: Path) -> None:
+def test_invalid_utf8(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "old.txt").write_bytes(b"good line\n" * 3 + b"caf\xe9\n")
     message = mistake("fit", *fine_tuning(tmp_path / "old.txt", tiny_model), *CALM)
     assert "old.txt" in message
     assert "byte 33" in message
 
 
-def test_a_model_that_is_not_there(mistake, wiki_folder: Path) -> None:
+def test_a_model_that_is_not_there(mistake: Mistake, wiki_folder: Path) -> None:
     message = mistake("fit", *fine_tuning(wiki_folder, Path("absent")), *CALM)
     assert "absent" in message
     message = mistake("generate", "--model=absent", "--prompt=a")
     assert "--model absent" in message
 
 
-def test_generate_without_a_prompt(mistake) -> None:
+def test_generate_without_a_prompt(mistake: Mistake) -> None:
     assert "--prompt" in mistake("generate", "--model=a")
 
 
-def test_sampling_options_out_of_range(mistake, tiny_model: Path) -> None:
+def test_sampling_options_out_of_range(mistake: Mistake, tiny_model: Path) -> None:
     words = ("generate", f"--model={tiny_model}", "--prompt=a")
     for flag in ("--temperature=0", "--top_p=1.5", "--top_k=-1", "--max_new_tokens=0"):
         assert flag.replace("=", " ") in mistake(*words, flag)
     assert "positions" in mistake(*words, "--max_new_tokens=64")
 
 
-def test_a_schedule_without_an_end(mistake, wiki_folder: Path, tiny_model: Path) -> None:
+def test_a_schedule_without_an_end(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:
     words = fine_tuning(wiki_folder, tiny_model)
     message = mistake("fit", *words, "--trainer.max_epochs=-1", *CALM)
     assert "--trainer.max_epochs" in message
 
 
-def test_a_damaged_checkpoint(mistake, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint(mistake: Mistake, tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"not a checkpoint")
     assert "a.ckpt" in mistake("generate", "--model=a.ckpt", "--prompt=a")
 

@@ -1,0 +1,36 @@
+"""A user's mistake that shows only once the run has been set up: it leaves no run folder."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gpt2_lightning.errors import UsageError
+
+# what stands in a run folder before the first step
+WRITTEN_BEFORE_TRAINING = ("config.yaml", "metrics.csv", "events.out.tfevents.*")
+
+
+class Mistake(Callback):
+    """Takes back the run folder of a run that a user's mistake ended before its first step.
+
+    Whether model and data suit each other is known only when both are there, and by then the
+    settings have been written.
+    """
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove what was written, unless the folder holds more than that."""
+        if not isinstance(exception, UsageError) or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                continue
+            run = Path(logger.log_dir)
+            found = {file for name in WRITTEN_BEFORE_TRAINING for file in run.glob(name)}
+            if run.is_dir() and found == set(run.iterdir()):
+                logger.experiment.close()  # it would write its last events into a file that is gone
+                for file in found:
+                    file.unlink()
+                run.rmdir()
