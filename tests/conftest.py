@@ -12,7 +12,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import lightning.pytorch
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
