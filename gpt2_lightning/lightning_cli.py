@@ -138,7 +138,9 @@ class GPT2CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the callbacks that every run has."""
+        bar = self._get(self.config_init, "trainer").enable_progress_bar is not False
         callbacks: list[Callback] = [
+            *([ProgressBar()] if bar else []),  # first: what others print comes after it
             Baseline(),
             Totals(),
             Throughput(),
@@ -149,8 +151,6 @@ class GPT2CLI(LightningCLI):
             Predictions(),
             Mistake(),
         ]
-        if self._get(self.config_init, "trainer").enable_progress_bar is not False:
-            callbacks.append(ProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 

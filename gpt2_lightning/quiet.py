@@ -27,8 +27,8 @@ SILENCED = [
     # we go on in the same run folder on purpose
     (r".*Experiment logs directory .* exists and is not empty.*", Warning),
 ]
-# promotion, and hardware that few have
-UNSAID = ("Tip: ", "TPU available: False")
+# promotion, hardware that few have, and an end that a table of our own tells of
+UNSAID = ("Tip: ", "TPU available: False", "`Trainer.fit` stopped: ")
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:

@@ -1,10 +1,11 @@
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.sampling import RowNoise, SamplingOptions, generate
@@ -60,6 +61,20 @@ def test_random_state_and_mode_are_left_alone(model: PreTrainedModel) -> None:
     generate(model, PROMPTS[:1], OPTIONS, end_of_text=END)
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
+
+
+def test_the_models_own_settings_are_not_mixed_in(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = generate(model, PROMPTS, OPTIONS, end_of_text=END)
+    theirs = GenerationConfig(
+        do_sample=True, temperature=0.1, repetition_penalty=5.0, no_repeat_ngram_size=2
+    )
+    model.generation_config = theirs
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert generate(model, PROMPTS, OPTIONS, end_of_text=END) == plain
+    assert model.generation_config is theirs
+    assert not caplog.records
 
 
 def test_noise_draws_from_the_distribution() -> None:

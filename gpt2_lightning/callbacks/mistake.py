@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from gpt2_lightning.errors import UsageError
 
 # what stands in a run folder before the first step
-WRITTEN_BEFORE_TRAINING = ("config.yaml", "metrics.csv", "events.out.tfevents.*")
+WRITTEN_BEFORE_TRAINING = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*")
 
 
 class Mistake(Callback):

@@ -1,16 +1,28 @@
 """The progress bar."""
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from gpt2_lightning.model.module import GPT2Module
+
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar, without the run's number, which the run's folder tells."""
+    """Lightning's rich bar with two numbers beside it, and gone before the outcome is printed."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the numbers beside the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        """Return the last logged training loss and validation perplexity.
+
+        Both are plain numbers already: Lightning's own way waits for the GPU at every step.
+        """
+        module = cast(GPT2Module, pl_module)
+        numbers = {
+            "train/loss": module.last_loss,
+            "val/perplexity": module.eval_results.get("val/perplexity"),
+        }
+        return {name: number for name, number in numbers.items() if number is not None}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the screen to what is printed at the end."""
+        self.teardown(trainer, pl_module, "fit")

@@ -149,6 +149,7 @@ class GPT2Module(LightningModule):
         )
         self.eval_metrics = MetricCollection({})
         self.eval_results: dict[str, float] = {}
+        self.last_loss: float | None = None  # of the last step that was logged
         self._compiled: Callable[..., Any] | None = None
         self._step_nats: Tensor | None = None
         self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
@@ -275,11 +276,11 @@ class GPT2Module(LightningModule):
         if not self._logs_this_step():
             return
         total = cast(Tensor, self.trainer.strategy.reduce(nats, reduce_op="sum"))
-        loss = total / batch["step_targets"]
-        self.log("train/loss", loss, prog_bar=True, logger=False)
+        self.last_loss = float(total) / batch["step_targets"]
+        self.log("train/loss", self.last_loss, logger=False)  # for callbacks that watch it
         self._to_loggers(
             {
-                "train/loss": float(loss),
+                "train/loss": self.last_loss,
                 "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
                 "train/tokens_seen": batch["tokens_seen"],
             }
@@ -338,7 +339,6 @@ class GPT2Module(LightningModule):
         self.eval_results |= {name: float(value) for name, value in values.items()}
         self.log_dict(
             {name: value.float() for name, value in values.items()},
-            prog_bar=True,
             sync_dist=True,  # equal on all ranks already; without it Lightning warns
         )
         if self.trainer.state.fn == "fit":  # the name by which Lightning finds the x axis

@@ -135,8 +135,10 @@ def generate(
     for row, prompt in enumerate(rows):  # on the left, so that all go on from the same column
         ids[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
-    was_training = model.training
+    was_training, own_settings = model.training, model.generation_config
     model.eval()
+    # what is not asked for would be filled in from the model's own: a repetition penalty, say
+    model.generation_config = GenerationConfig()
     try:
         output = cast(GenerationMixin, model).generate(
             ids.to(model.device),
@@ -151,6 +153,7 @@ def generate(
         )
     finally:
         model.train(was_training)
+        model.generation_config = own_settings
     new = [_until(row, end_of_text) for row in output[:, longest:].tolist()]
     return [new[start : start + copies] for start in range(0, len(new), copies)]
 
