@@ -49,7 +49,7 @@ DEFAULTS = {
 # What a checkpoint's run may change without changing its losses.
 FREE_TO_CHANGE = {
     "model": {"attention", "compile", "gradient_checkpointing", "sampling", "schedule_steps"},
-    "data": {"prompts", "cache_dir", "tokenizer", "vocab_size"},
+    "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
 }
 
 
@@ -106,9 +106,12 @@ class GPT2CLI(LightningCLI):
         if self.checkpoint_file is not None:
             self._go_on_from(self.checkpoint_file, config)
         elif config.model.pretrained is not None:
-            config.data.tokenizer = config.data.tokenizer or config.model.pretrained
+            if config.data.tokenizer is None:
+                config.data.tokenizer = config.model.pretrained
+                config.data.tokenizer_revision = config.model.revision
         elif config.data.tokenizer is not None:
-            config.data.vocab_size = len(load_tokenizer(config.data.tokenizer))
+            tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_revision)
+            config.data.vocab_size = len(tokenizer)
         elif config.data.vocab_size is None:
             config.data.vocab_size = DEFAULT_VOCAB_SIZE
         config.model.vocab_size = config.data.vocab_size
@@ -124,6 +127,7 @@ class GPT2CLI(LightningCLI):
                 _refuse_changes(group, config[group], checkpoint[key], file)
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]
+        config.data.tokenizer_revision = None
         config.data.tokenizer = str(
             write_tokenizer_of(checkpoint, cache_folder(config.data.cache_dir))
         )

@@ -54,6 +54,7 @@ class WikiTextDataModule(LightningDataModule):
             ``tutorial`` drops all punctuation, as the tutorial does.
         tokenizer: Name or folder. Null takes the model's own; from scratch, a byte-level BPE is
             trained on the training split.
+        tokenizer_revision: Branch, tag or commit on the Hub; null takes the model's own with it.
         vocab_size: Tokens of the BPE to train, 8192 unless said; ignored where a tokenizer is
             loaded.
         blocks: ``pack`` fills every block with text; ``pad`` puts one row in each, as the
@@ -73,6 +74,7 @@ class WikiTextDataModule(LightningDataModule):
         text_column: str = "text",
         cleaning: CleaningName = "none",
         tokenizer: str | None = None,
+        tokenizer_revision: str | None = None,
         vocab_size: int | None = None,
         blocks: BlockName = "pack",
         block_size: int = 1024,
@@ -93,6 +95,7 @@ class WikiTextDataModule(LightningDataModule):
         self.text_column = text_column
         self.cleaner = get_cleaner(cleaning)
         self.tokenizer_name = tokenizer
+        self.tokenizer_revision = tokenizer_revision
         self.vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
         self.blocks = blocks
         self.block_size = block_size
@@ -127,7 +130,7 @@ class WikiTextDataModule(LightningDataModule):
             read_prompts(self.prompts)
         splits = self._splits(wanted) if wanted or self.tokenizer_name is None else {}
         tokenizer_name = self.tokenizer_name or self._train_tokenizer(splits)
-        tokenizer = load_tokenizer(tokenizer_name)
+        tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision)
         names: dict[SplitName, str] = {}
         for split in wanted:
             if split not in splits:
@@ -223,7 +226,7 @@ class WikiTextDataModule(LightningDataModule):
             prepared = self.trainer.strategy.broadcast(prepared)
         assert prepared is not None, "prepare_data() has not been called"
         tokenizer_name, names = prepared
-        self._tokenizer = load_tokenizer(tokenizer_name)
+        self._tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision)
         self.stores = {
             split: TokenStore.open(self.cache_dir / "tokens" / name)
             for split, name in names.items()

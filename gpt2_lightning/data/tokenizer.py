@@ -18,7 +18,7 @@ BYTES = 256  # a byte-level BPE begins with one token for each
 log = logging.getLogger(__name__)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer and see that it can end a text and pad a batch.
 
     A tokenizer without an end-of-text, as Chinese GPT-2s with BERT's vocabulary have it, takes
@@ -26,13 +26,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Args:
         name: Hub id, or folder with tokenizer files.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
         UsageError: If there is no tokenizer of that name, it is empty, or it has neither an
             end-of-text nor a separator.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:
         raise UsageError(
             f"--data.tokenizer {name}: no tokenizer was found there "

@@ -1,0 +1,137 @@
+"""A small hub on loopback: as much of the Hub's protocol as its Python clients need to read."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?")
+FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+
+
+@contextmanager
+def small_hub(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve ``root/{models,datasets}/ORG/NAME/...``, each repository with the one branch main.
+
+    Yields:
+        The endpoint, for HF_ENDPOINT, and the requests that came, which grow as they come.
+    """
+    requests: list[str] = []
+
+    class Handler(_Handler):
+        folder = root
+        seen = requests
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    folder: Path
+    seen: list[str]
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.seen.append(f"{self.command} {self.path}")
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        if api := API.fullmatch(path):
+            self._answer_api(*api.groups())
+        elif file := FILE.fullmatch(path):
+            kind = "datasets" if file[1] else "models"
+            self._answer_file(self.folder / kind / file[2], file[3], file[4])
+        else:
+            self._refuse("EntryNotFound")
+
+    do_HEAD = do_POST = do_GET
+
+    def _answer_api(
+        self, kind: str, name: str, verb: str | None, revision: str | None, below: str | None
+    ) -> None:
+        repository = self.folder / kind / name
+        if not repository.is_dir():
+            return self._refuse("RepoNotFound")
+        if revision not in (None, "main", COMMIT):
+            return self._refuse("RevisionNotFound")
+        if verb == "tree":
+            folder = repository / (below or "")
+            if not folder.is_dir():
+                return self._refuse("EntryNotFound")
+            entries = [_entry(repository, path) for path in sorted(folder.iterdir())]
+            return self._send(json.dumps(entries).encode())
+        files = sorted(path for path in repository.rglob("*") if path.is_file())
+        about: dict[str, Any] = {
+            "id": name,
+            "sha": COMMIT,
+            "private": False,
+            "gated": False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "siblings": [{"rfilename": file.relative_to(repository).as_posix()} for file in files],
+        }
+        return self._send(json.dumps(about).encode())
+
+    def _answer_file(self, repository: Path, revision: str, path: str) -> None:
+        if not repository.is_dir():
+            return self._refuse("RepoNotFound")
+        if revision not in ("main", COMMIT):
+            return self._refuse("RevisionNotFound")
+        file = repository / path
+        if not file.is_file():
+            return self._refuse("EntryNotFound")
+        return self._send(file.read_bytes(), {"ETag": f'"{_etag(file)}"'})
+
+    def _refuse(self, code: str) -> None:
+        self._send(b"{}", {"X-Error-Code": code}, HTTPStatus.NOT_FOUND)
+
+    def _send(
+        self,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        status: HTTPStatus = HTTPStatus.OK,
+    ) -> None:
+        start = 0
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, end = int(asked[1]), int(asked[2] or len(body) - 1)
+            total, body = len(body), body[start : end + 1]
+            status = HTTPStatus.PARTIAL_CONTENT
+            headers = {**(headers or {}), "Content-Range": f"bytes {start}-{end}/{total}"}
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the tests' screen clean."""
+
+
+def _entry(repository: Path, path: Path) -> dict[str, Any]:
+    name = path.relative_to(repository).as_posix()
+    if path.is_dir():
+        return {"type": "directory", "path": name, "size": 0, "oid": COMMIT}
+    return {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
+
+
+def _etag(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()

@@ -1,0 +1,56 @@
+"""Imports point one way, and the map in docs/design.md shows the house as it is."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gpt2_lightning"
+MAP = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+
+# From the ground up: a room may import what stands below it, not beside it.
+FLOORS = [
+    {"errors", "whole_folder"},
+    {"data", "model"},
+    {"inference"},
+    {"callbacks"},
+    {"arguments", "quiet"},
+    {"commands", "lightning_cli"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they point"
+            if (node.module or "").startswith("gpt2_lightning."):
+                yield str(node.module)
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("gpt2_lightning."))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(file: Path) -> None:
+    module = ".".join(("gpt2_lightning", *file.relative_to(PACKAGE).with_suffix("").parts))
+    here = room_of(module)
+    for other in imported(ast.parse(file.read_text(encoding="utf-8"))):
+        there = room_of(other)
+        assert there == here or FLOOR_OF[there] < FLOOR_OF[here], f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_the_map_names_every_file(file: Path) -> None:
+    assert f" {file.name} " in MAP.replace(",", " ")
+
+
+def test_package_files_are_empty() -> None:
+    assert all(file.stat().st_size == 0 for file in PACKAGE.rglob("__init__.py"))
