@@ -1,11 +1,13 @@
 """GPT2CLI: LightningCLI for our module and datamodule, and what it is given before it builds."""
 
+import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt2_lightning.arguments import refuse, with_underscores
 from gpt2_lightning.callbacks.baseline import Baseline
@@ -164,18 +166,29 @@ def run(words: list[str]) -> None:
 
     Args:
         words: The verb and its flags.
+
+    Raises:
+        SystemExit: With code 130 after Ctrl-C and 143 after SIGTERM.
     """
     quieten()
-    GPT2CLI(
-        GPT2Module,
-        WikiTextDataModule,
-        args=words,
-        seed_everything_default=1,  # a run can be repeated unless asked otherwise
-        auto_configure_optimizers=False,  # it would turn the schedule once an epoch
-        load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
-        parser_class=GPT2ArgumentParser,
-        parser_kwargs={verb: {"prog": f"gpt2_lightning {verb}"} for verb in GPT2CLI.subcommands()},
-    )
+    verbs = GPT2CLI.subcommands()
+    try:
+        GPT2CLI(
+            GPT2Module,
+            WikiTextDataModule,
+            args=words,
+            seed_everything_default=1,  # a run can be repeated unless asked otherwise
+            auto_configure_optimizers=False,  # it would turn the schedule once an epoch
+            load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
+            parser_class=GPT2ArgumentParser,
+            parser_kwargs={verb: {"prog": f"gpt2_lightning {verb}"} for verb in verbs},
+        )
+    except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
+        raise SystemExit(128 + signal.SIGTERM) from ended
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # it ends with code 1
+            raise SystemExit(128 + signal.SIGINT) from ended
+        raise
 
 
 def _value_of(words: list[str], flag: str) -> str | None:

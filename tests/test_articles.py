@@ -1,7 +1,7 @@
 import pytest
 
 from gpt2_lightning.data.articles import ROWS_SEARCHED_FOR_TITLE, is_title, mark_articles
-from gpt2_lightning.data.sources import Row
+from gpt2_lightning.data.rows import Row
 from tests.corpus import hub_rows, wiki_rows
 
 

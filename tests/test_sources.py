@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gpt2_lightning.data.sources import Rows, open_source
+from gpt2_lightning.data.rows import Rows
+from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.errors import UsageError
 
 TEXTS = ["first row\n", "", "third, “quoted” 中文\n"]

@@ -1,6 +1,6 @@
 import random
 
-from gpt2_lightning.data.sources import Row, Rows
+from gpt2_lightning.data.rows import Row, Rows
 from gpt2_lightning.data.splitting import split_rows
 
 

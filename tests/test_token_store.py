@@ -5,7 +5,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.cleaning import get_cleaner
-from gpt2_lightning.data.sources import Row
+from gpt2_lightning.data.rows import Row
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.tokenizer import load_tokenizer
 from tests.corpus import wiki_rows

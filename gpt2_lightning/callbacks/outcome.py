@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.module import GPT2Module
 
 COLUMNS = {
@@ -78,12 +79,21 @@ class Outcome(Callback):
 
     def _table(self, data: Any) -> Table | None:
         rows = {"before": self.before, "best": self.best, "last": self.last}
-        if "val/bits_per_byte" in self.best and (xz := data.xz_bits_per_byte()) is not None:
-            rows["xz"] = {"val/bits_per_byte": xz}
+        if "val/bits_per_byte" in self.best:
+            splits = data.stores["train"], data.stores["validation"]
+            if (xz := xz_bits_per_byte(*splits, data.tokenizer)) is not None:
+                rows["xz"] = {"val/bits_per_byte": xz}
         if not any(rows.values()):
             return None
-        caption = "xz: a compressor that has seen the training text" if "xz" in rows else None
-        table = Table(title="Validation", title_justify="left", caption=caption)
+        notes = []
+        if "xz" in rows:
+            notes.append("xz: a compressor that has seen the training text")
+        if not data.cleaner.lossless:
+            notes.append(
+                f"of text that --data.cleaning {data.cleaner.name} has cut: not comparable with "
+                "published figures"
+            )
+        table = Table(title="Validation", title_justify="left", caption="\n".join(notes) or None)
         table.add_column("")
         for title in COLUMNS.values():
             table.add_column(title, justify="right")

@@ -25,19 +25,16 @@ class Stop(Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._handlers: dict[int, Any] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen, while a fit runs in the main thread."""
-        if stage == "fit":
-            for number in SIGNALS:
-                self._handlers[number] = signal.signal(number, self._receive)
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen in the place of Lightning, which would stop in the middle of an accumulation.
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        When the run ends, Lightning puts back the handlers that it found.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    on_train_start = on_sanity_check_start  # there may be no validation before training
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number

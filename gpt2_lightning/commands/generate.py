@@ -85,7 +85,7 @@ def _best_device() -> str:
 def main(words: list[str]) -> None:
     """Parse the words and run the verb."""
     rest, prompts = gather(with_underscores(words), "--prompt")
-    if not prompts and not {"--help", "-h"} & set(rest):
+    if not prompts and not any(word.startswith(("--help", "-h", "--config")) for word in rest):
         raise UsageError('--prompt: what shall be continued? Write --prompt "Once upon a time".')
     auto_cli(
         generate,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
-from gpt2_lightning.data.sources import Row, Rows
+from gpt2_lightning.data.rows import Row, Rows
 
 TITLE = re.compile(r" = [^=].*[^=] = ")
 ARTICLE_RULE_VERSION = 1

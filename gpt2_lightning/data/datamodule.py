@@ -2,7 +2,7 @@
 
 import json
 import logging
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -14,7 +14,8 @@ from gpt2_lightning.data.blocks import BlockName, Blocks, PackedBlocks, PaddedBl
 from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
-from gpt2_lightning.data.sources import Rows, SplitName, open_source
+from gpt2_lightning.data.rows import Rows, SplitName
+from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.splitting import FEWEST_ARTICLES, split_rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.tokenizer import (
@@ -25,11 +26,9 @@ from gpt2_lightning.data.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
-from gpt2_lightning.data.yardstick import primed_xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
 
 DEFAULT_VOCAB_SIZE = 8192  # tokens of a trained BPE; enough for some tens of megabytes of text
-LONGEST_FOR_XZ = 4_000_000  # bytes; xz takes some seconds for them
 SPLITS_OF_STAGE: dict[str, list[SplitName]] = {
     "fit": ["train", "validation"],
     "validate": ["validation"],
@@ -292,24 +291,6 @@ class WikiTextDataModule(LightningDataModule):
         if not keeps_every_byte(self.tokenizer):
             return None, "the tokenizer is not byte-level and may lose text"
         return self.stores[split].manifest.bytes, ""
-
-    def xz_bits_per_byte(self) -> float | None:
-        """Return what xz needs for the validation split once it has seen the training split.
-
-        Returns:
-            Bits per byte of the original text; None where `original_bytes` is None too, or where
-            the text is so long that compressing it would keep the user waiting.
-        """
-        original_bytes, _ = self.original_bytes("validation")
-        train, validation = self.stores["train"], self.stores["validation"]
-        if not original_bytes or train.manifest.bytes > LONGEST_FOR_XZ:
-            return None
-        texts = [
-            cast(str, self.tokenizer.decode(store.ids.tolist(), skip_special_tokens=True)).encode()
-            for store in (train, validation)
-        ]
-        cleaned_share = len(texts[1]) / original_bytes  # it is the cleaned text that is compressed
-        return primed_xz_bits_per_byte(*texts) * cleaned_share
 
     # --- in the checkpoint --------------------------------------------------------------------
 

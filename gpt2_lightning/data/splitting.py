@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from gpt2_lightning.data.sources import Row, Rows, SplitName
+from gpt2_lightning.data.rows import Row, Rows, SplitName
 
 HELD_OUT_SHARE = 0.05  # of the bytes, for each split that is made
 FEWEST_ARTICLES = 20  # below this, articles are too few to choose from

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.cleaning import Cleaner
-from gpt2_lightning.data.sources import Row
+from gpt2_lightning.data.rows import Row
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
 from gpt2_lightning.whole_folder import whole_folder
 

@@ -1,6 +1,37 @@
 """A yardstick for bits per byte: what a general compressor reaches on the same text."""
 
 import lzma
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from gpt2_lightning.data.token_store import TokenStore
+
+LONGEST_FOR_XZ = 4_000_000  # bytes; xz takes some seconds for them
+
+
+def xz_bits_per_byte(
+    train: TokenStore, held_out: TokenStore, tokenizer: PreTrainedTokenizerBase
+) -> float | None:
+    """Return what xz needs for a held-out split once it has seen the training split.
+
+    Args:
+        train: The training split, cleaned without loss.
+        held_out: The split to be predicted, cleaned without loss.
+        tokenizer: A byte-level tokenizer, whose ids give back the text.
+
+    Returns:
+        Bits per byte of the original text; None where the text is so long that compressing it
+        would keep the user waiting.
+    """
+    if train.manifest.bytes > LONGEST_FOR_XZ:
+        return None
+    texts = [
+        cast(str, tokenizer.decode(store.ids.tolist(), skip_special_tokens=True)).encode()
+        for store in (train, held_out)
+    ]
+    cleaned_share = len(texts[1]) / held_out.manifest.bytes  # what is compressed is the cleaned
+    return primed_xz_bits_per_byte(*texts) * cleaned_share
 
 
 def primed_xz_bits_per_byte(train: bytes, held_out: bytes) -> float:

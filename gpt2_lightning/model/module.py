@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
@@ -25,6 +24,7 @@ from gpt2_lightning.model.causal_lm import (
     positions_of,
 )
 from gpt2_lightning.model.loss import IGNORED, summed_nats
+from gpt2_lightning.model.optimizer import build_adamw, clip_gradient_norm
 from gpt2_lightning.model.perplexity import BitsPerByte, CrossEntropy, Perplexity
 from gpt2_lightning.model.sampling import SamplingOptions, generate
 from gpt2_lightning.model.schedule import ScheduleName, learning_rate_factor
@@ -204,16 +204,10 @@ class GPT2Module(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Give AdamW, which decays matrices only, and the schedule, which turns every step."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in parameters if p.dim() >= 2],
-                    "weight_decay": self.weight_decay,
-                },
-                {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate,
+        optimizer = build_adamw(
+            self.parameters(),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
             betas=self.betas,
             # fp16 scales its gradients, and the fused step would unscale them after clipping
             fused=self.trainer.precision != "16-mixed",
@@ -309,12 +303,8 @@ class GPT2Module(LightningModule):
             return
         if not gradient_clip_val and not self._logs_this_step():
             return
-        limit = gradient_clip_val or math.inf
-        root = self.trainer.strategy.model
-        if isinstance(root, FullyShardedDataParallel):
-            norm = root.clip_grad_norm_(limit)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        root = cast(torch.nn.Module, self.trainer.strategy.model)
+        norm = clip_gradient_norm(root, gradient_clip_val or math.inf)
         if self._logs_this_step():
             self._to_loggers({"train/grad_norm": float(norm)})
 

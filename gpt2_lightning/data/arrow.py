@@ -1,0 +1,95 @@
+"""Data sets that `datasets` holds as Arrow files: from the Hub, or saved to disk."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
+from gpt2_lightning.errors import UsageError
+
+ROWS_PER_READ = 1000
+
+
+def open_saved(path: Path, text_column: str) -> dict[SplitName, Rows]:
+    """Open a folder written by ``save_to_disk`` of `datasets`."""
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    loaded = load_from_disk(str(path))
+    splits = loaded if isinstance(loaded, DatasetDict) else {"train": cast(Dataset, loaded)}
+    return _rows_of_datasets(splits, text_column, path)
+
+
+def open_hub(
+    source: str, subset: str | None, revision: str | None, text_column: str
+) -> dict[SplitName, Rows]:
+    """Download a data set from the Hub, or from the mirror that HF_ENDPOINT names.
+
+    Args:
+        source: Hub id such as ``Salesforce/wikitext``.
+        subset: Configuration.
+        revision: Branch, tag or commit.
+        text_column: The column that holds the text.
+
+    Raises:
+        UsageError: If the Hub does not give it.
+    """
+    from datasets import DatasetDict, load_dataset
+
+    try:
+        loaded = load_dataset(source, subset, revision=revision)
+    except Exception as error:
+        text = str(error)
+        if "Config name is missing" in text or "BuilderConfig" in text:
+            advice = "Choose one with --data.subset."
+        else:
+            advice = (
+                "Check the name; behind a slow or filtered network set the environment variable "
+                "HF_ENDPOINT to a mirror (https://hf-mirror.com, say), or give the path of a "
+                "local folder. With HF_HUB_OFFLINE=1 only what is cached is found."
+            )
+        raise UsageError(
+            f"--data.source {source}: not a local path, and the Hub did not give it: "
+            f"{' '.join(text.split())} {advice}"
+        ) from error
+    assert isinstance(loaded, DatasetDict)  # no split was asked for, so all come
+    return _rows_of_datasets(loaded, text_column, Path(source))
+
+
+def _rows_of_datasets(
+    splits: dict[str, Any], text_column: str, path: Path
+) -> dict[SplitName, Rows]:
+    found: dict[SplitName, Rows] = {}
+    for name, dataset in splits.items():
+        if name not in SPLIT_NAMES:
+            continue
+        if text_column not in dataset.column_names:
+            raise UsageError(
+                f"--data.text_column {text_column}: {path} has no such column. "
+                f"It has: {', '.join(dataset.column_names)}."
+            )
+
+        def read(dataset: Any = dataset) -> Iterator[Row]:
+            for batch in dataset.iter(batch_size=ROWS_PER_READ):
+                yield from rows_of_column(batch[text_column], text_column, path)
+
+        files = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
+        found[SPLIT_NAMES[name]] = Rows(read, files, f"arrow {text_column}")
+    if not found:
+        raise UsageError(
+            f"--data.source {path}: splits {', '.join(splits)}, none of which is called train, "
+            "validation or test."
+        )
+    return found
+
+
+def rows_of_column(values: Iterable[Any], text_column: str, file: Path) -> Iterator[Row]:
+    """Yield a column's values; every row is a document, and null an empty one."""
+    for value in values:
+        if value is None:
+            value = ""
+        if not isinstance(value, str):
+            raise UsageError(
+                f"--data.text_column {text_column}: the column holds {type(value).__name__} "
+                f"in {file}, not text."
+            )
+        yield Row(value, begins=True)

@@ -1,0 +1,53 @@
+"""Rows of text, and the splits they come in."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+SplitName = Literal["train", "validation", "test"]
+
+# What people call their splits -> what we call them.
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+class Row(NamedTuple):
+    """One row of text, and whether a document begins with it."""
+
+    text: str
+    begins: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split: read from the start at each iteration, never held in memory.
+
+    Attributes:
+        read: Yields the rows in order.
+        files: The files the rows are read from; their content identifies the split.
+        identity: Whatever else shapes the rows (a column's name, a version).
+    """
+
+    read: Callable[[], Iterator[Row]]
+    files: tuple[Path, ...] = ()
+    identity: str = ""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.read()
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the files' content and the identity, in hexadecimal."""
+        total = hashlib.sha256(self.identity.encode())
+        for file in self.files:
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        return total.hexdigest()

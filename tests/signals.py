@@ -1,0 +1,21 @@
+"""A callback that sends the process a signal, for tests of stopping."""
+
+import signal
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class SendSignal(Callback):
+    """Sends a signal as a micro-batch begins."""
+
+    def __init__(self, number: int, batch: int) -> None:
+        self.number = number
+        self.batch = batch
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Send it, to this process."""
+        if batch_idx == self.batch:
+            signal.raise_signal(self.number)

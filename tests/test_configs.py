@@ -1,0 +1,68 @@
+"""Every YAML that is shipped: it opens with what a reader asks first, and it parses."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt2_lightning.cli import main
+from tests.command_line import curves, fit
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def header(config: Path) -> str:
+    lines = config.read_text(encoding="utf-8").splitlines()
+    comments = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    return "\n".join(line.removeprefix("#").strip() for line in comments)
+
+
+def test_there_are_configs() -> None:
+    names = {config.relative_to(ROOT / "configs").as_posix() for config in CONFIGS}
+    assert names >= {"quickstart.yaml", "tutorial.yaml", "wikitext2.yaml"}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_a_config_opens_with_what_a_reader_asks(config: Path) -> None:
+    words = header(config)
+    for title in ("Hardware:", "Time:", "Expect:", "Start:"):
+        assert re.search(rf"^{title}", words, re.MULTILINE), title
+    name = config.relative_to(ROOT)
+    assert f"python -m gpt2_lightning fit --config {name}" in words
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_a_config_parses_and_every_value_arrives(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(config), "--print_config"])
+    assert ended.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(config.read_text(encoding="utf-8"))
+
+    def check(given: object, parsed: object, path: str) -> None:
+        if isinstance(given, dict):
+            assert isinstance(parsed, dict), path
+            for key, value in given.items():
+                check(value, parsed[key], f"{path}.{key}")
+        else:
+            assert given == parsed, path
+
+    check(given, parsed, config.stem)
+
+
+def test_the_quickstart_learns() -> None:
+    run = fit(
+        f"--config={ROOT / 'configs/quickstart.yaml'}",
+        "--model.architecture={layers: 1, heads: 2, width: 64}",
+        "--trainer.max_epochs=1",
+        "--samples.enabled=false",
+    )
+    columns = curves(run)
+    assert columns["val/loss"][0] == pytest.approx(math.log(2048), abs=0.1)
+    assert columns["val/bits_per_byte"][-1] < 3.0 < columns["val/bits_per_byte"][0]
+    assert columns["train/loss"][-1] < columns["train/loss"][0] - 0.5

@@ -1,0 +1,64 @@
+"""What a reader types must work: every command of the README parses, and names what is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gpt2_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[str]:
+    """Return the command lines of a document's code blocks, continued lines joined."""
+    blocks = re.findall(r"^```(?:bash|console|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition(" # ")[0].strip() for line in lines if line and line[0] not in "#"]
+
+
+OURS = sorted(
+    {
+        line[line.index("python -m gpt2_lightning") :]
+        for text in DOCS
+        for line in commands(text)
+        if "python -m gpt2_lightning" in line
+    }
+)
+
+
+def test_there_are_commands() -> None:
+    assert len(OURS) >= 8
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_a_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)[3:]
+    if "--ckpt_path" in words:  # a run that a test has not got
+        at = words.index("--ckpt_path")
+        assert len(words) > at + 1
+        del words[at : at + 2]
+    if "--help" not in words:
+        words.append("--print_config")
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code in (0, None)
+
+
+def test_the_test_command_is_what_ci_runs() -> None:
+    assert "make test" in commands(README)
+    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_a_link_leads_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_reading_order_names_files_that_exist() -> None:
+    for name in re.findall(r"`(gpt2_lightning/[\w/]+\.py|configs/[\w/]+\.yaml)`", README):
+        assert (ROOT / name).is_file(), name

@@ -1,0 +1,78 @@
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2_lightning.cli import main
+from gpt2_lightning.model.module import GPT2Module
+from tests.command_line import CALM, curves, fine_tuning
+
+RUN = Path("lightning_logs/version_0")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_leaves_a_run_that_can_be_used(
+    number: int,
+    code: int,
+    wiki_folder: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sender = f"{{class_path: tests.signals.SendSignal, init_args: {{number: {number}, batch: 4}}}}"
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "fit",
+                *fine_tuning(wiki_folder, tiny_model),
+                *CALM,
+                "--trainer.accumulate_grad_batches=3",
+                f"--trainer.callbacks=[{sender}]",
+            ]
+        )
+    assert stopped.value.code == code
+    # micro-batch 4 is the second of the second step, which is taken whole
+    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert curves(RUN)["train/loss"].__len__() == 2
+    assert f"generate --model {RUN}" in capsys.readouterr().out
+    main(["generate", f"--model={RUN}", "--prompt=the river", "--max_new_tokens=4"])
+    assert capsys.readouterr().out.count("the river") == 3
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_outside_training(
+    number: int,
+    code: int,
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = GPT2Module.validation_step
+
+    def stopping(self: GPT2Module, *args: object) -> None:
+        plain(self, *args)  # type: ignore[arg-type] # handed through
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(GPT2Module, "validation_step", stopping)
+    with pytest.raises(SystemExit) as stopped:
+        main(["validate", *fine_tuning(wiki_folder, tiny_model), *CALM])
+    assert stopped.value.code == code
+
+
+def test_a_stop_before_training_leaves_nothing_to_use(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = GPT2Module.validation_step
+
+    def stopping(self: GPT2Module, *args: object) -> None:
+        plain(self, *args)  # type: ignore[arg-type] # handed through
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(GPT2Module, "validation_step", stopping)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *fine_tuning(wiki_folder, tiny_model), *CALM])
+    assert stopped.value.code == 143
+    assert not (RUN / "hf").exists()
+    assert not (RUN / "checkpoints").exists()
