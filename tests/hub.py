@@ -72,7 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
             folder = repository / (below or "")
             if not folder.is_dir():
                 return self._refuse("EntryNotFound")
-            entries = [_entry(repository, path) for path in sorted(folder.iterdir())]
+            deep = "recursive=true" in urlsplit(self.path).query.lower()
+            found = folder.rglob("*") if deep else folder.iterdir()
+            entries = [_entry(repository, path) for path in sorted(found)]
             return self._send(json.dumps(entries).encode())
         files = sorted(path for path in repository.rglob("*") if path.is_file())
         about: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Model and text by name: from a hub on loopback, then from the cache with no hub at all."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,20 +13,30 @@ from datasets import Dataset
 from tests.command_line import CALM, SMALL, curves
 from tests.corpus import hub_rows, wiki_rows
 from tests.hub import COMMIT, small_hub
+from tests.test_readme import OURS, README, ROOT, commands
 
-PARQUET = "wiki-small-v1/train-00000-of-00001.parquet"
-TEXT = ("--data.source=someone/wikitext", "--data.subset=wiki-small-v1")
-FIT = ("fit", "--model.pretrained=someone/gpt2", *TEXT, *SMALL, *CALM, "--trainer.max_steps=2")
+PARQUET = "wikitext-2-v1/train-00000-of-00001.parquet"
+TEXT = ("--data.source=Salesforce/wikitext", "--data.subset=wikitext-2-v1")
+FIT = (
+    "fit",
+    "--model.pretrained=openai-community/gpt2",
+    *TEXT,
+    *SMALL,
+    *CALM,
+    "--trainer.max_steps=2",
+)
 
 
 @pytest.fixture
 def hub_folder(tmp_path: Path, tiny_model: Path) -> Path:
     """A hub's content: one model, and one data set of two subsets."""
     root = tmp_path / "hub"
-    shutil.copytree(tiny_model, root / "models/someone/gpt2")
-    for subset in ("wiki-small-v1", "wiki-other-v1"):
+    shutil.copytree(tiny_model, root / "models/openai-community/gpt2")
+    for name in ("vocab.json", "merges.txt"):  # the hub's has them beside tokenizer.json
+        (root / "models/openai-community/gpt2" / name).write_text("{}", encoding="utf-8")
+    for subset in ("wikitext-2-v1", "wikitext-2-raw-v1"):
         for seed, split in enumerate(("train", "validation", "test")):
-            file = root / f"datasets/someone/wikitext/{subset}/{split}-00000-of-00001.parquet"
+            file = root / f"datasets/Salesforce/wikitext/{subset}/{split}-00000-of-00001.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             rows = hub_rows(wiki_rows(articles=12 - 4 * (seed > 0), seed=seed))
             Dataset.from_dict({"text": rows}).to_parquet(file)
@@ -35,29 +46,31 @@ def hub_folder(tmp_path: Path, tiny_model: Path) -> Path:
             f"  - split: {split}\n    path: {subset}/{split}-*\n"
             for split in ("train", "validation", "test")
         )
-        for subset in ("wiki-small-v1", "wiki-other-v1")
+        for subset in ("wikitext-2-v1", "wikitext-2-raw-v1")
     )
     card = f"---\nconfigs:\n{configs}---\n"
-    (root / "datasets/someone/wikitext/README.md").write_text(card, encoding="utf-8")
+    (root / "datasets/Salesforce/wikitext/README.md").write_text(card, encoding="utf-8")
     return root
 
 
 def run(*words: str, endpoint: str, offline: bool = False) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a process of its own: the clients read the endpoint when imported."""
+    """Run our program in a process of its own: the clients read the endpoint when imported."""
+    return start([sys.executable, "-m", "gpt2_lightning", *words], endpoint, offline)
+
+
+def start(
+    words: list[str], endpoint: str, offline: bool = False
+) -> "subprocess.CompletedProcess[str]":
     settings = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(Path("hf-home").absolute()),
         "HF_HUB_OFFLINE": "1" if offline else "0",
         "HF_HUB_DISABLE_XET": "1",
         "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     return subprocess.run(
-        [sys.executable, "-m", "gpt2_lightning", *words],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        words, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -66,9 +79,9 @@ def test_fit_from_a_hub_and_again_without_one(hub_folder: Path) -> None:
         first = run(*FIT, f"--data.revision={COMMIT}", endpoint=endpoint)
         assert first.returncode == 0, first.stderr
     fetched = [request.removeprefix("GET ") for request in requests if "GET" in request]
-    assert f"/someone/gpt2/resolve/{COMMIT}/model.safetensors" in fetched
-    assert f"/datasets/someone/wikitext/resolve/{COMMIT}/{PARQUET}" in fetched
-    assert not any("wiki-other-v1/train" in path for path in fetched)
+    assert f"/openai-community/gpt2/resolve/{COMMIT}/model.safetensors" in fetched
+    assert f"/datasets/Salesforce/wikitext/resolve/{COMMIT}/{PARQUET}" in fetched
+    assert not any("wikitext-2-raw-v1/train" in path for path in fetched)
     again = run(*FIT, f"--data.revision={COMMIT}", endpoint=endpoint, offline=True)
     assert again.returncode == 0, again.stderr
     runs = [curves(Path(f"lightning_logs/version_{number}")) for number in (0, 1)]
@@ -78,11 +91,14 @@ def test_fit_from_a_hub_and_again_without_one(hub_folder: Path) -> None:
 def test_what_the_hub_does_not_have(hub_folder: Path) -> None:
     with small_hub(hub_folder) as (endpoint, _):
         for flag, message in (
-            ("--model.pretrained=someone/gpt3", "error: --model.pretrained someone/gpt3"),
-            ("--model.revision=v7", "error: --model.pretrained someone/gpt2"),
-            ("--data.source=someone/else", "error: --data.source someone/else"),
-            ("--data.subset=wiki-no", "wiki-small-v1"),
-            ("--data.revision=v7", "error: --data.source someone/wikitext"),
+            (
+                "--model.pretrained=openai-community/gpt3",
+                "error: --model.pretrained openai-community/gpt3",
+            ),
+            ("--model.revision=v7", "error: --model.pretrained openai-community/gpt2"),
+            ("--data.source=Salesforce/else", "error: --data.source Salesforce/else"),
+            ("--data.subset=wikitext-9", "wikitext-2-v1"),
+            ("--data.revision=v7", "error: --data.source Salesforce/wikitext"),
         ):
             refused = run(*FIT, flag, endpoint=endpoint)
             assert refused.returncode == 2, refused.stderr
@@ -97,3 +113,18 @@ def test_no_hub_at_the_endpoint(hub_folder: Path) -> None:
     refused = run(*FIT, endpoint=endpoint)
     assert refused.returncode == 2
     assert "HF_ENDPOINT" in refused.stderr.splitlines()[-1]
+
+
+def test_the_tutorials_downloads_as_the_readme_has_them(hub_folder: Path) -> None:
+    downloads = [line for line in commands(README) if line.startswith("hf download")]
+    (fit,) = [line for line in OURS if "configs/tutorial.yaml" in line]
+    with small_hub(hub_folder) as (endpoint, _):
+        for line in downloads:
+            done = start(shlex.split(line), endpoint)
+            assert done.returncode == 0, done.stderr
+    assert len(downloads) == 2
+    cut = ("--data.block_size=32", "--trainer.max_steps=2", "--samples.enabled=false", *CALM)
+    words = [word.replace("configs/", f"{ROOT}/configs/") for word in shlex.split(fit)[3:]]
+    done = run(*words, *cut, endpoint=endpoint, offline=True)
+    assert done.returncode == 0, done.stderr
+    assert "not comparable with published figures" in " ".join(done.stdout.split())

@@ -1,3 +1,4 @@
+import logging
 import sys
 from pathlib import Path
 
@@ -45,6 +46,26 @@ def test_parquet_in_the_hubs_layout(tmp_path: Path) -> None:
         }
     assert inside["train"].digest() == by_subset["train"].digest()
     assert inside["train"].digest() != inside["test"].digest()
+
+
+def test_a_subset_where_the_data_itself_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gpt2_lightning"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    write_parquet(tmp_path / "d/wikitext-2-v1/train-00000-of-00001.parquet", TEXTS)
+    (tmp_path / "book.txt").write_text("text", encoding="utf-8")
+    inside = open_source(str(tmp_path / "d/wikitext-2-v1"), subset="wikitext-2-raw-v1")
+    assert texts(inside["train"]) == TEXTS
+    assert "--data.subset wikitext-2-raw-v1 is not used" in caplog.text
+    caplog.clear()
+    book = open_source(str(tmp_path / "book.txt"), subset="wikitext-2-raw-v1")
+    assert texts(book["train"]) == ["text"]
+    assert "--data.subset wikitext-2-raw-v1 is not used" in caplog.text
+    caplog.clear()
+    # the only subset needs not be named
+    assert texts(open_source(str(tmp_path / "d"))["train"]) == TEXTS
+    assert not caplog.text
 
 
 def test_shards_come_in_order_and_all_are_needed(tmp_path: Path) -> None:

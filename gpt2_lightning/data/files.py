@@ -1,5 +1,6 @@
 """Local files and folders: parquet in the Hub's layout, WikiText's archives, txt, jsonl, csv."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,28 +16,39 @@ TABLE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".cs
 SHARD = re.compile(r"(?P<split>[\w.]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet")
 
 
-def open_path(path: Path, text_column: str) -> dict[SplitName, Rows]:
+log = logging.getLogger(__name__)
+
+
+def open_path(path: Path, subset: str | None, text_column: str) -> dict[SplitName, Rows]:
     """Find the splits of a file, or of a folder in any layout that is known.
 
     Args:
-        path: The file or folder; for a subset, the folder inside the source's.
+        path: The file or folder.
+        subset: A folder inside ``path``; said to be unused where ``path`` itself holds data.
         text_column: The column that holds the text, in parquet, jsonl and csv files.
 
     Raises:
         UsageError: If there is nothing that can be read.
     """
+    if subset is not None:
+        if (path / subset).is_dir():
+            return open_path(path / subset, None, text_column)
+        if path.is_dir() and not _holds_data(path):
+            raise UsageError(
+                f"--data.subset {subset}: there is no folder of that name in {path}, which "
+                f"holds: {_listing(path)}."
+            )
+        log.info("%s holds its data itself: --data.subset %s is not used.", path, subset)
     if path.is_file():
         return {"train": _rows_of_files((path,), text_column)}
-    if not path.is_dir():
-        raise UsageError(
-            f"--data.subset {path.name}: there is no folder of that name in {path.parent}, "
-            f"which holds: {_listing(path.parent)}."
-        )
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return open_saved(path, text_column)
     if files := _files_by_split(path):
         return {split: _rows_of_files(found, text_column) for split, found in files.items()}
-    if subsets := [inner.name for inner in sorted(path.iterdir()) if _holds_data(inner)]:
+    subsets = [inner.name for inner in sorted(path.iterdir()) if _holds_data(inner)]
+    if len(subsets) == 1:
+        return open_path(path / subsets[0], None, text_column)
+    if subsets:
         raise UsageError(
             f"--data.source {path}: this folder has several subsets. "
             f"Choose one: {' or '.join(f'--data.subset {name}' for name in subsets)}."

@@ -43,7 +43,7 @@ def open_source(
         return {SPLIT_NAMES[name]: _rows_in_memory(text) for name, text in rows.items()}
     path = Path(source).expanduser()
     if path.exists():
-        return open_path(path / subset if subset else path, text_column)
+        return open_path(path, subset, text_column)
     if HUB_ID.fullmatch(source) and path.suffix not in TEXT_SUFFIXES | TABLE_BUILDERS.keys():
         return open_hub(source, subset, revision, text_column)
     raise UsageError(
