@@ -82,4 +82,5 @@ def save_last(trainer: Trainer) -> None:
     """Save the run's ``last.ckpt``, where checkpoints are kept at all."""
     checkpointing = trainer.checkpoint_callback
     if isinstance(checkpointing, ModelCheckpoint) and checkpointing.dirpath is not None:
-        trainer.save_checkpoint(Path(checkpointing.dirpath) / "last.ckpt")
+        last = Path(checkpointing.dirpath) / "last.ckpt"
+        trainer.save_checkpoint(last, weights_only=False)  # the optimizer too: it can go on
