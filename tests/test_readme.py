@@ -10,7 +10,12 @@ from gpt2_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = [README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md"))]
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+DOCS = [
+    README,
+    CHINESE,
+    *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")),
+]
 
 
 def commands(text: str) -> list[str]:
@@ -28,6 +33,10 @@ OURS = sorted(
         if "python -m gpt2_lightning" in line
     }
 )
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    assert commands(CHINESE) == commands(README)
 
 
 def test_there_are_commands() -> None:
@@ -54,7 +63,7 @@ def test_the_test_command_is_what_ci_runs() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README + CHINESE))))
 def test_a_link_leads_somewhere(target: str) -> None:
     assert (ROOT / target).exists()
 
