@@ -1,6 +1,7 @@
 """The verb table: Lightning's verbs go to LightningCLI, each of ours to one function."""
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> None:
 def _refuse(error: UsageError, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        sys.exit(0)  # every rank has found it; the first one says so, unless another's code ends it
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 

@@ -1,11 +1,12 @@
 """GPT2CLI: LightningCLI for our module and datamodule, and what it is given before it builds."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -43,6 +44,7 @@ DEFAULTS = {
     "checkpoint.monitor": "val/loss",
     "checkpoint.mode": "min",
     "checkpoint.save_last": True,
+    "checkpoint.save_on_train_epoch_end": False,  # after the validation, where a run can go on
     # a metric's name with its slash would make a folder
     "checkpoint.filename": "best-step{step}-val_loss{val/loss:.3f}",
     "checkpoint.auto_insert_metric_name": False,
@@ -50,9 +52,19 @@ DEFAULTS = {
 }
 # What a checkpoint's run may change without changing its losses.
 FREE_TO_CHANGE = {
-    "model": {"attention", "compile", "gradient_checkpointing", "sampling", "schedule_steps"},
+    # the schedule's length is compared as such, when it is known
+    "model": {
+        "attention",
+        "compile",
+        "gradient_checkpointing",
+        "sampling",
+        "schedule_steps",
+        "hf_config",
+    },
     "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
 }
+# What a checkpoint brings with it.
+CARRIED = ("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size")
 
 
 class GPT2ArgumentParser(LightningArgumentParser):
@@ -86,9 +98,18 @@ class GPT2CLI(LightningCLI):
         self.checkpoint_file: Path | None = None
         if (asked := _value_of(words, "--ckpt_path")) is not None:
             self.checkpoint_file = find_checkpoint(asked)
+            for flag in CARRIED:
+                if _value_of(words, flag) is not None:
+                    raise UsageError(
+                        f"{flag}: {self.checkpoint_file} carries its own tokenizer. Leave the "
+                        "flag out."
+                    )
             run = run_of(self.checkpoint_file)
             if run is not None and (run / "config.yaml").is_file():
                 words = [words[0], "--config", str(run / "config.yaml"), *words[1:]]
+            else:
+                settings = settings_of(read_checkpoint(self.checkpoint_file))
+                words = [words[0], "--config", json.dumps(settings), *words[1:]]
         self.config = parser.parse_args(words)
 
     def _parse_ckpt_path(self) -> None:
@@ -127,6 +148,7 @@ class GPT2CLI(LightningCLI):
                 ("model", "hyper_parameters"),
             ):
                 _refuse_changes(group, config[group], checkpoint[key], file)
+            config.trainer.num_sanity_val_steps = 0  # the curves have their beginning
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]
         config.data.tokenizer_revision = None
@@ -158,7 +180,10 @@ class GPT2CLI(LightningCLI):
             Mistake(),
         ]
         self.trainer_defaults = {"callbacks": callbacks}
-        return super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        # Stop puts off the stops that others ask for; checkpoints come last, as ever
+        trainer.callbacks.sort(key=lambda it: (isinstance(it, Checkpoint), isinstance(it, Stop)))
+        return trainer
 
 
 def run(words: list[str]) -> None:
@@ -225,6 +250,16 @@ def _check_precision(trainer: Any) -> None:
             "Lightning would take bf16 without a word. --trainer.precision bf16-mixed would work, "
             "or 32-true."
         )
+
+
+def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's own settings, as a config file would have them."""
+    model = dict(checkpoint["hyper_parameters"])
+    data = dict(checkpoint["datamodule_hyper_parameters"])
+    for name in ("hf_config", "block_size", "vocab_size"):  # linked, or brought by the checkpoint
+        del model[name]
+    del model["seed"]
+    return {"seed_everything": data.pop("seed"), "model": model, "data": data}
 
 
 def _refuse_changes(group: str, given: Any, trained: dict[str, Any], file: Path) -> None:

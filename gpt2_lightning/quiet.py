@@ -22,6 +22,8 @@ SILENCED = [
     (r".*The number of training batches .* is smaller than the logging interval.*", Warning),
     # batches carry their own counts
     (r".*Trying to infer the `batch_size` from an ambiguous collection.*", Warning),
+    # a checkpoint that was moved away from its run goes on in a new run folder
+    (r"The dirpath has changed from .*", Warning),
     # each batch of prompts tells their places itself
     (r".*Couldn't infer the batch indices.*", Warning),
     # we go on in the same run folder on purpose

@@ -11,7 +11,7 @@ from gpt2_lightning.data.token_store import Manifest, TokenStore
 def blocks(count: int, size: int = 4, short: int = 1) -> PackedBlocks:
     """Blocks whose ids tell them apart; the last lacks ``short`` targets."""
     ids = np.arange(count * size + 1 - short, dtype=np.uint16)
-    manifest = Manifest(len(ids), 1, 1, 1, 1, 1, 1, "uint16", {})
+    manifest = Manifest(len(ids), 1, 1, 1, 1, 1, 0, 1, "uint16", {})
     return PackedBlocks(TokenStore(Path(), manifest, ids, np.array([0, len(ids)])), size, 0)
 
 

@@ -11,7 +11,7 @@ EOS = 9
 
 
 def store(ids: list[int], starts: list[int]) -> TokenStore:
-    manifest = Manifest(len(ids), len(starts) - 1, 1, 1, 1, 1, 1, "uint16", {})
+    manifest = Manifest(len(ids), len(starts) - 1, 1, 1, 1, 1, 0, 1, "uint16", {})
     return TokenStore(Path(), manifest, np.array(ids, np.uint16), np.array(starts))
 
 

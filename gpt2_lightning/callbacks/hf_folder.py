@@ -6,6 +6,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.inference.checkpoint import LoadedModel, load_checkpoint
 from gpt2_lightning.inference.hf_folder import write_hf_folder
 from gpt2_lightning.model.causal_lm import from_config
@@ -31,13 +32,11 @@ class HFFolder(Callback):
             self._write(trainer, cast(GPT2Module, pl_module))
 
     def _write(self, trainer: Trainer, module: GPT2Module) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
-            return
-        if cast(Any, trainer).fast_dev_run:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None or cast(Any, trainer).fast_dev_run:
             return
         found = self._outcome(trainer, module)
-        target = Path(trainer.log_dir) / "hf"
-        write_hf_folder(target, found.model, found.tokenizer, module.sampling)
+        write_hf_folder(folder / "hf", found.model, found.tokenizer, module.sampling)
 
     @staticmethod
     def _outcome(trainer: Trainer, module: GPT2Module) -> LoadedModel:

@@ -1,12 +1,12 @@
 """What came of a run: a short table on the screen at its end."""
 
-from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.module import GPT2Module
 
@@ -68,9 +68,9 @@ class Outcome(Callback):
 
     @staticmethod
     def _print_place(trainer: Trainer, console: Console) -> None:
-        if trainer.log_dir is None or not (Path(trainer.log_dir) / "hf").is_dir():
+        run = run_folder(trainer)
+        if run is None or not (run / "hf").is_dir():
             return
-        run = Path(trainer.log_dir)
         for line in (
             f"Best model: {run / 'hf'}",
             f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."',

@@ -66,7 +66,7 @@ class Predictions(BasePredictionWriter):
         self.file = self.part.with_suffix("")
         if trainer.is_global_zero:
             parts = [self.part.with_suffix(f".{rank}") for rank in range(trainer.world_size)]
-            lines = [line for part in parts for line in part.read_text("utf-8").splitlines()]
+            lines = [line for part in parts for line in part.read_text("utf-8").split("\n") if line]
             lines.sort(key=lambda line: int(json.loads(line)["index"]))
             beside = self.file.with_suffix(".partial")
             beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

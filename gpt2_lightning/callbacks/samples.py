@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.data.prompts import encode_prompt
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.module import GPT2Module
@@ -36,10 +37,11 @@ class Samples(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, in one process."""
-        if not self.enabled or trainer.state.fn != "fit" or trainer.log_dir is None:
+        if not self.enabled or trainer.state.fn != "fit":
             return
-        if not trainer.is_global_zero:  # the raw module is used: no rank waits for another
-            return
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
+            return  # the raw module is used below: no rank waits for another
         module = cast(GPT2Module, pl_module)
         data = cast(Any, trainer).datamodule
         tokenizer: PreTrainedTokenizerBase = data.tokenizer
@@ -64,7 +66,7 @@ class Samples(Callback):
             for prompt, samples in zip(prompts, texts, strict=True)
             for seed, ids in zip(sampling.seeds, samples, strict=True)
         ]
-        self._write(Path(trainer.log_dir), rows)
+        self._write(folder, rows)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("samples", _as_markdown(rows), step)
@@ -74,7 +76,9 @@ class Samples(Callback):
             return [encode_prompt(data.tokenizer, prompt) for prompt in self.prompts]
         blocks = data.split_blocks("validation")
         first = blocks.batch(np.arange(min(DEFAULT_PROMPTS, len(blocks))))["input_ids"]
-        return list(first[:, :PROMPT_TOKENS])
+        # a padded row, or the last block, is text for as long as it has targets
+        lengths = np.clip(blocks.target_counts, 1, PROMPT_TOKENS)
+        return [row[:length] for row, length in zip(first, lengths, strict=False)]
 
     @staticmethod
     def _write(folder: Path, rows: list[dict[str, Any]]) -> None:

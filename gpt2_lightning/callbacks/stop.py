@@ -3,10 +3,12 @@
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from gpt2_lightning.errors import UsageError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -18,13 +20,31 @@ class Stopped(SystemExit):
 class Stop(Callback):
     """Saves ``last.ckpt`` and ends the run at the optimizer step in which a signal came.
 
-    All ranks agree on that step, so none waits for another. A second signal ends the process at
-    once. While the split is validated before training, there is nothing to save, and the run
-    ends with the batch. Where ``max_steps`` ends a run, a validation comes first.
+    All ranks agree on that step, so none waits for another; a validation that is due at that step
+    is still made. A second signal ends the process at once. While the split is validated before
+    training, there is nothing to save, and the run ends with the batch. A run that ends by itself
+    ends with a validation, so that its last step is measured and saved.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._put_off = False  # another callback asked for the end in the middle of a step
+        self._after_validation = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See that validations, and so checkpoints, fall on whole steps.
+
+        Raises:
+            UsageError: If they do not.
+        """
+        interval, parts = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if stage == "fit" and isinstance(interval, int) and interval % parts:
+            near = max(parts, interval // parts * parts)
+            raise UsageError(
+                f"--trainer.val_check_interval {interval}: it counts micro-batches, and an "
+                f"optimizer step takes {parts} of them. --trainer.val_check_interval {near} would "
+                "work."
+            )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen in the place of Lightning, which would stop in the middle of an accumulation.
@@ -34,7 +54,12 @@ class Stop(Callback):
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
-    on_train_start = on_sanity_check_start  # there may be no validation before training
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, where there was no validation before training; validate at whole steps."""
+        self.on_sanity_check_start(trainer, pl_module)
+        batches, parts = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(batches, int) and batches < trainer.num_training_batches:
+            trainer.val_check_batch = -(-batches // parts) * parts  # a share of the epoch
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -59,14 +84,35 @@ class Stop(Callback):
     ) -> None:
         """Save and end, if a rank was asked to."""
         if not batch["ends_step"]:
+            self._put_off |= trainer.should_stop
+            trainer.should_stop = False
             return
-        if trainer.global_step == trainer.max_steps:
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        ends = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
+        if self._put_off or ends:
             trainer.should_stop = True  # Lightning validates before such a stop
         self._agree(trainer)
         if self.received is None:
             return
+        self._after_validation = trainer.should_stop or _validation_is_due(trainer, batch_idx)
+        if not self._after_validation:
+            self._end(trainer, self.received)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save and end after a validation that was due."""
+        if self._after_validation and self.received is not None:
+            self._end(trainer, self.received)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save a run that made no validation, and so no checkpoint."""
+        checkpointing = trainer.checkpoint_callback
+        if isinstance(checkpointing, ModelCheckpoint) and not checkpointing.last_model_path:
+            save_last(trainer)
+
+    @staticmethod
+    def _end(trainer: Trainer, received: int) -> NoReturn:
         save_last(trainer)
-        raise Stopped(128 + self.received)
+        raise Stopped(128 + received)
 
     def _agree(self, trainer: Trainer) -> None:
         """Let every rank know of a signal that one received."""
@@ -76,6 +122,15 @@ class Stop(Callback):
             asked = self.received == number
             if trainer.strategy.reduce_boolean_decision(asked, all=False):
                 self.received = number
+
+
+def _validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
+    """Tell whether Lightning validates after this micro-batch."""
+    if not trainer.enable_validation or not isinstance(every := trainer.val_check_batch, int):
+        return False
+    if (by_epoch := trainer.check_val_every_n_epoch) is None:
+        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+    return (trainer.current_epoch + 1) % by_epoch == 0 and (batch_idx + 1) % every == 0
 
 
 def save_last(trainer: Trainer) -> None:

@@ -50,7 +50,8 @@ class Throughput(Callback):
         if not batch["ends_step"]:
             return
         self.tokens += batch["step_targets"]
-        if trainer.global_step % cast(Any, trainer).log_every_n_steps:
+        every = cast(Any, trainer).log_every_n_steps
+        if every == 0 or trainer.global_step % every:
             return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # once a log interval: the work is done

@@ -1,11 +1,8 @@
 """``generate``: continue a prompt with a trained model."""
 
-import json
 from typing import cast
 
-from jsonargparse import auto_cli
-
-from gpt2_lightning.arguments import Parser, gather, with_underscores
+from gpt2_lightning.arguments import Parser, with_underscores
 from gpt2_lightning.errors import UsageError
 
 
@@ -84,13 +81,14 @@ def _best_device() -> str:
 
 def main(words: list[str]) -> None:
     """Parse the words and run the verb."""
-    rest, prompts = gather(with_underscores(words), "--prompt")
-    if not prompts and not any(word.startswith(("--help", "-h", "--config")) for word in rest):
-        raise UsageError('--prompt: what shall be continued? Write --prompt "Once upon a time".')
-    auto_cli(
-        generate,
-        args=[*rest, f"--prompt={json.dumps(prompts)}"] if prompts else rest,
-        as_positional=False,
-        parser_class=Parser,
-        prog="gpt2_lightning generate",
+    parser = Parser(prog="gpt2_lightning generate", description="Continue a prompt.")
+    parser.add_argument("--config", action="config", help="YAML file of these flags.")
+    parser.add_function_arguments(generate, skip={"prompt"})
+    parser.add_argument(
+        "--prompt", action="append", type=str, help="Text to continue; may be repeated."
     )
+    options = parser.parse_args(with_underscores(words)).as_dict()
+    del options["config"]
+    if not options["prompt"]:
+        raise UsageError('--prompt: what shall be continued? Write --prompt "Once upon a time".')
+    generate(**options)

@@ -103,7 +103,7 @@ class WikiTextDataModule(LightningDataModule):
         self.seed = seed
         self.cache_dir = cache_folder(cache_dir)
         self.stores: dict[SplitName, TokenStore] = {}
-        self._prepared: tuple[str, dict[SplitName, str]] | None = None
+        self._prepared: tuple[str, dict[SplitName, str]] | UsageError | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
@@ -121,7 +121,12 @@ class WikiTextDataModule(LightningDataModule):
             UsageError: If the source cannot be read or nothing is left of a split.
         """
         stage = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
-        self.prepare(SPLITS_OF_STAGE[stage])
+        try:
+            self.prepare(SPLITS_OF_STAGE[stage])
+        except UsageError as mistake:
+            if self.trainer is None or self.trainer.world_size == 1:
+                raise
+            self._prepared = mistake  # raised in `setup`, by all ranks: none waits for another
 
     def prepare(self, wanted: list[SplitName]) -> None:
         """Write the tokenizer and the token stores of some splits, where they are not yet there."""
@@ -223,6 +228,8 @@ class WikiTextDataModule(LightningDataModule):
         prepared = self._prepared
         if self.trainer is not None:
             prepared = self.trainer.strategy.broadcast(prepared)
+        if isinstance(prepared, UsageError):
+            raise prepared
         assert prepared is not None, "prepare_data() has not been called"
         tokenizer_name, names = prepared
         self._tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision)
@@ -288,6 +295,8 @@ class WikiTextDataModule(LightningDataModule):
             return None, "--data.blocks pad cuts off what is longer than a block"
         if not self.cleaner.lossless:
             return None, f"--data.cleaning {self.cleaner.name} loses text"
+        if self.cleaner.name == "detokenize" and not self.stores[split].manifest.marks:
+            return None, "--data.cleaning detokenize loses nothing of WikiText, which this is not"
         if not keeps_every_byte(self.tokenizer):
             return None, "the tokenizer is not byte-level and may lose text"
         return self.stores[split].manifest.bytes, ""

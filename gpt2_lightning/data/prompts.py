@@ -63,16 +63,18 @@ class PromptBatches:
         world_size: int = 1,
     ) -> None:
         self.mine = list(enumerate(prompts))[rank::world_size]
+        self.batches = -(-len(prompts) // (world_size * batch_size))
         self.tokenizer = tokenizer
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        """Return the batches of this rank."""
-        return -(-len(self.mine) // self.batch_size)
+        """Return the batches of a rank; ranks have equally many, the last of which may be empty."""
+        return self.batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield ``prompts``, their place ``index`` in the file, and ``input_ids``, a list each."""
-        for start in range(0, len(self.mine), self.batch_size):
+        for batch in range(self.batches):
+            start = batch * self.batch_size
             part = self.mine[start : start + self.batch_size]
             yield {
                 "index": [index for index, _ in part],

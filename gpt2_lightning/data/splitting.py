@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,9 @@ from gpt2_lightning.data.rows import Row, Rows, SplitName
 
 HELD_OUT_SHARE = 0.05  # of the bytes, for each split that is made
 FEWEST_ARTICLES = 20  # below this, articles are too few to choose from
-SPLITTING_VERSION = 1
+SPLITTING_VERSION = 2
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
+WORD = re.compile(r"\s*\S+|\s+")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
 
     Articles are ordered by the SHA-256 of their text, so neither their order nor a copy under
     another name changes the choice; the first ones go to the held-out splits. With fewer than 20
-    articles, the held-out splits are the text's end, cut where a line ends.
+    articles, the held-out splits are the text's end, cut where a line ends, or between words if
+    a line is longer than a split.
 
     Args:
         rows: The training rows, marked where an article begins.
@@ -45,6 +48,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     sizes: list[int] = []
     hashes: list[bytes] = []
     running = hashlib.sha256()
+    longest_line = 0  # bytes
     for row in rows:
         if row.begins and sizes:
             hashes.append(running.digest())
@@ -54,6 +58,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
         encoded = row.text.encode()
         running.update(encoded)
         sizes[-1] += len(encoded)
+        longest_line = max(longest_line, *map(len, encoded.splitlines(keepends=True)), 0)
     hashes.append(running.digest())
     names: list[SplitName] = ["train", *missing]
     identity = f"{rows.identity} split {SPLITTING_VERSION} {missing}"
@@ -65,8 +70,10 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
         }
         return Splitting(by_split, True, len(sizes))
     edges = _edges(sum(sizes), names)
+    # in a stretch as long as the longest line, a line begins
+    part = LINE if longest_line <= HELD_OUT_SHARE * sum(sizes) else WORD
     by_split = {
-        name: Rows(partial(_of_positions, rows, *edges[name]), rows.files, identity)
+        name: Rows(partial(_of_positions, rows, part, *edges[name]), rows.files, identity)
         for name in names
     }
     return Splitting(by_split, False, len(sizes))
@@ -112,17 +119,16 @@ def _of_articles(rows: Rows, owners: list[SplitName], name: SplitName) -> Iterat
             yield row
 
 
-def _of_positions(rows: Rows, begin: int, end: int) -> Iterator[Row]:
-    """Yield the lines that begin at a byte from ``begin`` to before ``end``."""
+def _of_positions(rows: Rows, part: re.Pattern[str], begin: int, end: int) -> Iterator[Row]:
+    """Yield of each row the parts that begin at a byte from ``begin`` to before ``end``."""
     position, first = 0, True
-    for line in _lines(rows):
-        if begin <= position < end:
-            yield Row(line.text, begins=line.begins or first)
-            first = False
-        position += len(line.text.encode())
-
-
-def _lines(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
-        for number, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+", row.text)):
-            yield Row(line, begins=row.begins and number == 0)
+        parts = part.findall(row.text)
+        kept = []
+        for text in parts:
+            if begin <= position < end:
+                kept.append(text)
+            position += len(text.encode())
+        if kept:
+            yield Row("".join(kept), begins=first or (row.begins and len(kept) == len(parts)))
+            first = False

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.data.cleaning import Cleaner
+from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.rows import Row
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
 from gpt2_lightning.whole_folder import whole_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHARACTERS_PER_PIECE = 1 << 16
 CHARACTERS_PER_BATCH = 1 << 20  # what is tokenized in one call; bounds the memory
 
@@ -35,6 +35,7 @@ class Manifest:
         rows: Rows in the original text.
         words: Words of the original text, by ``str.split``.
         bytes: UTF-8 bytes of the original text.
+        marks: Rows of the original text that carry WikiText's own marks, such as ``@-@``.
         cleaned_bytes: UTF-8 bytes after cleaning.
         dtype: NumPy type of the ids.
         shaped_by: Everything the store's name is a hash of.
@@ -46,6 +47,7 @@ class Manifest:
     rows: int
     words: int
     bytes: int
+    marks: int
     cleaned_bytes: int
     dtype: str
     shaped_by: dict[str, Any]
@@ -151,6 +153,7 @@ def write_token_store(
             rows=counts.rows,
             words=counts.words,
             bytes=counts.bytes,
+            marks=counts.marks,
             cleaned_bytes=ids_of.bytes,
             dtype=dtype.name,
             shaped_by=shaped_by,
@@ -164,7 +167,7 @@ class _Counts:
     """Counts of the original text, taken as it streams by."""
 
     def __init__(self) -> None:
-        self.rows = self.articles = self.words = self.bytes = 0
+        self.rows = self.articles = self.words = self.bytes = self.marks = 0
 
     def watch(self, rows: Iterable[Row], advance: Callable[[int], None]) -> Iterator[Row]:
         told = 0
@@ -173,6 +176,7 @@ class _Counts:
             self.articles += row.begins
             self.words += len(row.text.split())
             self.bytes += len(row.text.encode())
+            self.marks += MARKS.search(row.text) is not None
             if self.rows - told == 1000:
                 advance(1000)
                 told = self.rows

@@ -27,7 +27,7 @@ def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         A scalar in fp32; 0 where no target counts.
     """
     return linear_cross_entropy(
-        hidden.flatten(0, -2).float(),
+        hidden.flatten(0, -2).to(weight.dtype),
         weight,
         targets.flatten(),
         reduction="sum",

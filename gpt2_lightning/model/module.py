@@ -264,7 +264,7 @@ class GPT2Module(LightningModule):
 
     def _logs_this_step(self) -> bool:
         every: int = cast(Any, self.trainer).log_every_n_steps
-        return (self.global_step + 1) % every == 0
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def _log_step(self, nats: Tensor, batch: dict[str, Any]) -> None:
         if not self._logs_this_step():
@@ -298,8 +298,8 @@ class GPT2Module(LightningModule):
 
         Lightning's own clipping refuses FSDP and fused AdamW in mixed precision.
         """
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), cast(float, gradient_clip_val))
+        if gradient_clip_algorithm == "value" and gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
             return
         if not gradient_clip_val and not self._logs_this_step():
             return
@@ -364,6 +364,8 @@ class GPT2Module(LightningModule):
         Returns:
             For each prompt, for each sample, the new ids.
         """
+        if not batch["input_ids"]:  # a rank for which no prompt was left
+            return []
         return generate(
             self.model,
             batch["input_ids"],
@@ -375,5 +377,35 @@ class GPT2Module(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the configuration to the checkpoint, which so needs no folder beside it."""
+        checkpoint["trainer_settings"] = self._trainer_settings()
         checkpoint["hf_config"] = self.model.config.to_dict()
         checkpoint["hyper_parameters"]["hf_config"] = checkpoint["hf_config"]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See that a run that goes on takes the steps that it would have taken.
+
+        Raises:
+            UsageError: If a flag of the trainer contradicts the checkpoint.
+        """
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        now = self._trainer_settings()
+        for flag, before in checkpoint["trainer_settings"].items():
+            if now[flag] != before:
+                raise UsageError(
+                    f"{flag}: the checkpoint was trained with {before}, now it is {now[flag]}, and "
+                    "going on so would be another run. Leave the flag as it was."
+                )
+
+    def _trainer_settings(self) -> dict[str, Any]:
+        """Return what of the trainer decides the losses, by the flag that sets it."""
+        trainer = self.trainer
+        return {
+            "--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "--trainer.devices (x num_nodes)": trainer.world_size,
+            "--trainer.precision": trainer.precision,
+            "--trainer.gradient_clip_val": trainer.gradient_clip_val,
+            "--trainer.gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+            "--trainer.limit_train_batches": trainer.limit_train_batches,
+            "--trainer.max_epochs or max_steps (steps of the schedule)": self.total_steps(),
+        }

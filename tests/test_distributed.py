@@ -1,0 +1,109 @@
+"""Two processes on a CPU are one process that takes the same global batches."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import CALM, SMALL, curves, fit
+
+TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", *CALM)
+NO_DROPOUT = ("--model.dropout=0.0", "--model.attention_dropout=0.0")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in processes of their own: ddp starts the program's own words again."""
+    settings = {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2_lightning", *words],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def flags(text: Path, model: Path) -> tuple[str, ...]:
+    return (f"--model.pretrained={model}", f"--data.source={text}", *SMALL, *NO_DROPOUT)
+
+
+def test_two_processes_train_and_validate_as_one(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (
+        *flags(wiki_folder, tiny_model),
+        "--trainer.max_steps=50",
+        "--model.learning_rate=1e-3",
+    )
+    one = fit(*words, "--data.batch_size=6")
+    done = run("fit", *words, "--data.batch_size=3", *TWO)
+    assert done.returncode == 0, done.stderr
+    two = Path("lightning_logs/version_1")
+    ours, theirs = curves(two), curves(one)
+    assert len(theirs["train/loss"]) == 50
+    assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-5)
+    assert ours["train/grad_norm"] == pytest.approx(theirs["train/grad_norm"], rel=1e-4)
+    assert ours["train/tokens_seen"] == theirs["train/tokens_seen"]
+    assert ours["val/perplexity"][0] == pytest.approx(theirs["val/perplexity"][0], rel=1e-6)
+    assert ours["val/perplexity"] == pytest.approx(theirs["val/perplexity"], rel=1e-5)
+    assert (two / "samples.jsonl").read_text().count("\n") == 18  # one process wrote them
+    assert (two / "hf/model.safetensors").is_file()
+    assert sum("Best model:" in line for line in done.stdout.splitlines()) == 1
+
+
+def test_validation_sees_each_block_once(wiki_folder: Path, tiny_model: Path) -> None:
+    with (wiki_folder / "wiki.valid.raw").open("a", encoding="utf-8") as stream:
+        stream.write(" one more row , of some words \n")
+    words = ("validate", *flags(wiki_folder, tiny_model), "--trainer.logger=CSVLogger")
+    figures = []
+    for number, more in enumerate(((), TWO)):
+        folder = Path(f"run{number}")
+        done = run(*words, *CALM, *more, f"--trainer.logger.save_dir={folder}")
+        assert done.returncode == 0, done.stderr
+        with next(folder.rglob("metrics.csv")).open(encoding="utf-8", newline="") as stream:
+            figures.append(next(csv.DictReader(stream)))
+    for name in ("val/perplexity", "val/loss", "val/bits_per_byte"):
+        assert float(figures[1][name]) == pytest.approx(float(figures[0][name]), rel=1e-6)
+
+
+def test_prompts_keep_their_order(tmp_path: Path, tiny_model: Path) -> None:
+    for count in (5, 1):
+        (tmp_path / "prompts.txt").write_text("".join(f"river {n}\n" for n in range(count)))
+        words = ("predict", f"--model.pretrained={tiny_model}", *SMALL)
+        words = (*words, "--data.prompts=prompts.txt")
+        outputs = []
+        for more in ((), TWO):
+            before = set(Path("lightning_logs").glob("*"))
+            done = run(*words, *CALM, *more)
+            assert done.returncode == 0, done.stderr
+            (folder,) = set(Path("lightning_logs").glob("*")) - before
+            outputs.append((folder / "predictions.jsonl").read_text())
+        assert outputs[0] == outputs[1]
+        assert outputs[0].count("\n") == count
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data.source=nowhere.txt", "error: --data.source nowhere.txt"),
+        ("--data.block_size=65", "error: --data.block_size 65"),
+        ("--model.learning-rat=1", "error: --model.learning_rat: there is no such flag"),
+    ],
+)
+def test_a_mistake_is_one_message_and_ends_all(
+    wiki_folder: Path, tiny_model: Path, flag: str, message: str
+) -> None:
+    done = run("fit", *flags(wiki_folder, tiny_model), *TWO, flag)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert sum(line.startswith(message) for line in done.stderr.splitlines()) == 1, done.stderr
+    assert not list(Path("lightning_logs").glob("*"))
