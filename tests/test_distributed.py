@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_lightning.data.datamodule import WikiTextDataModule
 from tests.command_line import CALM, SMALL, curves, fit
 
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", *CALM)
@@ -62,7 +63,11 @@ def test_two_processes_train_and_validate_as_one(wiki_folder: Path, tiny_model: 
 
 def test_validation_sees_each_block_once(wiki_folder: Path, tiny_model: Path) -> None:
     with (wiki_folder / "wiki.valid.raw").open("a", encoding="utf-8") as stream:
-        stream.write(" one more row , of some words \n")
+        stream.write(" one more row , of some words " * 3 + "\n")
+    data = WikiTextDataModule(str(wiki_folder), tokenizer=str(tiny_model), block_size=16)
+    data.prepare(["validation"])
+    data.setup("validate")
+    assert len(data.split_blocks("validation")) % 2 == 1
     words = ("validate", *flags(wiki_folder, tiny_model), "--trainer.logger=CSVLogger")
     figures = []
     for number, more in enumerate(((), TWO)):
@@ -78,8 +83,8 @@ def test_validation_sees_each_block_once(wiki_folder: Path, tiny_model: Path) ->
 def test_prompts_keep_their_order(tmp_path: Path, tiny_model: Path) -> None:
     for count in (5, 1):
         (tmp_path / "prompts.txt").write_text("".join(f"river {n}\n" for n in range(count)))
-        words = ("predict", f"--model.pretrained={tiny_model}", *SMALL)
-        words = (*words, "--data.prompts=prompts.txt")
+        prompts = "--data.prompts=prompts.txt"
+        words = ("predict", f"--model.pretrained={tiny_model}", *SMALL, prompts)
         outputs = []
         for more in ((), TWO):
             before = set(Path("lightning_logs").glob("*"))
