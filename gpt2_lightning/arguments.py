@@ -21,6 +21,31 @@ def with_underscores(words: list[str]) -> list[str]:
     return [mend(word) for word in words]
 
 
+def gather(words: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """Take the values of a flag that may be repeated out of a command line.
+
+    Returns:
+        The other words, and the values.
+
+    Raises:
+        UsageError: If the flag stands at the end, without a value.
+    """
+    rest: list[str] = []
+    values: list[str] = []
+    stream = iter(words)
+    for word in stream:
+        if word == flag:
+            try:
+                values.append(next(stream))
+            except StopIteration:
+                raise UsageError(f"{flag}: it needs a value.") from None
+        elif word.startswith(flag + "="):
+            values.append(word.removeprefix(flag + "="))
+        else:
+            rest.append(word)
+    return rest, values
+
+
 def refuse(parser: ArgumentParser, message: str) -> NoReturn:
     """Raise what a parser would print, shortened, with the flag that was probably meant.
 

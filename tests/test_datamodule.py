@@ -101,6 +101,17 @@ def test_padded_rows_have_no_bits_per_byte(wiki_folder: Path, tiny_model: Path) 
     assert torch.is_tensor(next(iter(padded.val_dataloader()))["attention_mask"])
 
 
+def test_detokenize_is_lossless_for_wikitext_alone(
+    tmp_path: Path, wiki_folder: Path, tiny_model: Path
+) -> None:
+    wiki = ready(wiki_folder, tiny_model, cleaning="detokenize")
+    assert wiki.original_bytes("validation")[0] == (wiki_folder / "wiki.valid.raw").stat().st_size
+    (tmp_path / "code.txt").write_text("if a :\n    b = ( 1 )\n" * 400, encoding="utf-8")
+    code = ready(tmp_path / "code.txt", tiny_model, cleaning="detokenize")
+    assert code.original_bytes("validation")[0] is None
+    assert "loses nothing of WikiText" in code.original_bytes("validation")[1]
+
+
 def test_from_scratch_a_tokenizer_is_trained_once(wiki_folder: Path) -> None:
     names = []
     for _ in range(2):

@@ -75,3 +75,21 @@ def test_a_split_of_giants_still_gets_an_article() -> None:
     parts = [[Row(f"{index}" * 1000 + "\n", True)] for index in range(20)]
     splitting = split_rows(as_rows(parts), ["validation", "test"])
     assert all(text(rows) for rows in splitting.rows.values())
+
+
+def test_a_text_of_one_line_is_cut_between_words() -> None:
+    line = "".join(f"word{index} " for index in range(1000))
+    rows = Rows(lambda: iter([Row(line, True)]))
+    splitting = split_rows(rows, ["validation", "test"])
+    parts = [text(splitting.rows[name]) for name in ("train", "validation", "test")]
+    assert "".join(parts) == line
+    assert all(len(part) > 300 for part in parts)
+    assert all(part.strip().startswith("word") for part in parts)
+
+
+def test_a_document_stays_one_row() -> None:
+    documents = [Row(f"first line {index}\nsecond line\n", True) for index in range(10)]
+    splitting = split_rows(Rows(lambda: iter(documents)), ["test"])
+    train, test = list(splitting.rows["train"]), list(splitting.rows["test"])
+    assert train[:9] == documents[:9]
+    assert len(train) + len(test) <= 11  # at most the last one is in two parts

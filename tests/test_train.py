@@ -143,6 +143,8 @@ def test_accumulation_is_a_larger_batch(wiki_folder: Path, tiny_model: Path) -> 
         ("--model.gradient_checkpointing=true",),
         ("--model.attention=eager",),
         ("--data.blocks=pad",),
+        ("--trainer.precision=bf16-true",),
+        ("--trainer.gradient_clip_algorithm=value",),
         ("--data.cleaning=detokenize",),
         ("--model.schedule=constant", "--model.warmup_steps=2"),
     ],
@@ -210,20 +212,22 @@ def test_from_scratch_with_a_tokenizer_of_its_own(wiki_folder: Path) -> None:
 def test_predict_continues_prompts_in_order(
     tmp_path: Path, wiki_folder: Path, tiny_model: Path
 ) -> None:
-    prompts = ["the river", "a", "in 1923 the town council", "old", "two engineers who"]
+    # the third holds characters that end a line for Python, but not for a reader of jsonl
+    prompts = ["the river", "a", "in 1923 \u2028 the town \x85 council", "old", "two 😀 who"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     words = (f"--model.pretrained={tiny_model}", *SMALL, "--data.prompts=prompts.txt", *CALM)
     main(["predict", *words])
     rows = [
         json.loads(line)
-        for line in Path("lightning_logs/version_0/predictions.jsonl").read_text().splitlines()
+        for line in Path("lightning_logs/version_0/predictions.jsonl").read_text().split("\n")
+        if line
     ]
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["prompt"] for row in rows] == prompts
     assert all(len(row["samples"]) == 3 for row in rows)
     # a sample does not depend on what else is in the batch
     main(["predict", *words, "--data.batch_size=1"])
-    alone = Path("lightning_logs/version_1/predictions.jsonl").read_text().splitlines()
+    alone = Path("lightning_logs/version_1/predictions.jsonl").read_text().split("\n")[:-1]
     assert [json.loads(line) for line in alone] == rows
 
 
@@ -235,3 +239,47 @@ def test_test_and_validate_take_a_run(
     assert f"{curves(run)['val/loss'][-1]:.4f}"[:6] in capsys.readouterr().out
     main(["test", f"--ckpt_path={run}", *CALM, "--data.batch_size=5"])
     assert "test/perplexity" in capsys.readouterr().out
+
+
+def test_samples_of_padded_rows_begin_with_text(wiki_folder: Path, tiny_model: Path) -> None:
+    run = fit(*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=1", "--data.blocks=pad")
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert rows
+    assert not any("<|endoftext|>" in row["prompt"] for row in rows)
+
+
+def test_logging_and_clipping_can_be_off(wiki_folder: Path, tiny_model: Path) -> None:
+    run = fit(
+        *fine_tuning(wiki_folder, tiny_model),
+        "--trainer.max_steps=2",
+        "--trainer.log_every_n_steps=0",
+        "--trainer.gradient_clip_algorithm=value",
+    )
+    assert set(curves(run)) == {"step", "val/loss", "val/perplexity", "val/bits_per_byte"}
+
+
+def test_generate_takes_any_character(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["😀 river", 'quoted "town"', "null", "[1, 2]", "a\u2028b", "--"]
+    words = [f"--prompt={prompt}" for prompt in prompts]
+    main(["generate", f"--model={tiny_model}", *words, "--max-new-tokens=2"])
+    screen = capsys.readouterr().out
+    assert all(screen.count(f"\n{prompt}") >= 3 for prompt in prompts)
+
+
+def test_a_last_step_between_validations_is_measured(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (
+        *fine_tuning(wiki_folder, tiny_model),
+        "--data.batch_size=40",
+        "--trainer.max_epochs=1",
+    )
+    run = fit(*words, "--trainer.val_check_interval=4")  # of nine micro-batches
+    measured = [step for step, row in read_scalars(run).items() if "val/loss" in row]
+    assert measured == [0, 4, 8, 9]
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
+
+
+def test_a_run_without_validation_is_saved(wiki_folder: Path, tiny_model: Path) -> None:
+    words = fine_tuning(wiki_folder, tiny_model)
+    run = fit(*words, "--trainer.max_steps=2", "--trainer.limit_val_batches=0")
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    assert (run / "hf/model.safetensors").is_file()

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from gpt2_lightning.arguments import Parser, with_underscores
+from gpt2_lightning.arguments import Parser, gather, with_underscores
 from gpt2_lightning.errors import UsageError
 
 
@@ -84,11 +84,12 @@ def main(words: list[str]) -> None:
     parser = Parser(prog="gpt2_lightning generate", description="Continue a prompt.")
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
     parser.add_function_arguments(generate, skip={"prompt"})
-    parser.add_argument(
-        "--prompt", action="append", type=str, help="Text to continue; may be repeated."
-    )
-    options = parser.parse_args(with_underscores(words)).as_dict()
+    parser.add_argument("--prompt", type=list[str], help="Text to continue; may be repeated.")
+    # taken out first: the parser would read null, or [1, 2], as something else than text
+    rest, prompts = gather(words, "--prompt")
+    options = parser.parse_args(with_underscores(rest)).as_dict()
     del options["config"]
+    options["prompt"] = prompts or options["prompt"]
     if not options["prompt"]:
         raise UsageError('--prompt: what shall be continued? Write --prompt "Once upon a time".')
     generate(**options)

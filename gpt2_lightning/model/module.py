@@ -298,13 +298,13 @@ class GPT2Module(LightningModule):
 
         Lightning's own clipping refuses FSDP and fused AdamW in mixed precision.
         """
-        if gradient_clip_algorithm == "value" and gradient_clip_val:
+        by_value = gradient_clip_algorithm == "value"
+        limit = math.inf if by_value or not gradient_clip_val else gradient_clip_val
+        if limit < math.inf or self._logs_this_step():
+            root = cast(torch.nn.Module, self.trainer.strategy.model)
+            norm = clip_gradient_norm(root, limit)
+        if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-            return
-        if not gradient_clip_val and not self._logs_this_step():
-            return
-        root = cast(torch.nn.Module, self.trainer.strategy.model)
-        norm = clip_gradient_norm(root, gradient_clip_val or math.inf)
         if self._logs_this_step():
             self._to_loggers({"train/grad_norm": float(norm)})
 
@@ -399,13 +399,13 @@ class GPT2Module(LightningModule):
 
     def _trainer_settings(self) -> dict[str, Any]:
         """Return what of the trainer decides the losses, by the flag that sets it."""
-        trainer = self.trainer
+        trainer, clipping = self.trainer, self.trainer.gradient_clip_algorithm
         return {
             "--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
             "--trainer.devices (x num_nodes)": trainer.world_size,
             "--trainer.precision": trainer.precision,
             "--trainer.gradient_clip_val": trainer.gradient_clip_val,
-            "--trainer.gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+            "--trainer.gradient_clip_algorithm": clipping and str(clipping.value),
             "--trainer.limit_train_batches": trainer.limit_train_batches,
             "--trainer.max_epochs or max_steps (steps of the schedule)": self.total_steps(),
         }
