@@ -12,6 +12,8 @@ from tests.command_line import curves, fit
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs/scale").glob("*.yaml"))
+RECIPES = [config for config in CONFIGS if config not in OVERLAYS]
 
 
 def header(config: Path) -> str:
@@ -22,7 +24,8 @@ def header(config: Path) -> str:
 
 def test_there_are_configs() -> None:
     names = {config.relative_to(ROOT / "configs").as_posix() for config in CONFIGS}
-    assert names >= {"quickstart.yaml", "tutorial.yaml", "wikitext2.yaml"}
+    assert names >= {"quickstart.yaml", "tutorial.yaml", "wikitext2.yaml", "wikitext103.yaml"}
+    assert {f"scale/{name}.yaml" for name in ("ddp", "fsdp", "bf16", "multi_node")} <= names
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
@@ -30,8 +33,9 @@ def test_a_config_opens_with_what_a_reader_asks(config: Path) -> None:
     words = header(config)
     for title in ("Hardware:", "Time:", "Expect:", "Start:"):
         assert re.search(rf"^{title}", words, re.MULTILINE), title
-    name = config.relative_to(ROOT)
-    assert f"python -m gpt2_lightning fit --config {name}" in words
+    start = words[words.index("Start:") :]
+    assert "-m gpt2_lightning fit --config" in start
+    assert f"--config {config.relative_to(ROOT)}" in start
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
@@ -53,6 +57,31 @@ def test_a_config_parses_and_every_value_arrives(
             assert given == parsed, path
 
     check(given, parsed, config.stem)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda config: config.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda config: config.stem)
+def test_every_recipe_takes_every_overlay(
+    recipe: Path, overlay: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(recipe), "--config", str(overlay), "--print_config"])
+    assert ended.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    laid_over = yaml.safe_load(overlay.read_text(encoding="utf-8"))["trainer"]
+    for name, value in laid_over.items():
+        if name != "strategy" or isinstance(value, str):
+            assert parsed["trainer"][name] == value
+        else:
+            assert parsed["trainer"][name]["class_path"] == value["class_path"]
+    recipes = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert parsed["model"]["learning_rate"] == recipes["model"]["learning_rate"]
+
+
+def test_fsdp_wraps_the_blocks_and_leaves_the_tied_head_alone() -> None:
+    overlay = yaml.safe_load((ROOT / "configs/scale/fsdp.yaml").read_text(encoding="utf-8"))
+    (policy,) = overlay["trainer"]["strategy"]["init_args"]["auto_wrap_policy"]
+    assert policy.endswith(".GPT2Block")
 
 
 def test_the_quickstart_learns() -> None:

@@ -28,7 +28,7 @@ class Architecture:
         heads: Attention heads in each.
         width: Size of the hidden states, a multiple of ``heads``.
         positions: Longest context in tokens; null is the data's block size.
-        dropout: Probability, on embeddings, attention and residuals.
+        dropout: Probability, on embeddings and residuals; attention has a flag of its own.
     """
 
     layers: int = 12

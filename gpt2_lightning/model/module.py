@@ -40,8 +40,8 @@ class GPT2Module(LightningModule):
         revision: Branch, tag or commit on the Hub.
         architecture: Shape of the model from scratch; ignored with ``pretrained``.
         dropout: Dropout probability on embeddings and residuals; null keeps the model's.
-        attention_dropout: Dropout probability on attention; null keeps the model's. Anything
-            above 0 keeps attention off its fused, quicker path on a CPU.
+        attention_dropout: Dropout probability on attention; null keeps the model's. It is off
+            unless said, since anything above 0 keeps attention off its fused, quicker path.
         attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decay of matrices; biases and layer norms have none.
@@ -69,7 +69,7 @@ class GPT2Module(LightningModule):
         revision: str | None = None,
         architecture: Architecture = Architecture(),  # noqa: B008 - read-only; shown by --help
         dropout: float | None = None,
-        attention_dropout: float | None = None,
+        attention_dropout: float | None = 0.0,
         attention: AttentionName = "sdpa",
         learning_rate: float = 5e-4,
         weight_decay: float = 0.1,
