@@ -3,7 +3,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.causal_lm import (
@@ -12,6 +12,7 @@ from gpt2_lightning.model.causal_lm import (
     from_config,
     from_pretrained,
     from_scratch,
+    fuse_gelu,
     positions_of,
 )
 
@@ -85,3 +86,16 @@ def test_a_pickle_is_not_read(tmp_path: Path, tiny_model: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UsageError, match=r"model\.safetensors"):
         from_pretrained(str(tmp_path), revision=None, attention="sdpa", dropout={})
+
+
+def test_the_fused_gelu_is_the_same_function(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids, keys = torch.arange(64).unsqueeze(0), list(model.state_dict())
+    with torch.inference_mode():
+        before = model(ids).logits
+        fuse_gelu(model)
+        after = model(ids).logits
+    assert sum(isinstance(module, torch.nn.GELU) for module in model.modules()) == 2
+    assert torch.allclose(after, before, atol=1e-6, rtol=1e-5)
+    assert list(model.state_dict()) == keys
+    assert model.config.activation_function == "gelu_new"

@@ -21,6 +21,7 @@ from gpt2_lightning.model.causal_lm import (
     from_config,
     from_pretrained,
     from_scratch,
+    fuse_gelu,
     positions_of,
 )
 from gpt2_lightning.model.loss import IGNORED, summed_nats
@@ -121,6 +122,7 @@ class GPT2Module(LightningModule):
                 attention=attention,
                 dropout=overrides,
             )
+        fuse_gelu(self.model)
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         # Plain values only: a checkpoint has to load with weights_only=True.
