@@ -51,15 +51,26 @@ def main(argv: list[str] | None = None) -> None:
         _refuse(error, debug)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit:
+        if _is_child():
+            sys.exit(0)
+        raise
 
 
 def _refuse(error: UsageError, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    if int(os.environ.get("LOCAL_RANK", 0)):
-        sys.exit(0)  # every rank has found it; the first one says so, unless another's code ends it
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    if not _is_child():  # every rank has found it
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(0 if _is_child() else 2)
+
+
+def _is_child() -> bool:
+    """Tell whether another process of the run ends with its code, and speaks for all.
+
+    At any other code of a child's, Lightning kills the first process while it saves.
+    """
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
 def _dispatch(words: list[str]) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from tests.command_line import CALM, SMALL, curves, fit
@@ -27,7 +28,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
     settings = {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
     return subprocess.run(
         [sys.executable, "-m", "gpt2_lightning", *words],
-        env=os.environ | settings,
+        env=os.environ | settings | {"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=300,
@@ -94,6 +95,28 @@ def test_prompts_keep_their_order(tmp_path: Path, tiny_model: Path) -> None:
             outputs.append((folder / "predictions.jsonl").read_text())
         assert outputs[0] == outputs[1]
         assert outputs[0].count("\n") == count
+
+
+def test_a_signal_to_one_process_stops_both_and_they_go_on(
+    wiki_folder: Path, tiny_model: Path
+) -> None:
+    words = (f"--model.pretrained={tiny_model}", f"--data.source={wiki_folder}", *SMALL, *TWO)
+    epoch = ("--trainer.max_epochs=1", "--data.batch_size=16", "--samples.enabled=false")
+    sender = "{class_path: tests.signals.SendSignal, init_args: {number: 15, batch: 4, rank: 1}}"
+    whole = run("fit", *words, *epoch)
+    assert whole.returncode == 0, whole.stderr
+    stopped = run("fit", *words, *epoch, f"--trainer.callbacks=[{sender}]")
+    assert stopped.returncode == 143, stopped.stderr
+    assert Path("lightning_logs/version_1/hf/model.safetensors").is_file()
+    gone_on = run("fit", "--ckpt_path=last", "--trainer.callbacks=null", *TWO)
+    assert gone_on.returncode == 0, gone_on.stderr
+    ours, theirs = (
+        torch.load(f"lightning_logs/version_{n}/checkpoints/last.ckpt", weights_only=True)
+        for n in (1, 0)
+    )
+    assert ours["global_step"] == theirs["global_step"] > 5
+    for name, value in theirs["state_dict"].items():
+        assert torch.equal(ours["state_dict"][name], value)
 
 
 @pytest.mark.parametrize(
