@@ -3,10 +3,12 @@
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from gpt2_lightning.errors import UsageError
 
@@ -118,10 +120,9 @@ class Stop(Callback):
         """Let every rank know of a signal that one received."""
         if trainer.world_size == 1:
             return
-        for number in SIGNALS:
-            asked = self.received == number
-            if trainer.strategy.reduce_boolean_decision(asked, all=False):
-                self.received = number
+        number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+        number = cast(Tensor, trainer.strategy.reduce(number, reduce_op="max"))
+        self.received = int(number) or None
 
 
 def _validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
