@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2_lightning.model.loss import summed_nats
 
@@ -45,9 +48,27 @@ def test_a_confident_mistake_stays_finite() -> None:
     assert summed_nats(hidden, weight, torch.tensor([[1]])).item() == pytest.approx(120.0)
 
 
-def test_bf16_autocast_counts_in_fp32() -> None:
-    hidden, weight, targets = case(64)
-    with torch.autocast("cpu", torch.bfloat16):
+def test_autocast_multiplies_in_bf16_and_counts_in_fp32() -> None:
+    hidden, weight, targets = case(1100)
+    exact = summed_nats(hidden, weight, targets)
+    exact.backward()
+    wanted, hidden.grad = hidden.grad, None
+    types: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types_: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.aten.mm.default:
+                types.update(part.dtype for part in args)
+            return func(*args, **(kwargs or {}))
+
+    with Watch(), torch.autocast("cpu", torch.bfloat16):
         nats = summed_nats(hidden.bfloat16(), weight, targets)
+        nats.backward()
+    assert types == {torch.bfloat16}
     assert nats.dtype == torch.float32
-    assert nats.item() == pytest.approx(summed_nats(hidden, weight, targets).item(), rel=5e-3)
+    assert nats.item() == pytest.approx(exact.item(), rel=1e-3)
+    assert hidden.grad is not None
+    assert wanted is not None
+    assert (hidden.grad - wanted).norm() < 0.01 * wanted.norm()

@@ -1,8 +1,10 @@
 """Summed nats of the targets, without the whole vocabulary's logits in memory."""
 
+import torch
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
-from torch.nn.functional import linear_cross_entropy
+from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # targets that are not counted
 
@@ -16,7 +18,8 @@ def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log-likelihood of the targets, in nats, summed.
 
     The projection onto the vocabulary and its cross-entropy are taken in pieces, and so are their
-    gradients: peak memory does not hold ``(batch, block, vocabulary)`` logits.
+    gradients: peak memory does not hold ``(batch, block, vocabulary)`` logits. Under autocast the
+    matrix products are of autocast's type, the rest is fp32.
 
     Args:
         hidden: Last hidden states, shape ``(batch, block, width)``.
@@ -26,11 +29,31 @@ def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar in fp32; 0 where no target counts.
     """
+    rows, ids = hidden.flatten(0, -2), targets.flatten()
+    if torch.is_autocast_enabled(hidden.device.type):
+        return _summed_nats_in_autocast(rows, weight, ids)
     return linear_cross_entropy(
-        hidden.flatten(0, -2).to(weight.dtype),
+        rows.to(weight.dtype),
         weight,
-        targets.flatten(),
+        ids,
         reduction="sum",
         ignore_index=IGNORED,
         options=_OPTIONS,
     )
+
+
+def _summed_nats_in_autocast(rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    # linear_cross_entropy knows no autocast: given fp32 it multiplies in fp32, which is a GPU's
+    # slow path, and given bf16 it rounds the sum itself to bf16. So pieces of our own, whose
+    # logits the backward pass computes again.
+    pieces = zip(rows.split(ROWS_AT_A_TIME), ids.split(ROWS_AT_A_TIME), strict=True)
+    nats: list[Tensor] = [
+        checkpoint(_nats_of_piece, *piece, weight, use_reentrant=False, preserve_rng_state=False)
+        for piece in pieces
+    ]
+    return torch.stack(nats).sum()
+
+
+def _nats_of_piece(rows: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
+    logits = linear(rows, weight)
+    return cross_entropy(logits.float(), ids, reduction="sum", ignore_index=IGNORED)
