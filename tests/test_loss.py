@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt2_lightning.model.loss import summed_nats
+from gpt2_lightning.model.loss import summed_nats, token_nats
 
 
 def case(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,3 +72,11 @@ def test_autocast_multiplies_in_bf16_and_counts_in_fp32() -> None:
     assert hidden.grad is not None
     assert wanted is not None
     assert (hidden.grad - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_nats_of_each_token_sum_to_the_summed_ones() -> None:
+    hidden, weight, targets = case(1100)
+    nats = token_nats(hidden, weight, targets)
+    assert nats.shape == targets.shape
+    assert nats[0, 1] == 0
+    torch.testing.assert_close(nats.sum(), summed_nats(hidden, weight, targets))

@@ -1,4 +1,4 @@
-"""Summed nats of the targets, without the whole vocabulary's logits in memory."""
+"""Nats of the targets, without the whole vocabulary's logits in memory."""
 
 import torch
 from torch import Tensor
@@ -57,3 +57,27 @@ def _summed_nats_in_autocast(rows: Tensor, weight: Tensor, ids: Tensor) -> Tenso
 def _nats_of_piece(rows: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
     logits = linear(rows, weight)
     return cross_entropy(logits.float(), ids, reduction="sum", ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def token_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the negative log-likelihood of every target, without gradients.
+
+    Args:
+        hidden: Last hidden states, shape ``(..., width)``.
+        weight: Output embedding, shape ``(vocabulary, width)``.
+        targets: Ids to predict, -100 where there is none, shape ``(...)``.
+
+    Returns:
+        Nats, in fp32, shape ``(...)``; 0 where the target is -100.
+    """
+    pieces = zip(
+        hidden.flatten(0, -2).split(ROWS_AT_A_TIME),
+        targets.flatten().split(ROWS_AT_A_TIME),
+        strict=True,
+    )
+    nats = [
+        cross_entropy(linear(rows, weight).float(), ids, reduction="none", ignore_index=IGNORED)
+        for rows, ids in pieces
+    ]
+    return torch.cat(nats).reshape(targets.shape)
