@@ -46,6 +46,17 @@ def gather(words: list[str], flag: str) -> tuple[list[str], list[str]]:
     return rest, values
 
 
+def value_of(words: list[str], flag: str) -> str | None:
+    """Return a flag's last value among the words, or None where it has none."""
+    value = None
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            value = words[index + 1]
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+    return None if value in (None, "null") else value
+
+
 def refuse(parser: ArgumentParser, message: str) -> NoReturn:
     """Raise what a parser would print, shortened, with the flag that was probably meant.
 

@@ -17,7 +17,9 @@ LIGHTNING_VERBS = {
     "predict": "continue every prompt of a file, spread over the devices",
 }
 OUR_VERBS = {
+    "evaluate": "perplexity you can publish: a labelled card of a model on a text",
     "generate": "continue a prompt with a trained model",
+    "report": "a page about a run, or several side by side",
 }
 HELP = """usage: python -m gpt2_lightning VERB [flags]
 

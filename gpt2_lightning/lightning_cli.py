@@ -10,16 +10,19 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gpt2_lightning.arguments import refuse, with_underscores
+from gpt2_lightning.arguments import refuse, value_of, with_underscores
 from gpt2_lightning.callbacks.baseline import Baseline
 from gpt2_lightning.callbacks.curves import Curves
+from gpt2_lightning.callbacks.facts import Facts
 from gpt2_lightning.callbacks.hf_folder import HFFolder
 from gpt2_lightning.callbacks.mistake import Mistake
 from gpt2_lightning.callbacks.outcome import Outcome
 from gpt2_lightning.callbacks.predictions import Predictions
 from gpt2_lightning.callbacks.progress_bar import ProgressBar
+from gpt2_lightning.callbacks.report import Report
 from gpt2_lightning.callbacks.samples import Samples
 from gpt2_lightning.callbacks.stop import Stop
+from gpt2_lightning.callbacks.surprisal import Surprisal
 from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.totals import Totals
 from gpt2_lightning.data.cache import cache_folder
@@ -95,11 +98,12 @@ class GPT2CLI(LightningCLI):
         """Parse the words; with a checkpoint, on top of its run's own settings."""
         assert isinstance(args, list)
         words = with_underscores(args)
+        self.typed = words
         self.checkpoint_file: Path | None = None
-        if (asked := _value_of(words, "--ckpt_path")) is not None:
+        if (asked := value_of(words, "--ckpt_path")) is not None:
             self.checkpoint_file = find_checkpoint(asked)
             for flag in CARRIED:
-                if _value_of(words, flag) is not None:
+                if value_of(words, flag) is not None:
                     raise UsageError(
                         f"{flag}: {self.checkpoint_file} carries its own tokenizer. Leave the "
                         "flag out."
@@ -173,9 +177,12 @@ class GPT2CLI(LightningCLI):
             Totals(),
             Throughput(),
             Curves(),
+            Surprisal(),
             Stop(),
             HFFolder(),
             Outcome(),
+            Facts(self.typed),
+            Report(),  # reads what those above have written
             Predictions(),
             Mistake(),
         ]
@@ -214,17 +221,6 @@ def run(words: list[str]) -> None:
         if isinstance(ended.__context__, KeyboardInterrupt):  # it ends with code 1
             raise SystemExit(128 + signal.SIGINT) from ended
         raise
-
-
-def _value_of(words: list[str], flag: str) -> str | None:
-    """Return a flag's last value among the words."""
-    value = None
-    for index, word in enumerate(words):
-        if word == flag and index + 1 < len(words):
-            value = words[index + 1]
-        elif word.startswith(flag + "="):
-            value = word.partition("=")[2]
-    return None if value in (None, "null") else value
 
 
 def _whole_number(seed: Any) -> int:

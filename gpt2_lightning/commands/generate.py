@@ -1,7 +1,5 @@
 """``generate``: continue a prompt with a trained model."""
 
-from typing import cast
-
 from gpt2_lightning.arguments import Parser, gather, with_underscores
 from gpt2_lightning.errors import UsageError
 
@@ -33,10 +31,10 @@ def generate(
         seed: Seed of a prompt's first sample; the next ones have the next seeds.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    import torch  # heavy imports wait until the words are known to be right
-
+    # heavy imports wait until the words are known to be right
     from gpt2_lightning.data.prompts import encode_prompt
     from gpt2_lightning.inference.checkpoint import load_model
+    from gpt2_lightning.inference.device import place
     from gpt2_lightning.model import sampling
     from gpt2_lightning.quiet import quieten
 
@@ -52,15 +50,7 @@ def generate(
     )
     options.check()
     loaded = load_model(model)
-    if device == "auto":
-        device = _best_device()
-    try:
-        cast(torch.nn.Module, loaded.model).to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {device}: it cannot be used here ({str(error).splitlines()[0]}). "
-            "--device cpu always works."
-        ) from error
+    place(loaded.model, device)
     texts = sampling.generate(
         loaded.model,
         [encode_prompt(loaded.tokenizer, text) for text in prompt],
@@ -70,13 +60,6 @@ def generate(
     for text, samples in zip(prompt, texts, strict=True):
         for number, ids in zip(options.seeds, samples, strict=True):
             print(f"--- seed {number}\n{text}{loaded.tokenizer.decode(ids)}\n")
-
-
-def _best_device() -> str:
-    import torch
-
-    found = torch.accelerator.current_accelerator()
-    return "cpu" if found is None else found.type
 
 
 def main(words: list[str]) -> None:

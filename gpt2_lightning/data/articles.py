@@ -17,6 +17,11 @@ def is_title(text: str) -> bool:
     return TITLE.fullmatch(text.removesuffix("\n")) is not None
 
 
+def has_titles(rows: Iterable[Row]) -> bool:
+    """Tell whether a text is in WikiText's manner: a title stands among its first rows."""
+    return any(is_title(row.text) for row in islice(rows, ROWS_SEARCHED_FOR_TITLE))
+
+
 def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
     r"""Mark the rows that begin an article.
 
@@ -33,7 +38,7 @@ def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
     """
     stream = iter(rows)
     head = list(islice(stream, ROWS_SEARCHED_FOR_TITLE))
-    if not any(is_title(row.text) for row in head):
+    if not has_titles(head):
         yield from head
         yield from stream
         return

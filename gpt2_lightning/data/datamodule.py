@@ -132,20 +132,23 @@ class WikiTextDataModule(LightningDataModule):
         """Write the tokenizer and the token stores of some splits, where they are not yet there."""
         if self.prompts and not wanted:
             read_prompts(self.prompts)
-        splits = self._splits(wanted) if wanted or self.tokenizer_name is None else {}
+        splits = self.splits(wanted) if wanted or self.tokenizer_name is None else {}
         tokenizer_name = self.tokenizer_name or self._train_tokenizer(splits)
         tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision)
         names: dict[SplitName, str] = {}
         for split in wanted:
-            if split not in splits:
-                raise UsageError(
-                    f"--data.source {self.source}: it has no {split} split, and no training split "
-                    f"to take one from; it has: {', '.join(splits)}."
-                )
             names[split] = self._write_store(split, splits[split], tokenizer)
         self._prepared = (tokenizer_name, names)
 
-    def _splits(self, wanted: list[SplitName]) -> dict[SplitName, Rows]:
+    def splits(self, wanted: list[SplitName]) -> dict[SplitName, Rows]:
+        """Return the rows of the source's splits, articles marked; those that lack are taken.
+
+        Args:
+            wanted: The splits that are asked for.
+
+        Raises:
+            UsageError: If there is no such source, or one of the splits cannot be had.
+        """
         found = open_source(
             self.source,
             subset=self.subset,
@@ -166,6 +169,12 @@ class WikiTextDataModule(LightningDataModule):
             )
             log.info("%s has no %s split: taking %s.", self.source, " and no ".join(missing), how)
             splits |= splitting.rows
+        for split in wanted:
+            if split not in splits:
+                raise UsageError(
+                    f"--data.source {self.source}: it has no {split} split, and no training split "
+                    f"to take one from; it has: {', '.join(splits)}."
+                )
         return splits
 
     def _train_tokenizer(self, splits: dict[SplitName, Rows]) -> str:

@@ -18,7 +18,9 @@ BYTES = 256  # a byte-level BPE begins with one token for each
 log = logging.getLogger(__name__)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, revision: str | None = None, *, flag: str = "--data.tokenizer"
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer and see that it can end a text and pad a batch.
 
     A tokenizer without an end-of-text, as Chinese GPT-2s with BERT's vocabulary have it, takes
@@ -27,6 +29,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     Args:
         name: Hub id, or folder with tokenizer files.
         revision: Branch, tag or commit on the Hub.
+        flag: Which named it, for messages.
 
     Raises:
         UsageError: If there is no tokenizer of that name, it is empty, or it has neither an
@@ -36,19 +39,19 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:
         raise UsageError(
-            f"--data.tokenizer {name}: no tokenizer was found there "
+            f"{flag} {name}: no tokenizer was found there "
             f"({' '.join(str(error).split())[:300]}). Give a folder that holds tokenizer.json, or "
             "a Hub id such as openai-community/gpt2."
         ) from error
     if len(tokenizer) <= 1:
         raise UsageError(
-            f"--data.tokenizer {name}: the tokenizer is empty; its vocabulary file is missing. "
+            f"{flag} {name}: the tokenizer is empty; its vocabulary file is missing. "
             "Fetch the folder again, tokenizer.json included."
         )
     if tokenizer.eos_token is None:
         if tokenizer.sep_token is None:
             raise UsageError(
-                f"--data.tokenizer {name}: it has no end-of-text token (eos) and no separator "
+                f"{flag} {name}: it has no end-of-text token (eos) and no separator "
                 "(sep). Add one to its tokenizer_config.json."
             )
         tokenizer.eos_token = tokenizer.sep_token

@@ -26,15 +26,16 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_model(name: str) -> LoadedModel:
+def load_model(name: str, revision: str | None = None) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         name: A run folder such as ``lightning_logs/version_3`` (its best model), a ``.ckpt``, a
             folder in Hugging Face format, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
-        UsageError: If nothing of the kind is found.
+        UsageError: If nothing of the kind is found, or it has no tokenizer.
     """
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
@@ -44,6 +45,7 @@ def load_model(name: str) -> LoadedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(path) if path.is_dir() else name,
+            revision=revision,
             dtype="auto",
             use_safetensors=True,  # a pickle can run code
         )
@@ -53,7 +55,8 @@ def load_model(name: str) -> LoadedModel:
             "Give a run folder such as lightning_logs/version_0, a .ckpt, a folder in Hugging "
             "Face format, or a Hub id such as openai-community/gpt2."
         ) from error
-    return LoadedModel(model.eval(), load_tokenizer(str(path) if path.is_dir() else name))
+    where = str(path) if path.is_dir() else name
+    return LoadedModel(model.eval(), load_tokenizer(where, revision, flag="--model"))
 
 
 def _inside_run(run: Path) -> Path:

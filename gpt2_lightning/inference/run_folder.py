@@ -1,9 +1,12 @@
 """Run folders: which checkpoint ``last``, a folder or a file means."""
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import best_checkpoint
+from gpt2_lightning.inference.checkpoint import best_checkpoint, read_checkpoint
 
 LOGS = Path("lightning_logs")
 
@@ -45,3 +48,20 @@ def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder that a checkpoint lies in, if it does."""
     folder = checkpoint.absolute().parent
     return folder.parent if folder.name == "checkpoints" else None
+
+
+def data_settings(model: str) -> dict[str, Any]:
+    """Return the ``--data.*`` settings that a model was trained with, as far as they are known.
+
+    Args:
+        model: A run folder, its ``hf/``, or a ``.ckpt``; anything else gives nothing.
+    """
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".ckpt":
+        return dict(read_checkpoint(path)["datamodule_hyper_parameters"])
+    for folder in (path, path.parent):
+        config = folder / "config.yaml"
+        if path.is_dir() and config.is_file():
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+            return dict(settings.get("data") or {})
+    return {}

@@ -1,0 +1,203 @@
+"""The card of a score: every number with all that is needed to read it."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt2_lightning.inference.bootstrap import Interval, interval
+from gpt2_lightning.inference.published import ProtocolName
+from gpt2_lightning.inference.scoring import Score
+
+Units = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What was scored, how, and what came of it; the JSON has these keys.
+
+    Attributes:
+        model: As it was asked for.
+        revision: Commit on the Hub, where it came from there.
+        parameters: Tied ones counted once.
+        source: ``--data.source``.
+        subset: ``--data.subset``.
+        split: Of the source.
+        text: Name of the text, where it is an official one.
+        sha256: Of the original text.
+        reading: How rows became text.
+        cleaning: Name of the cleaner.
+        protocol: How the text was scored.
+        context: Tokens of a window.
+        stride: Tokens by which the window moves on; null where windows are not moved.
+        first_token: What is done about tokens without context.
+        articles: Articles, or documents; null where the text is one.
+        tokens: Tokens of the text.
+        tokens_predicted: Tokens that were predicted.
+        words: Words of the original text, by ``words_rule``.
+        words_rule: Python's ``str.split``, or the harness' ``re.split``.
+        words_by_split: Words by ``str.split``.
+        words_by_harness: Words by lm-evaluation-harness' rule.
+        bytes: UTF-8 bytes of the original text.
+        nats: Summed negative log-likelihood of the predicted tokens.
+        token_perplexity: Per predicted token.
+        word_perplexity: Per word of the original text; null where the cleaner loses text.
+        byte_perplexity: Per byte of the original text; null in the same cases.
+        bits_per_byte: Of the original text; null in the same cases.
+        intervals: Ends of the 95 % interval of each figure, over articles; null for one text.
+        dtype: Of the weights.
+        device: Where it ran.
+        processes: That shared the windows.
+        batch_size: Windows at a time.
+        versions: Of the libraries.
+        seconds: Scoring alone.
+        tokens_per_second: Predicted tokens, likewise.
+        comparable: With what, or why not.
+    """
+
+    model: str
+    revision: str | None
+    parameters: int
+    source: str
+    subset: str | None
+    split: str
+    text: str | None
+    sha256: str
+    reading: str
+    cleaning: str
+    protocol: ProtocolName
+    context: int
+    stride: int | None
+    first_token: str
+    articles: int | None
+    tokens: int
+    tokens_predicted: int
+    words: int
+    words_rule: str
+    words_by_split: int
+    words_by_harness: int
+    bytes: int
+    nats: float
+    token_perplexity: float
+    word_perplexity: float | None
+    byte_perplexity: float | None
+    bits_per_byte: float | None
+    intervals: dict[str, Interval | None] | None
+    dtype: str
+    device: str
+    processes: int
+    batch_size: int
+    versions: dict[str, str]
+    seconds: float
+    tokens_per_second: float
+    comparable: str
+
+
+def figures(score: Score, *, tokens: Units, words: Units, bytes_: Units) -> dict[str, Any]:
+    """Return the four figures and, for several articles, their intervals.
+
+    Words and bytes are those of the whole original text. Where the first tokens of windows are not
+    predicted, they are charged at the mean of the others: nats x tokens / tokens predicted.
+
+    Args:
+        score: Of the text.
+        tokens: Tokens of every unit, shape ``(units,)``.
+        words: Words of every unit, shape ``(units,)``.
+        bytes_: Bytes of every unit, shape ``(units,)``.
+
+    Reference:
+        Charging what is not predicted: Megatron-LM's zero-shot evaluation scales its loss by the
+        ratio of tokens in the same manner, https://github.com/NVIDIA/Megatron-LM.
+    """
+    whole = score.nats * (tokens.sum() / score.total_predicted)
+    parts: dict[str, tuple[list[Any], Callable[..., Any]]] = {
+        "token_perplexity": ([score.nats, score.predicted], lambda nats, n: np.exp(nats / n)),
+        "word_perplexity": ([whole, words], _perplexity),
+        "byte_perplexity": ([whole, bytes_], _perplexity),
+        "bits_per_byte": ([whole, bytes_], bits_per_byte),
+    }
+    found: dict[str, Any] = {
+        name: float(figure(*(np.sum(part) for part in quantities)))
+        for name, (quantities, figure) in parts.items()
+    }
+    found["intervals"] = (
+        {name: interval(quantities, figure) for name, (quantities, figure) in parts.items()}
+        if len(score.nats) > 1
+        else None
+    )
+    return found
+
+
+def _perplexity(nats: Any, count: Any) -> Any:
+    with np.errstate(over="ignore"):  # an untrained model's word perplexity may have no number
+        return np.exp(nats / count)
+
+
+def bits_per_byte(nats: Any, count: Any) -> Any:
+    """Return nats / (ln 2 x bytes)."""
+    return nats / (math.log(2) * count)
+
+
+def write_json(document: dict[str, Any], file: Path) -> None:
+    """Write a document whole or not at all."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def as_lines(card: Card) -> list[tuple[str, str]]:
+    """Return what is printed of a card: labels and values, the figures last but one."""
+
+    def figure(name: str, value: float | None) -> str:
+        if value is None:
+            return "- (the cleaner or the tokenizer loses text)"
+        ends = (card.intervals or {}).get(name)
+        sure = f"   95 % of resampled articles: {_short(ends[0])} to {_short(ends[1])}" if ends else ""
+        return _short(value) + sure
+
+    stride = "" if card.stride is None else f", stride {card.stride:,}"
+    return [
+        ("model", f"{card.model}{f' at {card.revision}' if card.revision else ''}"),
+        ("", f"{card.parameters:,} parameters, {card.dtype}, {card.device}"),
+        ("text", f"{card.source}{f' {card.subset}' if card.subset else ''}, {card.split} split"),
+        ("", f"{f'{card.text}, ' if card.text else ''}sha256 {card.sha256}"),
+        ("", f"{card.reading}; cleaning: {card.cleaning}"),
+        ("protocol", f"{card.protocol}, context {card.context:,}{stride}"),
+        ("first token", card.first_token),
+        ("tokens", f"{card.tokens:,}, of which {card.tokens_predicted:,} predicted"),
+        ("words", f"{card.words:,} by {card.words_rule}{_other_words(card)}"),
+        ("bytes", f"{card.bytes:,}"),
+        ("nats", f"{card.nats:,.2f}"),
+        ("token perplexity", figure("token_perplexity", card.token_perplexity)),
+        ("word perplexity", figure("word_perplexity", card.word_perplexity)),
+        ("byte perplexity", figure("byte_perplexity", card.byte_perplexity)),
+        ("bits per byte", figure("bits_per_byte", card.bits_per_byte)),
+        ("speed", f"{card.seconds:.1f} s, {card.tokens_per_second:,.0f} predicted tokens/s"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
+        ("", card.comparable),
+    ]
+
+
+def _other_words(card: Card) -> str:
+    if card.words == card.words_by_harness:
+        return f" ({card.words_by_split:,} by str.split)"
+    return f" ({card.words_by_harness:,} by lm-evaluation-harness' rule)"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if value >= 100 else f"{value:.4f}"
+
+
+def as_dict(card: Card) -> dict[str, Any]:
+    """Return a card as plain data."""
+    return asdict(card)

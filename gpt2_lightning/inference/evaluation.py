@@ -1,0 +1,321 @@
+"""A model, a text and a protocol in; a card out."""
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+
+from gpt2_lightning.data.articles import as_articles, has_titles
+from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.data.rows import Rows, SplitName
+from gpt2_lightning.data.scored_text import (
+    JoinerName,
+    ScoredText,
+    count_text,
+    read_articles,
+    read_joined,
+)
+from gpt2_lightning.data.sources import open_source
+from gpt2_lightning.data.tokenizer import keeps_every_byte
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.card import Card, figures
+from gpt2_lightning.inference.checkpoint import LoadedModel
+from gpt2_lightning.inference.processes import Processes
+from gpt2_lightning.inference.published import OFFICIAL_TEXTS, ProtocolName, comparability
+from gpt2_lightning.inference.scoring import Score, score
+from gpt2_lightning.inference.windows import (
+    Window,
+    block_windows,
+    rolling_windows,
+    sliding_windows,
+)
+from gpt2_lightning.model.causal_lm import count_parameters, positions_of
+
+EvaluatedSplit = Literal["train", "validation", "test", "all"]
+FIRST_TOKENS: dict[ProtocolName, str] = {
+    "disjoint": "the first of every window has no context and is not predicted",
+    "sliding": "the first of the text has no context and is not predicted",
+    "articles": "the first of every article follows an end-of-text",
+    "training": "the first of the text follows an end-of-text",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text is cut into windows.
+
+    Attributes:
+        name: See docs/metrics.md.
+        context: Tokens of a window; null is the model's positions.
+        stride: Tokens by which a sliding window moves on; null is half the context.
+        joiner: What stands between rows, where they are joined.
+    """
+
+    name: ProtocolName
+    context: int | None = None
+    stride: int | None = None
+    joiner: JoinerName | None = None
+
+    def check(self) -> None:
+        """See that the options suit the protocol.
+
+        Raises:
+            UsageError: If one does not.
+        """
+        for flag, value in (("context", self.context), ("stride", self.stride)):
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag} {value}: it has to be 1 or more.")
+        if self.context == 1 and self.name in ("disjoint", "sliding"):
+            raise UsageError("--context 1: a window of one token predicts none. Try 1024.")
+        if self.stride is not None and self.name != "sliding" and self.stride != self.context:
+            raise UsageError(
+                f"--stride {self.stride}: --protocol {self.name} moves no windows. Leave it out, "
+                "or choose --protocol sliding."
+            )
+        if self.joiner is not None and self.name in ("articles", "training"):
+            raise UsageError(
+                f"--joiner {self.joiner}: --protocol {self.name} joins no rows. Leave it out, or "
+                "choose --protocol disjoint or sliding."
+            )
+        if self.context is not None and self.name == "training":
+            raise UsageError(
+                f"--context {self.context}: --protocol training takes the run's own blocks; "
+                "--data.block_size sets them."
+            )
+
+    def suited_to(self, positions: int) -> "Protocol":
+        """Fill in what was left open, for a model of so many positions.
+
+        Raises:
+            UsageError: If the model does not reach so far.
+        """
+        context = positions if self.context is None else self.context
+        if context > positions:
+            raise UsageError(
+                f"--context {context}: the model has {positions} positions. "
+                f"--context {positions} would work."
+            )
+        stride = context if self.name == "disjoint" else self.stride
+        if self.name == "sliding":
+            stride = max(context // 2, 1) if stride is None else stride
+            if stride > context:
+                raise UsageError(
+                    f"--stride {stride}: above the context of {context} tokens, it would skip "
+                    f"text. --stride {context // 2} would work."
+                )
+        return Protocol(self.name, context, stride, self.joiner)
+
+
+def rows_of(data: WikiTextDataModule, split: EvaluatedSplit) -> Rows:
+    """Return the rows to evaluate, articles marked.
+
+    Raises:
+        UsageError: If the source has no such split.
+    """
+    if split != "all":
+        return data.splits([split])[split]
+    found = open_source(
+        data.source, subset=data.subset, revision=data.revision, text_column=data.text_column
+    )
+    if len(found) > 1:
+        raise UsageError(
+            f"--split all: {data.source} has several splits. Choose one: {', '.join(found)}."
+        )
+    return as_articles(next(iter(found.values())))
+
+
+def evaluate(
+    loaded: LoadedModel,
+    name: str,
+    data: WikiTextDataModule,
+    split: EvaluatedSplit,
+    protocol: Protocol,
+    *,
+    dtype: str = "fp32",
+    batch_size: int = 8,
+    processes: Processes | None = None,
+    advance: Callable[[int, int], None] = lambda tokens, total: None,
+) -> tuple[Card, Score, ScoredText]:
+    """Score a split and fill in its card.
+
+    Args:
+        loaded: The model, on its device and in its type, and its tokenizer.
+        name: Of the model, as it was asked for.
+        data: The source, with a tokenizer folder where the protocol is ``training``.
+        split: Of the source.
+        protocol: How to score.
+        dtype: Name of the model's type, for the card.
+        batch_size: Windows at a time.
+        processes: The processes that share the work.
+        advance: Told how many more tokens were predicted, of how many in all.
+
+    Raises:
+        UsageError: If model, text and protocol do not go together.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    processes = processes or Processes()
+    if len(tokenizer) > model.config.vocab_size:
+        raise UsageError(
+            f"--model {name}: its tokenizer has {len(tokenizer)} tokens, the model only "
+            f"{model.config.vocab_size}. They do not belong together."
+        )
+    protocol = protocol.suited_to(positions_of(model))
+    for turn in range(2):  # one process writes the tokens, the others find them
+        if (processes.rank > 0) == (turn > 0):
+            text, windows = _read(loaded, data, split, protocol)
+        processes.wait()
+    total = sum(window.end - window.first for window in windows)
+    found = score(
+        model,
+        text.ids,
+        windows,
+        batch_size=batch_size,
+        units=len(text.tokens),
+        processes=processes,
+        advance=lambda tokens: advance(tokens, total),
+    )
+    card = _card(loaded, name, data, split, protocol, text, found, dtype, batch_size, processes)
+    return card, found, text
+
+
+def _read(
+    loaded: LoadedModel, data: WikiTextDataModule, split: EvaluatedSplit, protocol: Protocol
+) -> tuple[ScoredText, list[Window]]:
+    options: dict[str, Any] = {
+        "cleaner": data.cleaner,
+        "tokenizer": loaded.tokenizer,
+        "cache": data.cache_dir,
+    }
+    if protocol.name == "training":
+        if split == "all":
+            raise UsageError("--split all: --protocol training takes train, validation or test.")
+        return _read_blocks(data, split)
+    assert protocol.context is not None
+    context, rows = protocol.context, rows_of(data, split)
+    if protocol.name == "articles":
+        text = read_articles(rows, **options)
+        return text, [
+            window
+            for unit, (start, tokens) in enumerate(zip(text.starts, text.tokens, strict=True))
+            for window in rolling_windows(
+                int(start) - 1, int(start + tokens), context=context, unit=unit
+            )
+        ]
+    assert protocol.stride is not None
+    text = read_joined(rows, joiner=protocol.joiner, **options)
+    start, tokens = int(text.starts[0]), int(text.tokens[0])
+    if tokens < 2:
+        raise UsageError(f"--split {split}: a text of one token predicts none.")
+    windows = sliding_windows(start, start + tokens, context=context, stride=protocol.stride)
+    return text, list(windows)
+
+
+def _read_blocks(data: WikiTextDataModule, split: SplitName) -> tuple[ScoredText, list[Window]]:
+    """Read a split as training reads it, end-of-texts between articles predicted too."""
+    data.prepare([split])
+    data.setup("validate")
+    store = data.stores[split]
+    match data.blocks:
+        case "pack":
+            windows = list(block_windows(len(store.ids), block_size=data.block_size))
+        case "pad":
+            windows = list(_padded_windows(store.starts, data.block_size))
+    if not windows:
+        raise UsageError(f"--split {split}: there is nothing to predict in it.")
+    how = f"blocks of {data.block_size} tokens, --data.blocks {data.blocks}"
+    tokens = np.asarray([len(store.ids) - (data.blocks == "pack")])
+    counts = count_text(data.splits([split])[split], by_article=False)
+    return ScoredText(store.ids, np.zeros(1, np.int64), tokens, how, counts), windows
+
+
+def _padded_windows(starts: Any, block_size: int) -> Iterator[Window]:
+    for start, following in zip(starts[:-1], starts[1:], strict=True):
+        end = min(int(following), int(start) + block_size)
+        if end - start > 1:
+            yield Window(int(start), int(start) + 1, end)
+
+
+def _card(
+    loaded: LoadedModel,
+    name: str,
+    data: WikiTextDataModule,
+    split: EvaluatedSplit,
+    protocol: Protocol,
+    text: ScoredText,
+    found: Score,
+    dtype: str,
+    batch_size: int,
+    processes: Processes,
+) -> Card:
+    counts, training = text.counts, protocol.name == "training"
+    by_harness = protocol.name == "articles"
+    words = counts.harness_words if by_harness else counts.words
+    known = OFFICIAL_TEXTS.get(counts.sha256)
+    # as val/bits_per_byte: every token that is left is predicted, or none is
+    tokens = found.predicted if training else text.tokens
+    numbers = figures(found, tokens=tokens, words=words, bytes_=counts.bytes)
+    if not _covers_every_byte(loaded, data, split, protocol):
+        for figure in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+            numbers[figure] = None
+            if numbers["intervals"]:
+                numbers["intervals"][figure] = None
+    predicted = found.total_predicted
+    return Card(
+        model=name,
+        revision=getattr(loaded.model.config, "_commit_hash", None),
+        parameters=count_parameters(loaded.model),
+        source=data.source,
+        subset=data.subset,
+        split=split,
+        text=known,
+        sha256=counts.sha256,
+        reading=text.reading,
+        cleaning=data.cleaner.name,
+        protocol=protocol.name,
+        context=data.block_size if training else protocol.context or 0,
+        stride=protocol.stride,
+        first_token=FIRST_TOKENS[protocol.name],
+        articles=len(counts.words) if by_harness else None,
+        tokens=int(text.tokens.sum()),
+        tokens_predicted=predicted,
+        words=int(words.sum()),
+        words_rule=r're.split(r"\s+", article)' if by_harness else "str.split",
+        words_by_split=int(counts.words.sum()),
+        words_by_harness=int(counts.harness_words.sum()),
+        bytes=int(counts.bytes.sum()),
+        nats=found.total_nats,
+        dtype=dtype,
+        device=str(loaded.model.device),
+        processes=processes.count,
+        batch_size=batch_size,
+        versions={
+            **{library: version(library) for library in ("gpt2-lightning", "torch", "transformers")},
+            "Python": platform.python_version(),
+        },
+        seconds=found.seconds,
+        tokens_per_second=predicted / max(found.seconds, 1e-9),
+        comparable=comparability(
+            text=known,
+            cleaning=data.cleaner.name,
+            protocol=protocol.name,
+            reading=text.reading,
+            dtype=dtype,
+        ),
+        **numbers,
+    )
+
+
+def _covers_every_byte(
+    loaded: LoadedModel, data: WikiTextDataModule, split: EvaluatedSplit, protocol: Protocol
+) -> bool:
+    """Tell whether words and bytes of the original text are what was predicted.
+
+    The harness' own detokeniser loses a few; its convention counts them all the same.
+    """
+    if protocol.name == "training" and split != "all":
+        return data.original_bytes(split)[0] is not None
+    undone = data.cleaner.name != "detokenize" or has_titles(rows_of(data, split))
+    return data.cleaner.lossless and undone and keeps_every_byte(loaded.tokenizer)
