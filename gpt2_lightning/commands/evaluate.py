@@ -130,7 +130,9 @@ def evaluate(
             if not met:
                 console.print("Usual causes:\n" + "\n".join(f"- {cause}" for cause in CAUSES))
             document = {
-                "reference": [asdict(finding) | {"card": as_dict(card)} for finding, card in findings]
+                "reference": [
+                    asdict(finding) | {"card": as_dict(card)} for finding, card in findings
+                ]
             }
         else:
             card, score, text = run(loaded, model, split, asked)

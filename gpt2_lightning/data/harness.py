@@ -42,5 +42,3 @@ def detokenize_article(article: str) -> str:
         else:
             article = wanted.sub(instead, article)
     return article
-
-

@@ -44,13 +44,13 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What an original text holds, unit by unit.
+    r"""What an original text holds, unit by unit.
 
     Attributes:
         sha256: Of its UTF-8 bytes, in hexadecimal.
         words: Words by ``str.split``, shape ``(units,)``.
         harness_words: Words by lm-evaluation-harness' rule: the pieces of
-            ``re.split(r"\\s+", unit)``, an empty one at either end included; shape ``(units,)``.
+            ``re.split(r"\s+", unit)``, an empty one at either end included; shape ``(units,)``.
         bytes: UTF-8 bytes, shape ``(units,)``.
     """
 
@@ -135,7 +135,9 @@ def read_joined(
         "nothing": "rows joined with nothing",
         None: "lines as they are, two newlines between documents",
     }[joiner]
-    return _tokenized(count_text(rows, by_article=False), read, how, rows, cleaner, tokenizer, cache)
+    return _tokenized(
+        count_text(rows, by_article=False), read, how, rows, cleaner, tokenizer, cache
+    )
 
 
 def read_articles(

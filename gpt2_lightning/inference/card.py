@@ -162,7 +162,9 @@ def as_lines(card: Card) -> list[tuple[str, str]]:
         if value is None:
             return "- (the cleaner or the tokenizer loses text)"
         ends = (card.intervals or {}).get(name)
-        sure = f"   95 % of resampled articles: {_short(ends[0])} to {_short(ends[1])}" if ends else ""
+        sure = (
+            f"   95 % of resampled articles: {_short(ends[0])} to {_short(ends[1])}" if ends else ""
+        )
         return _short(value) + sure
 
     stride = "" if card.stride is None else f", stride {card.stride:,}"

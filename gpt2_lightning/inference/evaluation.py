@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -232,7 +233,7 @@ def _read_blocks(data: WikiTextDataModule, split: SplitName) -> tuple[ScoredText
 
 
 def _padded_windows(starts: Any, block_size: int) -> Iterator[Window]:
-    for start, following in zip(starts[:-1], starts[1:], strict=True):
+    for start, following in pairwise(starts):
         end = min(int(following), int(start) + block_size)
         if end - start > 1:
             yield Window(int(start), int(start) + 1, end)
@@ -292,7 +293,9 @@ def _card(
         processes=processes.count,
         batch_size=batch_size,
         versions={
-            **{library: version(library) for library in ("gpt2-lightning", "torch", "transformers")},
+            **{
+                library: version(library) for library in ("gpt2-lightning", "torch", "transformers")
+            },
             "Python": platform.python_version(),
         },
         seconds=found.seconds,
