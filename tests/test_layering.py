@@ -14,6 +14,7 @@ FLOORS = [
     {"errors", "whole_folder"},
     {"data", "model"},
     {"inference"},
+    {"report"},
     {"callbacks"},
     {"arguments", "quiet"},
     {"commands", "lightning_cli"},

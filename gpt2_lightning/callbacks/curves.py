@@ -6,6 +6,9 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+# by this name it is known to tests, too
+from gpt2_lightning.report.scalars import read_scalars as read_scalars
+
 LAYOUT = {
     "loss": {"nats per token": ["Multiline", ["train/loss", "val/loss"]]},
     "speed": {"predicted tokens/s": ["Multiline", ["train/tokens_per_second"]]},
@@ -39,19 +42,6 @@ class Curves(Callback):
             if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir).is_dir():
                 logger.experiment.flush()
                 write_metrics_csv(Path(logger.log_dir))
-
-
-def read_scalars(run: Path) -> dict[int, dict[str, float]]:
-    """Return a run's scalars by step and name; of a step written twice, the later value."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    table: dict[int, dict[str, float]] = {}
-    for name in events.Tags()["scalars"]:
-        for event in events.Scalars(name):
-            table.setdefault(event.step, {})[name] = event.value
-    return table
 
 
 def write_metrics_csv(run: Path) -> None:

@@ -1,0 +1,148 @@
+"""Curves as SVG that stands in the page's text: its colours and letters are the page's own."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Matplotlib knows no CSS: it draws in these colours, which then give way to the page's.
+INK, GRID = "#010101", "#020202"
+COLOURS = 6  # --c0 to --c5, of which each scheme has its own
+WIDTH, HEIGHT = 5.0, 2.9  # inches of 72 units; a phone shows about as many pixels
+POINTS = 11
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart.
+
+    Attributes:
+        label: What the legend calls it.
+        points: Steps and values.
+        colour: Its number among the page's colours.
+        faint: Whether it stands behind the others: many points, each of one batch.
+        dots: Whether every point is marked.
+    """
+
+    label: str
+    points: Sequence[tuple[int, float]]
+    colour: int
+    faint: bool = False
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, ready for the page.
+
+    Attributes:
+        title: What is drawn, with its unit.
+        svg: The drawing.
+        lines: Its curves, for the legend.
+    """
+
+    title: str
+    svg: str
+    lines: list[Line]
+
+
+def draw(name: str, title: str, lines: list[Line], *, from_zero: bool = False) -> Chart | None:
+    """Draw curves over the optimizer step.
+
+    Args:
+        name: A word that no other chart of the page has.
+        title: What is drawn, with its unit.
+        lines: The curves; those without points are left out.
+        from_zero: Whether the values' axis begins at 0, for what is never less.
+
+    Returns:
+        The chart, or None where no line has a point.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    # text stays text; the same chart has the same ids each time
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": name,
+            "font.size": POINTS,
+            "text.usetex": False,
+        }
+    ):
+        figure = Figure((WIDTH, HEIGHT))
+        axes = figure.add_axes((0.15, 0.17, 0.82, 0.78))
+        for line in lines:
+            steps, values = zip(*line.points, strict=True)
+            axes.plot(
+                steps,
+                values,
+                color=_sentinel(line.colour),
+                alpha=0.6 if line.faint else 1,
+                linewidth=1.2 if line.faint else 1.8,
+                linestyle="--" if line.colour >= COLOURS else "-",
+                marker="o" if line.dots or len(steps) == 1 else None,
+                markersize=4,
+                clip_on=False,  # a clip path would be asked for by an url()
+            )
+        axes.set_xlim(left=0)
+        if from_zero:
+            highest = max(value for line in lines for _, value in line.points)
+            axes.set_ylim(0, highest * 1.05 or 1)
+        axes.set_xlabel("optimizer step", color=INK)
+        axes.tick_params(colors=INK, length=0)
+        axes.grid(axis="y", color=GRID, linewidth=0.8, clip_on=False)
+        axes.spines[:].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        plain = FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}")
+        axes.xaxis.set_major_formatter(plain)
+        axes.yaxis.set_major_formatter(plain)
+        figure.patch.set_visible(False)
+        axes.patch.set_visible(False)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg")
+    return Chart(title, _for_the_page(drawn.getvalue(), name, _spoken(title, lines)), lines)
+
+
+def _sentinel(colour: int) -> str:
+    return f"#{3 + colour % COLOURS:02x}0000"
+
+
+def _spoken(title: str, lines: list[Line]) -> str:
+    """Say a chart in words, for those who do not see it."""
+    ends = [
+        f"{line.label} from {line.points[0][1]:.4g} at step {line.points[0][0]} to "
+        f"{line.points[-1][1]:.4g} at step {line.points[-1][0]}"
+        for line in lines
+    ]
+    return f"{title}: {'; '.join(ends)}"
+
+
+def _for_the_page(svg: str, name: str, spoken: str) -> str:
+    """Take from Matplotlib's file what would reach outside the drawing."""
+    from markupsafe import escape
+
+    svg = svg[svg.index("<svg") :]
+    for alien in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</defs>", r"<!--.*?-->"):
+        svg = re.sub(alien, "", svg, flags=re.DOTALL)
+    svg = svg.replace("xlink:href", "href")
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view is not None
+    head = f'<svg {view[0]} role="img" aria-label="{escape(spoken)}">'
+    svg = head + svg[svg.index(">") + 1 :]
+    svg = re.sub(r" font-family: [^;]*;", "", svg)
+    svg = re.sub(r"\s+", " ", re.sub(r"<g/>", "", svg))
+    asked_for = set(re.findall(r'href="#([^"]+)"', svg))
+    svg = re.sub(
+        r' id="([^"]+)"', lambda it: f' id="{name}-{it[1]}"' if it[1] in asked_for else "", svg
+    )
+    svg = svg.replace('href="#', f'href="#{name}-')
+    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--line)")
+    for colour in range(COLOURS):
+        svg = svg.replace(_sentinel(colour), f"var(--c{colour})")
+    return svg

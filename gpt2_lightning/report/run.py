@@ -1,0 +1,170 @@
+"""A run folder, read into plain data."""
+
+import json
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.report.scalars import Scalars, read_metrics_csv, read_scalars
+
+EVENTS = "events.out.tfevents.*"
+SIGNS_OF_A_RUN = (EVENTS, "metrics.csv", "config.yaml", "facts.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; what is not there is empty.
+
+    Attributes:
+        folder: Where it lies.
+        scalars: What was logged, by step and name.
+        facts: ``facts.json``: what only the run itself knew.
+        settings_text: ``config.yaml`` as it stands there.
+        samples: The rows of ``samples.jsonl``.
+        passages: Tokens of a held-out passage and the nats of each, by step.
+    """
+
+    folder: Path
+    scalars: Scalars
+    facts: dict[str, Any]
+    settings_text: str
+    samples: list[dict[str, Any]]
+    passages: dict[int, dict[str, Any]]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings by group and name."""
+        return yaml.safe_load(self.settings_text) or {}
+
+    def setting(self, path: str) -> Any:
+        """Return a setting by its flag, such as ``data.cleaning``; None where it is not known."""
+        value: Any = self.settings
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """Return the steps and values of a scalar; what is no finite number is left out."""
+        rows = sorted(self.scalars.items())
+        return [(step, row[name]) for step, row in rows if math.isfinite(row.get(name, math.nan))]
+
+    @cached_property
+    def before(self) -> int | None:
+        """The step before training, where it was validated."""
+        return 0 if any(step == 0 for step, _ in self.curve("val/loss")) else None
+
+    @cached_property
+    def best(self) -> int | None:
+        """The step of the lowest validation loss after training began: that of ``hf/``."""
+        losses = [(loss, step) for step, loss in self.curve("val/loss") if step]
+        return min(losses)[1] if losses else None
+
+    @cached_property
+    def last(self) -> int | None:
+        """The step of the last validation."""
+        return max((step for step, _ in self.curve("val/loss") if step), default=None)
+
+    @cached_property
+    def started(self) -> datetime | None:
+        """When training began, to the second."""
+        if "started" in self.facts:
+            return datetime.fromisoformat(self.facts["started"])
+        found = [re.search(r"tfevents\.(\d+)", file.name) for file in self.folder.glob(EVENTS)]
+        seconds = [int(match[1]) for match in found if match]
+        return datetime.fromtimestamp(min(seconds)) if seconds else None
+
+
+def read_run(name: str) -> Run:
+    """Read a run folder.
+
+    Args:
+        name: Its path.
+
+    Raises:
+        UsageError: If it is none, or holds a file that cannot be read.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        what = "it is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"report {name}: {what}. Give a run folder such as {_meant(folder)}.")
+    if not any(next(folder.glob(sign), None) for sign in SIGNS_OF_A_RUN):
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:6]) or "nothing"
+        raise UsageError(
+            f"report {name}: no run folder: it holds {found}, but neither events nor config.yaml. "
+            f"Give a run folder such as {_meant(folder)}."
+        )
+    scalars = read_scalars(folder)
+    if not scalars and (folder / "metrics.csv").is_file():
+        scalars = _read(folder / "metrics.csv", read_metrics_csv)
+    config = folder / "config.yaml"
+    passages = _read(folder / "surprisal.jsonl", _json_lines, [])
+    run = Run(
+        folder,
+        scalars,
+        facts=_read(folder / "facts.json", _json, {}),
+        settings_text=_read(config, _text, ""),
+        samples=_read(folder / "samples.jsonl", _json_lines, []),
+        passages={row["step"]: row for row in passages},
+    )
+    try:
+        _ = run.settings
+    except yaml.YAMLError as error:
+        raise _damaged(config, error) from error
+    return run
+
+
+def _meant(folder: Path) -> str:
+    """Name a run that was perhaps meant: around a file, or the newest below a folder."""
+    around = [parent for parent in folder.parents[:2] if (parent / "config.yaml").is_file()]
+    below = sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    if around or below:
+        return str(around[0] if around else below[-1].parent)
+    return "lightning_logs/version_0"
+
+
+def _read(file: Path, how: Any, otherwise: Any = None) -> Any:
+    if not file.is_file():
+        return otherwise
+    try:
+        return how(file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> UsageError:
+    words = " ".join(str(error).split())[:200]
+    return UsageError(f"{file}: it cannot be read ({words}). Without it the report can be made.")
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def _json(file: Path) -> Any:
+    return json.loads(_text(file))
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for line in _text(file).split("\n"):  # not splitlines: text may hold U+2028
+        with suppress(json.JSONDecodeError):  # cut short, when the run was killed
+            rows.append(json.loads(line))
+    return rows
+
+
+def names_of(runs: list[Run]) -> list[str]:
+    """Return what to call the runs: the folder's name, with its parent's where they are alike."""
+    folders = [run.folder.resolve() for run in runs]
+    for parts in range(1, 5):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
