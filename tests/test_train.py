@@ -12,6 +12,7 @@ from gpt2_lightning.inference.checkpoint import load_checkpoint
 from tests.command_line import CALM, SMALL, curves, fine_tuning, fit
 
 TRAINED = ("--trainer.max_steps=12", "--trainer.max_epochs=1", "--model.learning_rate=3e-3")
+OF_SAMPLES = {f"samples/{name}" for name in ("distinct_2", "repeated_4", "ended", "longest_copy")}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -37,6 +38,7 @@ def test_a_run_from_text_to_a_model(
         "val/loss",
         "val/perplexity",
         "val/bits_per_byte",
+        *OF_SAMPLES,
     }
     assert columns["step"] == list(range(13))
     assert len(columns["train/loss"]) == 12
@@ -255,7 +257,13 @@ def test_logging_and_clipping_can_be_off(wiki_folder: Path, tiny_model: Path) ->
         "--trainer.log_every_n_steps=0",
         "--trainer.gradient_clip_algorithm=value",
     )
-    assert set(curves(run)) == {"step", "val/loss", "val/perplexity", "val/bits_per_byte"}
+    assert set(curves(run)) == {
+        "step",
+        "val/loss",
+        "val/perplexity",
+        "val/bits_per_byte",
+        *OF_SAMPLES,
+    }
 
 
 def test_generate_takes_any_character(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.data.prompts import encode_prompt
+from gpt2_lightning.inference.quality import Quality, measure
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.sampling import generate
@@ -24,6 +26,8 @@ PROMPT_TOKENS = 16  # of each
 class Samples(Callback):
     """Continues prompts at every validation, for TensorBoard's text page and ``samples.jsonl``.
 
+    Logs what can be counted of them, too: ``samples/distinct_2``, ``samples/repeated_4`` and
+    ``samples/ended`` are shares, ``samples/longest_copy`` is in tokens (see `Quality`).
     Every sample has a seed of its own, so training is the same with and without this callback.
 
     Args:
@@ -54,20 +58,31 @@ class Samples(Callback):
         )
         end_of_text = int(cast(int, tokenizer.eos_token_id))
         texts = generate(module.model, prompts, sampling, end_of_text=end_of_text)
-        step = trainer.global_step
+        samples = [ids for continuations in texts for ids in continuations]
+        ended = [len(ids) < sampling.max_new_tokens for ids in samples]
+        quality = measure(samples, ended, data.stores["train"].ids)
+        step = trainer.global_step  # 0 before training
         rows = [
             {
                 "step": step,
                 "prompt": tokenizer.decode(prompt),
                 "seed": seed,
                 "text": tokenizer.decode(ids),
-                "ended": len(ids) < sampling.max_new_tokens,
+                "ended": by_itself,
+                "longest_copy": copied,
             }
-            for prompt, samples in zip(prompts, texts, strict=True)
-            for seed, ids in zip(sampling.seeds, samples, strict=True)
+            for (prompt, seed), ids, by_itself, copied in zip(
+                product(prompts, sampling.seeds),
+                samples,
+                ended,
+                quality.longest_copies,
+                strict=True,
+            )
         ]
         self._write(folder, rows)
+        scalars = _as_scalars(quality)
         for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("samples", _as_markdown(rows), step)
 
@@ -86,6 +101,17 @@ class Samples(Callback):
         with (folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _as_scalars(quality: Quality) -> dict[str, float]:
+    """Return what is drawn as a curve; a number that samples are too short for is left out."""
+    numbers = {
+        "samples/distinct_2": quality.distinct_2,
+        "samples/repeated_4": quality.repeated_4,
+        "samples/ended": quality.ended,
+        "samples/longest_copy": quality.longest_copy,
+    }
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _as_markdown(rows: list[dict[str, Any]]) -> str:
