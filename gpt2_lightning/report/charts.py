@@ -9,7 +9,7 @@ from dataclasses import dataclass
 INK, GRID = "#010101", "#020202"
 COLOURS = 6  # --c0 to --c5, of which each scheme has its own
 WIDTH, HEIGHT = 5.0, 2.9  # inches of 72 units; a phone shows about as many pixels
-POINTS = 11
+POINTS = 12
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def draw(name: str, title: str, lines: list[Line], *, from_zero: bool = False) -
                 steps,
                 values,
                 color=_sentinel(line.colour),
-                alpha=0.6 if line.faint else 1,
+                alpha=0.75 if line.faint else 1,
                 linewidth=1.2 if line.faint else 1.8,
                 linestyle="--" if line.colour >= COLOURS else "-",
                 marker="o" if line.dots or len(steps) == 1 else None,
@@ -94,7 +94,7 @@ def draw(name: str, title: str, lines: list[Line], *, from_zero: bool = False) -
             highest = max(value for line in lines for _, value in line.points)
             axes.set_ylim(0, highest * 1.05 or 1)
         axes.set_xlabel("optimizer step", color=INK)
-        axes.tick_params(colors=INK, length=0)
+        axes.tick_params(colors=INK, length=0, pad=6)
         axes.grid(axis="y", color=GRID, linewidth=0.8, clip_on=False)
         axes.spines[:].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

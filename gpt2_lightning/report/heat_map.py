@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2_lightning.report.run import Run
+
 # Bits at which a darker shade begins. A token that the model gave 1/2 costs one bit, 1/256 eight.
 SHADES = (0, 1, 2, 4, 6, 8, 10, 13)
 
@@ -66,3 +68,21 @@ def legend() -> list[tuple[int, str]]:
         *((shade, f"{low}–{high}") for shade, (low, high) in enumerate(spans)),
         (len(SHADES) - 1, f"{SHADES[-1]} or more"),
     ]
+
+
+def before_and_after(run: Run) -> list[HeatMap]:
+    """Return the passage before training and at best, or as far as it was measured."""
+    steps = run.first_and_best(run.passages)
+    return [heat_map(label, run.passages[step]) for step, label in steps.items()]
+
+
+def of_each(runs: list[Run], names: list[str]) -> list[HeatMap]:
+    """Return the passage at best of each run, if all were measured on the same."""
+    maps = []
+    for run, name in zip(runs, names, strict=True):
+        steps = list(run.first_and_best(run.passages).items())
+        if not steps:
+            return []
+        step, label = steps[-1]
+        maps.append(heat_map(f"{name}, {label}", run.passages[step]))
+    return maps if len({"".join(token.text for token in it.tokens) for it in maps}) == 1 else []

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,6 +72,17 @@ class Run:
     def last(self) -> int | None:
         """The step of the last validation."""
         return max((step for step, _ in self.curve("val/loss") if step), default=None)
+
+    def first_and_best(self, steps: Iterable[int]) -> dict[int, str]:
+        """Label, of some steps, the first and the best one, or the last where that is missing."""
+        found = sorted(steps)
+        if not found:
+            return {}
+        first, last = found[0], self.best if self.best in found else found[-1]
+        labels = {first: "before training" if first == 0 else f"step {first:,}"}
+        if last != first:
+            labels[last] = f"step {last:,}" + (", the best" if last == self.best else "")
+        return labels
 
     @cached_property
     def started(self) -> datetime | None:

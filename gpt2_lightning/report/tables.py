@@ -1,6 +1,7 @@
 """The rows of the page's tables, as words."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +117,31 @@ SHARES = {
 def data_rows(run: Run) -> list[Row]:
     """Return the data as they were trained on, a column for each split of the facts."""
     splits = run.facts.get("data", {}).values()
+    if not splits:
+        return []
     return [
         *(Row(title, [f"{split[name]:,}" for split in splits]) for name, title in DATA.items()),
         *(Row(title, [share(split[name]) for split in splits]) for name, title in SHARES.items()),
     ]
+
+
+def how_it_was_cut(run: Run) -> str:
+    """Say how the text was cleaned and cut."""
+    names = ("cleaning", "blocks", "block_size")
+    return ", ".join(f"data.{name} {run.setting(f'data.{name}')}" for name in names)
+
+
+def commands(run: Run) -> list[str]:
+    """Return what was typed, a line for every time that the run was started or gone on with."""
+    return [shlex.join(words) for words in run.facts.get("commands", [])]
+
+
+def repeating_command(run: Run) -> str:
+    """Return what repeats the run, typed where its logs lie."""
+    if not run.settings_text:
+        return ""
+    folder = run.folder.resolve()
+    return f"python -m gpt2_lightning fit --config {folder.parent.name}/{folder.name}/config.yaml"
 
 
 def machine_rows(run: Run) -> list[Row]:
@@ -178,7 +200,7 @@ def differing_settings(runs: list[Run]) -> list[Row]:
     names = sorted(set().union(*flat))
     rows = [(name, [settings.get(name, NONE) for settings in flat]) for name in names]
     return [
-        Row(f"--{name}", [_word(value) for value in values])
+        Row(name, [_word(value) for value in values])
         for name, values in rows
         if any(value != values[0] for value in values)
     ]
