@@ -1,9 +1,12 @@
 """The command line, called in process."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 from gpt2_lightning.cli import main
+
+Mistake = Callable[..., str]  # the words of a command line -> the message
 
 CALM = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
 # small blocks and short samples, for texts and models of a test's size

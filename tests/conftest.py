@@ -16,7 +16,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gpt2_lightning.cli import main
 from gpt2_lightning.data.tokenizer import train_tokenizer
+from tests.command_line import Mistake
 from tests.corpus import wiki_rows
 
 # they hold on to the screen as it was at the import, and would write to it in no test's name
@@ -73,3 +75,23 @@ def wiki_folder(tmp_path: Path) -> Path:
         rows = "".join(wiki_rows(articles=articles, seed=seed))
         (folder / f"wiki.{name}.raw").write_text(rows, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
+    """Run a command line that is one mistake; return its message."""
+
+    def run(*words: str) -> str:
+        capsys.readouterr()
+        before = set(Path("lightning_logs").rglob("*"))
+        with pytest.raises(SystemExit) as stopped:
+            main(list(words))
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        print(message)
+        assert "Traceback" not in message
+        assert message.splitlines()[-1].startswith("error: ")
+        assert set(Path("lightning_logs").rglob("*")) == before
+        return message.splitlines()[-1]
+
+    return run

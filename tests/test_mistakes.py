@@ -1,7 +1,6 @@
 """A user's mistakes: one message, exit code 2, and nothing half-written."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -9,27 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt2_lightning.cli import main
-from tests.command_line import CALM, fine_tuning, fit
-
-Mistake = Callable[..., str]  # the words of a command line -> the message
-
-
-@pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    def run(*words: str) -> str:
-        capsys.readouterr()
-        before = set(Path("lightning_logs").rglob("*"))
-        with pytest.raises(SystemExit) as stopped:
-            main(list(words))
-        assert stopped.value.code == 2
-        message = capsys.readouterr().err
-        print(message)
-        assert "Traceback" not in message
-        assert message.splitlines()[-1].startswith("error: ")
-        assert set(Path("lightning_logs").rglob("*")) == before
-        return message.splitlines()[-1]
-
-    return run
+from tests.command_line import CALM, Mistake, fine_tuning, fit
 
 
 def test_no_verb(mistake: Mistake) -> None:

@@ -13,7 +13,7 @@ CAUSES = (
     "other weights than the published ones (a fine-tuned model under the same name)",
     "another tokenizer, or one that adds a token of its own to every text",
     "another context or stride than the figure's",
-    "rows joined otherwise: nothing between them instead of two newlines is worth 10 to 15 %",
+    "rows joined otherwise than with two newlines",
     "text that is not the official raw split: <unk> for rare words, cleaned or lower-cased",
 )
 

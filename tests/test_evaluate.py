@@ -1,0 +1,277 @@
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gpt2_lightning.cli import main
+from gpt2_lightning.inference import published, reference
+from gpt2_lightning.inference.published import OFFICIAL_TEXTS, Published
+from tests.command_line import SMALL, Mistake, curves, fine_tuning, fit
+
+KEYS = {
+    *("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "nats"),
+    *("tokens", "tokens_predicted", "words", "bytes", "protocol", "context", "stride"),
+    *("model", "revision", "source", "split", "sha256", "cleaning", "reading", "first_token"),
+    *("dtype", "device", "versions", "seconds", "tokens_per_second", "comparable", "intervals"),
+}
+
+
+def evaluate(*words: str) -> dict[str, Any]:
+    main(["evaluate", *words, "--output=card.json"])
+    card: dict[str, Any] = json.loads(Path("card.json").read_text(encoding="utf-8"))
+    return card
+
+
+@pytest.fixture
+def other_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with its last layer disturbed: a worse one."""
+    folder = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(torch.rand(32) * 3)
+    model.save_pretrained(folder)
+    for file in tiny_model.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_card_says_what_was_measured_and_how(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = evaluate(
+        *(f"--model={tiny_model}", f"--data.source={wiki_folder}", "--protocol=sliding"),
+        *("--context=48", "--stride=16", "--batch-size=3"),
+    )
+    assert card.keys() >= KEYS
+    original = (wiki_folder / "wiki.test.raw").read_bytes()
+    assert card["sha256"] == sha256(original).hexdigest()
+    assert card["bytes"] == len(original)
+    assert card["words"] == len(original.decode().split())
+    assert (card["context"], card["stride"], card["dtype"]) == (48, 16, "fp32")
+    assert card["tokens_predicted"] == card["tokens"] - 1
+    assert card["token_perplexity"] == pytest.approx(
+        math.exp(card["nats"] / card["tokens_predicted"])
+    )
+    # the token that is not predicted is charged at the mean of the others
+    whole = card["nats"] * card["tokens"] / card["tokens_predicted"]
+    assert card["word_perplexity"] == pytest.approx(math.exp(whole / card["words"]))
+    assert card["byte_perplexity"] == pytest.approx(math.exp(whole / card["bytes"]))
+    assert card["bits_per_byte"] == pytest.approx(whole / card["bytes"] / math.log(2))
+    assert "not an official one" in card["comparable"]
+    screen = capsys.readouterr().out
+    assert "sliding, context 48, stride 16" in screen
+    assert f"{card['token_perplexity']:,.2f}" in screen
+
+
+def test_articles_come_with_intervals(wiki_folder: Path, tiny_model: Path) -> None:
+    card = evaluate(f"--model={tiny_model}", f"--data.source={wiki_folder}", "--protocol=articles")
+    assert card["articles"] == 5
+    assert card["tokens_predicted"] == card["tokens"]
+    assert card["words_rule"].startswith("re.split")
+    for figure, (low, high) in card["intervals"].items():
+        assert low < card[figure] < high
+
+
+@pytest.mark.parametrize("blocks", [(), ("--data.blocks=pad", "--data.cleaning=tutorial")])
+def test_training_protocol_is_what_the_run_validated(
+    blocks: tuple[str, ...], wiki_folder: Path, tiny_model: Path
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), *blocks)
+    run = fit(*words, "--trainer.max_steps=3")
+    # the text and its blocks are the run's own
+    card = evaluate(f"--model={run}", "--protocol=training", "--split=validation")
+    wanted = curves(run)
+    assert card["token_perplexity"] == pytest.approx(min(wanted["val/perplexity"]), rel=1e-6)
+    if blocks:
+        assert card["bits_per_byte"] is None
+        assert "--data.cleaning tutorial has changed the text" in card["comparable"]
+    else:
+        assert card["bits_per_byte"] == pytest.approx(min(wanted["val/bits_per_byte"]), rel=1e-6)
+        checkpoint = evaluate(
+            f"--model={run / 'checkpoints' / 'last.ckpt'}", "--protocol=training",
+            "--split=validation",
+        )  # fmt: skip
+        last = wanted["val/perplexity"][-1]
+        assert checkpoint["token_perplexity"] == pytest.approx(last, rel=1e-6)
+
+
+def test_the_better_of_two_models_is_told(
+    wiki_folder: Path, tiny_model: Path, other_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = evaluate(
+        *(f"--model={tiny_model}", f"--against={other_model}"),
+        *(f"--data.source={wiki_folder}", "--protocol=articles"),
+    )
+    difference = card["difference"]
+    between = card["bits_per_byte"] - card["against"]["bits_per_byte"]
+    assert difference["bits_per_byte"] == pytest.approx(between)
+    assert difference["interval"][1] < 0
+    assert f"{tiny_model} is better than {other_model}, on 5 of 5" in capsys.readouterr().out
+
+
+def test_a_whole_file_without_splits(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "book.txt").write_text("the old bridge\n" * 40, encoding="utf-8")
+    words = (f"--model={tiny_model}", "--data.source=book.txt")
+    assert evaluate(*words, "--split=all")["bytes"] == 600
+    assert evaluate(*words, "--split=test")["bytes"] < 60
+
+
+@pytest.fixture
+def published_text(wiki_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text that counts as an official one, in place of WikiText-2's."""
+    digest = sha256((wiki_folder / "wiki.test.raw").read_bytes()).hexdigest()
+    monkeypatch.setitem(OFFICIAL_TEXTS, digest, "Bridges, test")
+    return wiki_folder
+
+
+def publish(figure: float, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"somebody/{model.name}"
+    row = Published(
+        name, "Bridges, test", "sliding", 32, 16, "token_perplexity", figure, 2, "https://a.example"
+    )
+    for module in (published, reference):
+        monkeypatch.setattr(module, "PUBLISHED", (row,))
+
+
+def test_reference_puts_ours_beside_the_published_one(
+    published_text: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = (f"--model={tiny_model}", f"--data.source={published_text}")
+    wanted = evaluate(*words, "--protocol=sliding", "--context=32", "--stride=16")
+    assert wanted["comparable"].startswith("comparable with: token perplexities")
+    figure = round(wanted["token_perplexity"], 2)
+    publish(figure, tiny_model, monkeypatch)
+    found = evaluate(*words, "--reference")
+    screen = capsys.readouterr().out
+    assert f"expected {figure:.2f}, got {figure:.2f}: this pipeline measures what" in screen
+    assert "https://a.example" in screen
+    assert found["reference"][0]["agrees"] is True
+
+    publish(1.1 * figure, tiny_model, monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", *words, "--reference"])
+    assert stopped.value.code == 1
+    screen = capsys.readouterr().out
+    assert "-9.09 % off" in screen
+    assert "Usual causes" in screen
+
+
+def test_reference_never_takes_other_text(
+    published_text: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: Mistake,
+) -> None:
+    publish(100.0, tiny_model, monkeypatch)
+    words = ("evaluate", f"--model={tiny_model}", f"--data.source={published_text}", "--reference")
+    assert "cleaning tutorial" in mistake(*words, "--data.cleaning=tutorial")
+    (published_text / "wiki.test.raw").write_text("Other text.\n", encoding="utf-8")
+    assert "the published figures are of Bridges, test" in mistake(*words)
+    monkeypatch.undo()
+    assert "no published figure is known of" in mistake(*words)
+
+
+def test_two_processes_give_the_same_answer(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (
+        *(f"--model={tiny_model}", f"--data.source={wiki_folder}", "--protocol=articles"),
+        *("--context=32", "--batch_size=3", "--device=cpu"),
+    )
+    one = evaluate(*words)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+            *(f"--master-port={port}", "-m", "gpt2_lightning", "evaluate", *words),
+            "--output=two.json",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("token perplexity") == 1  # one process speaks
+    two = json.loads(Path("two.json").read_text(encoding="utf-8"))
+    assert two["processes"] == 2
+    assert two["nats"] == pytest.approx(one["nats"], rel=1e-9)
+    assert two["tokens_predicted"] == one["tokens_predicted"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--context=65",), "--context 65: the model has 64 positions"),
+        (("--stride=65", "--context=64"), "--stride 65: above the context of 64"),
+        (("--stride=0",), "--stride 0: it has to be 1 or more"),
+        (("--stride=-3",), "--stride -3: it has to be 1 or more"),
+        (("--context=1",), "--context 1: a window of one token"),
+        (("--batch_size=0",), "--batch_size 0"),
+        (("--protocol=articles", "--stride=8"), "--stride 8: --protocol articles moves no windows"),
+        (("--protocol=training", "--joiner=nothing"), "--joiner nothing"),
+        (("--protocol=disjont",), "--protocol"),
+        (("--against=x",), "--against: --protocol sliding"),
+        (("--split=all",), "--split all: "),
+        (("--output=absent/card.json",), "--output absent/card.json: there is no folder"),
+        (("--data.sourc=x",), "--data.sourc: there is no such flag"),
+    ],
+)
+def test_mistakes(
+    words: tuple[str, ...], said: str, wiki_folder: Path, tiny_model: Path, mistake: Mistake
+) -> None:
+    given = ("evaluate", f"--model={tiny_model}", f"--data.source={wiki_folder}", "--output=c.json")
+    assert said in mistake(*given, *words)
+    assert not Path("c.json").exists()
+
+
+def test_no_text_was_named(tiny_model: Path, mistake: Mistake) -> None:
+    assert "--data.source: which text?" in mistake("evaluate", f"--model={tiny_model}")
+
+
+def test_an_empty_split(tmp_path: Path, tiny_model: Path, mistake: Mistake) -> None:
+    (tmp_path / "train.txt").write_text("the bridge\n", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("", encoding="utf-8")
+    words = ("evaluate", f"--model={tiny_model}", f"--data.source={tmp_path}", "--output=c.json")
+    assert "--split: there is no text in it" in mistake(*words)
+
+
+def test_models_that_cannot_score(other_model: Path, wiki_folder: Path, mistake: Mistake) -> None:
+    words = (
+        "evaluate",
+        f"--model={other_model}",
+        f"--data.source={wiki_folder}",
+        "--output=c.json",
+    )
+    broken: Any = AutoModelForCausalLM.from_pretrained(other_model)
+    broken.transformer.ln_f.bias.data[0] = math.nan
+    broken.save_pretrained(other_model)
+    assert "--model: its logits are not numbers" in mistake(*words)
+    for file in other_model.glob("tokenizer*"):
+        file.unlink()
+    assert f"--model {other_model}: the tokenizer is empty" in mistake(*words)
+    assert not Path("c.json").exists()
+    assert not list(Path().glob(".c.json*"))
+
+
+def test_small_blocks_are_a_flag_of_the_training_protocol(
+    wiki_folder: Path, tiny_model: Path
+) -> None:
+    words = (f"--model={tiny_model}", f"--data.source={wiki_folder}", "--protocol=training")
+    card = evaluate(*words, SMALL[0])
+    assert card["context"] == 16
+    assert card["tokens"] == card["tokens_predicted"]
