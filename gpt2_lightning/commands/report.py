@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gpt2_lightning.arguments import Parser, gather, with_underscores
+from gpt2_lightning.arguments import Parser, with_underscores
 from gpt2_lightning.errors import UsageError
 
 
@@ -35,6 +35,13 @@ def _place(folders: list[Path]) -> Path:
     return (folders[0] if len(folders) == 1 else folders[0].resolve().parent) / "report.html"
 
 
+def _as_positions(words: list[str]) -> list[str]:
+    """Turn ``--run RUN`` into RUN, so that runs stand on the page in the order they were typed."""
+    if words and words[-1] == "--run":
+        raise UsageError("--run: it needs a value.")
+    return [word.removeprefix("--run=") for word in words if word != "--run"]
+
+
 def main(words: list[str]) -> None:
     """Parse the words and run the verb."""
     parser = Parser(
@@ -49,7 +56,7 @@ def main(words: list[str]) -> None:
         metavar="RUN",
         help="Run folder such as lightning_logs/version_0.",
     )
-    # taken out below, since it may be repeated; here for --help
+    # turned into positions below; here for --help
     parser.add_argument("--run", type=str, metavar="RUN", help="The same as a flag.")
     parser.add_argument(
         "--output",
@@ -57,9 +64,8 @@ def main(words: list[str]) -> None:
         help="The page; report.html in the run's folder unless said, of several runs beside the "
         "first one's.",
     )
-    rest, named = gather(with_underscores(words), "--run")
-    options = parser.parse_args(rest)
-    runs = list(dict.fromkeys([*named, *options.runs]))
+    options = parser.parse_args(_as_positions(with_underscores(words)))
+    runs = list(dict.fromkeys(options.runs))
     if not runs:
         raise UsageError(
             "report: of which run? Write: python -m gpt2_lightning report lightning_logs/version_0."
