@@ -35,7 +35,7 @@ def evaluate(*words: str) -> dict[str, Any]:
 def other_model(tiny_model: Path, tmp_path: Path) -> Path:
     """The tiny model with its last layer disturbed: a worse one."""
     folder = tmp_path / "other"
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     torch.manual_seed(1)
     with torch.no_grad():
         model.transformer.ln_f.weight.mul_(torch.rand(32) * 3)
@@ -275,3 +275,18 @@ def test_small_blocks_are_a_flag_of_the_training_protocol(
     card = evaluate(*words, SMALL[0])
     assert card["context"] == 16
     assert card["tokens"] == card["tokens_predicted"]
+
+
+def test_samples_are_measured_against_the_training_split(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], mistake: Mistake
+) -> None:
+    words = (f"--model={tiny_model}", f"--data.source={wiki_folder}", "--samples=5")
+    found = evaluate(*words)["samples"]
+    assert found["count"] == 5
+    assert len(found["quality"]["longest_copies"]) == 5
+    assert found["quality"]["longest_copy"] >= 1
+    assert 0 < found["quality"]["distinct_2"] <= 1
+    assert "stand one after another in the training split" in capsys.readouterr().out
+    (wiki_folder / "wiki.train.raw").unlink()
+    assert evaluate(*words)["samples"]["quality"]["longest_copy"] is None
+    assert "--samples 5: it goes with one model" in mistake("evaluate", *words, "--reference")

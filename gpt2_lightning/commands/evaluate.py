@@ -20,6 +20,7 @@ from gpt2_lightning.inference.card import Card, as_dict, as_lines, write_json
 from gpt2_lightning.inference.checkpoint import LoadedModel, load_model
 from gpt2_lightning.inference.comparison import compare
 from gpt2_lightning.inference.device import DtypeName, place
+from gpt2_lightning.inference.drawn_samples import DrawnSamples, draw_samples
 from gpt2_lightning.inference.evaluation import EvaluatedSplit, Protocol
 from gpt2_lightning.inference.evaluation import evaluate as score_model
 from gpt2_lightning.inference.processes import Processes
@@ -47,6 +48,7 @@ def evaluate(
     joiner: JoinerName | None = None,
     against: str | None = None,
     reference: bool = False,
+    samples: int = 0,
     batch_size: int = 8,
     dtype: DtypeName = "fp32",
     device: str = "auto",
@@ -72,6 +74,8 @@ def evaluate(
         against: A second model, scored on the same articles; the difference in bits per byte comes
             with its 95 % interval.
         reference: Score the model as its published figures were, and put both side by side.
+        samples: Draw so many samples, too, and measure their variety, repetition, endings, and the
+            longest run that they have copied from the training split.
         batch_size: Windows at a time.
         dtype: Type of the weights.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -86,6 +90,15 @@ def evaluate(
     """
     if batch_size < 1:
         raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+    if samples < 0 or (samples and (reference or against)):
+        raise UsageError(
+            f"--samples {samples}: "
+            + (
+                "it has to be 0 or more."
+                if samples < 0
+                else "it goes with one model, without --reference and --against."
+            )
+        )
     file = _output_file(output)
     asked = Protocol(protocol, context, stride, joiner)
     asked.check()
@@ -110,7 +123,7 @@ def evaluate(
                 return score_model(
                     loaded,
                     name,
-                    _datamodule(data, loaded, protocol.name),
+                    _datamodule(data, loaded),
                     split,
                     protocol,
                     dtype=dtype,
@@ -138,6 +151,16 @@ def evaluate(
             card, score, text = run(loaded, model, split, asked)
             _print(console, card)
             document = as_dict(card)
+            if samples and processes.rank == 0:
+                drawn = draw_samples(
+                    loaded,
+                    text,
+                    _datamodule(data, loaded),
+                    count=samples,
+                    batch_size=batch_size,
+                )
+                _print_samples(console, drawn)
+                document["samples"] = asdict(drawn)
             if against is not None:
                 del loaded
                 other, other_score, _ = run(
@@ -180,16 +203,12 @@ def _load(name: str, revision: str | None, device: str, dtype: DtypeName) -> Loa
     return loaded
 
 
-def _datamodule(
-    data: dict[str, Any], loaded: LoadedModel, protocol: ProtocolName
-) -> WikiTextDataModule:
-    tokenizer = None
-    if protocol == "training":  # the datamodule loads its tokenizer from a folder
-        files = tokenizer_files(loaded.tokenizer)
-        folder = cache_folder(data.get("cache_dir")) / "tokenizers" / store_name(files)
-        save_tokenizer_files(files, folder)
-        tokenizer = str(folder)
-    return WikiTextDataModule(**data, tokenizer=tokenizer)
+def _datamodule(data: dict[str, Any], loaded: LoadedModel) -> WikiTextDataModule:
+    """Return the source with the model's own tokenizer, which it loads from a folder."""
+    files = tokenizer_files(loaded.tokenizer)
+    folder = cache_folder(data.get("cache_dir")) / "tokenizers" / store_name(files)
+    save_tokenizer_files(files, folder)
+    return WikiTextDataModule(**data, tokenizer=str(folder))
 
 
 @contextmanager
@@ -209,6 +228,25 @@ def _print(console: Console, card: Card) -> None:
     for label, value in as_lines(card):
         console.print(f"{label:18}{value}", soft_wrap=True, highlight=False, markup=False)
     console.print()
+
+
+def _print_samples(console: Console, drawn: DrawnSamples) -> None:
+    quality = drawn.quality
+    rows = {
+        "samples": f"{drawn.count} of at most {drawn.max_new_tokens} tokens; {drawn.sampling}",
+        "distinct n-grams": f"{_share(quality.distinct_2)} of 2, {_share(quality.distinct_3)} of 3",
+        "repeated 4-grams": _share(quality.repeated_4),
+        "ended": f"{_share(quality.ended)} by themselves",
+        "longest copy": "- (no training split in this source)"
+        if quality.longest_copy is None
+        else f"{quality.longest_copy} tokens stand one after another in the training split",
+    }
+    for label, value in rows.items():
+        console.print(f"{label:18}{value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def main(words: list[str]) -> None:
