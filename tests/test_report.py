@@ -209,6 +209,9 @@ def test_a_run_leaves_a_page(
     main(["report", f"--run={run}"])
     assert (run / "report.html").read_text(encoding="utf-8") == text
 
+    main(["validate", f"--ckpt_path={run}", *CALM])  # is no measurement before training
+    main(["report", str(run)])
+    assert (run / "report.html").read_text(encoding="utf-8") == text
     main(["test", f"--ckpt_path={run}", *CALM])
     main(["report", str(run)])
     cells = Page((run / "report.html").read_text(encoding="utf-8")).cells
