@@ -277,8 +277,9 @@ def main(words: list[str]) -> None:
     if value_of(words, "--data.source") is None and not known:
         if not options["reference"]:
             raise UsageError(
-                "--data.source: which text? Give a file, a folder, a Hub id such as "
-                "Salesforce/wikitext with --data.subset wikitext-2-raw-v1, or builtin."
+                f"--data.source: which text? --model {model} is no run folder whose text could be "
+                "taken. Give a file, a folder, a Hub id such as Salesforce/wikitext with "
+                "--data.subset wikitext-2-raw-v1, or builtin."
             )
         options["data"] |= PUBLISHED_TEXT
     if not evaluate(**options):
