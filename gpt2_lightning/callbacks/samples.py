@@ -1,6 +1,7 @@
 """What the model writes at each validation: the same prompts and seeds, to see it change."""
 
 import json
+import logging
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.callbacks.run_folder import run_folder
+from gpt2_lightning.callbacks.sharding import is_sharded
 from gpt2_lightning.data.prompts import encode_prompt
 from gpt2_lightning.inference.quality import Quality, measure
 from gpt2_lightning.model.causal_lm import positions_of
@@ -21,6 +23,8 @@ from gpt2_lightning.model.sampling import generate
 
 DEFAULT_PROMPTS = 3  # where none are given: the beginnings of validation blocks
 PROMPT_TOKENS = 16  # of each
+
+log = logging.getLogger(__name__)
 
 
 class Samples(Callback):
@@ -39,9 +43,14 @@ class Samples(Callback):
         self.prompts = prompts
         self.enabled = enabled
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why there will be none, where that is so."""
+        if self.enabled and is_sharded(trainer):
+            log.info("No samples are drawn at validations: no process has the whole model.")
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, in one process."""
-        if not self.enabled or trainer.state.fn != "fit":
+        if not self.enabled or trainer.state.fn != "fit" or is_sharded(trainer):
             return
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:

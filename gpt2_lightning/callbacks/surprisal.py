@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_lightning.callbacks.run_folder import run_folder
+from gpt2_lightning.callbacks.sharding import is_sharded
 from gpt2_lightning.data.blocks import Blocks
 from gpt2_lightning.model.loss import token_nats
 from gpt2_lightning.model.module import GPT2Module
@@ -19,7 +19,6 @@ from gpt2_lightning.model.module import GPT2Module
 PASSAGE = 200  # tokens, of a block that has so many
 LONGEST_GROUP = 16  # tokens that are held back for a whole character
 CUT_CHARACTER = "\ufffd"  # what stands in a text for bytes that make no character
-SHARDED = (FSDPStrategy, ModelParallelStrategy)  # no process has the model whole
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Surprisal(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why there will be none, where that is so."""
         self._fresh = trainer.ckpt_path is None
-        if isinstance(trainer.strategy, SHARDED):
+        if is_sharded(trainer):
             log.info("surprisal.jsonl is not written: no process has the whole model.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,7 +43,7 @@ class Surprisal(Callback):
         folder = run_folder(trainer)
         if trainer.state.fn != "fit" or not trainer.is_global_zero or folder is None:
             return
-        if isinstance(trainer.strategy, SHARDED) or cast(Any, trainer).fast_dev_run:
+        if is_sharded(trainer) or cast(Any, trainer).fast_dev_run:
             return
         data = cast(Any, trainer).datamodule
         inputs, targets = passage_of(data.split_blocks("validation"))
