@@ -8,7 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.model.sampling import RowNoise, SamplingOptions, generate
+from gpt2_lightning.model.generation import generate
+from gpt2_lightning.model.processors import RowNoise
+from gpt2_lightning.model.sampling import SamplingOptions
 
 END = 0  # never the likeliest here
 
@@ -116,7 +118,10 @@ def test_too_long_for_the_positions(model: PreTrainedModel) -> None:
         ({"top_k": -1}, "--top_k -1"),
         ({"max_new_tokens": 0}, "--max_new_tokens 0"),
         ({"num_return_sequences": 0}, "--num_return_sequences 0"),
-        ({"do_sample": False}, "--num_return_sequences 3: without --do_sample"),
+        (
+            {"do_sample": False, "num_return_sequences": 3},
+            "--num_return_sequences 3: without --do_sample",
+        ),
     ],
 )
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from gpt2_lightning.data.prompts import decoder
 from gpt2_lightning.model.module import GPT2Module
 
 INTERVAL: Literal["batch"] = "batch"
@@ -47,15 +48,15 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Add a batch to this rank's part."""
-        tokenizer = cast(Any, trainer).datamodule.tokenizer
-        seeds = cast(GPT2Module, pl_module).sampling.seeds
+        decode = decoder(cast(Any, trainer).datamodule.tokenizer)
+        sampling = cast(GPT2Module, pl_module).sampling
         with self.part.open("a", encoding="utf-8") as stream:
             for index, prompt, samples in zip(
                 batch["index"], batch["prompts"], prediction, strict=True
             ):
                 texts = [
-                    {"seed": seed, "text": tokenizer.decode(ids)}
-                    for seed, ids in zip(seeds, samples, strict=True)
+                    {"seed": seed, "text": sampling.before_stop(decode(ids))}
+                    for seed, ids in zip(sampling.seeds, samples, strict=True)
                 ]
                 row = {"index": index, "prompt": prompt, "samples": texts}
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")

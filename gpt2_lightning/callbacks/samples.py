@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.sharding import is_sharded
-from gpt2_lightning.data.prompts import encode_prompt
+from gpt2_lightning.data.prompts import decoder, encode_prompt
 from gpt2_lightning.inference.quality import Quality, measure
 from gpt2_lightning.model.causal_lm import positions_of
+from gpt2_lightning.model.generation import generate
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.model.sampling import generate
 
 DEFAULT_PROMPTS = 3  # where none are given: the beginnings of validation blocks
 PROMPT_TOKENS = 16  # of each
@@ -66,9 +66,11 @@ class Samples(Callback):
             max_new_tokens=min(module.sampling.max_new_tokens, room + 1 - longest),
         )
         end_of_text = int(cast(int, tokenizer.eos_token_id))
-        texts = generate(module.model, prompts, sampling, end_of_text=end_of_text)
-        samples = [ids for continuations in texts for ids in continuations]
-        ended = [len(ids) < sampling.max_new_tokens for ids in samples]
+        decode = decoder(tokenizer)
+        drawn = generate(module.model, prompts, sampling, end_of_text=end_of_text, decode=decode)
+        samples = [ids for continuations in drawn for ids in continuations]
+        texts = [decode(ids) for ids in samples]
+        ended = [sampling.ended(len(ids), text) for ids, text in zip(samples, texts, strict=True)]
         quality = measure(samples, ended, data.stores["train"].ids)
         step = trainer.global_step  # 0 before training
         rows = [
@@ -76,13 +78,13 @@ class Samples(Callback):
                 "step": step,
                 "prompt": tokenizer.decode(prompt),
                 "seed": seed,
-                "text": tokenizer.decode(ids),
+                "text": sampling.before_stop(text),
                 "ended": by_itself,
                 "longest_copy": copied,
             }
-            for (prompt, seed), ids, by_itself, copied in zip(
+            for (prompt, seed), text, by_itself, copied in zip(
                 product(prompts, sampling.seeds),
-                samples,
+                texts,
                 ended,
                 quality.longest_copies,
                 strict=True,

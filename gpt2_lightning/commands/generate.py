@@ -7,7 +7,7 @@ from gpt2_lightning.errors import UsageError
 def generate(
     model: str,
     prompt: list[str],
-    num_return_sequences: int = 3,
+    num_return_sequences: int | None = None,
     max_new_tokens: int = 100,
     do_sample: bool = True,
     temperature: float = 0.7,
@@ -35,11 +35,12 @@ def generate(
     from gpt2_lightning.data.prompts import encode_prompt
     from gpt2_lightning.inference.checkpoint import load_model
     from gpt2_lightning.inference.device import place
-    from gpt2_lightning.model import sampling
+    from gpt2_lightning.model import generation
+    from gpt2_lightning.model.sampling import SamplingOptions
     from gpt2_lightning.quiet import quieten
 
     quieten()
-    options = sampling.SamplingOptions(
+    options = SamplingOptions(
         max_new_tokens=max_new_tokens,
         do_sample=do_sample,
         temperature=temperature,
@@ -51,7 +52,7 @@ def generate(
     options.check()
     loaded = load_model(model)
     place(loaded.model, device)
-    texts = sampling.generate(
+    texts = generation.generate(
         loaded.model,
         [encode_prompt(loaded.tokenizer, text) for text in prompt],
         options,

@@ -1,9 +1,9 @@
 """Prompts to continue: read from a file, dealt out over the ranks, padded on the left."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -87,3 +87,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tens
     """Return a prompt's ids, shape ``(tokens,)``; an empty prompt begins with the end-of-text."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     return torch.tensor(ids)
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """Return what turns ids into text, such that more ids only ever add to it.
+
+    Bytes that are no whole character yet are the exception: they stand at the end as U+FFFD.
+    """
+
+    def decode(ids: list[int]) -> str:
+        # cleaning up would change what stands there already
+        return cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    return decode

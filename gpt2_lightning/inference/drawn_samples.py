@@ -11,7 +11,8 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import LoadedModel
 from gpt2_lightning.inference.quality import Quality, measure
 from gpt2_lightning.model.causal_lm import positions_of
-from gpt2_lightning.model.sampling import SamplingOptions, generate
+from gpt2_lightning.model.generation import generate
+from gpt2_lightning.model.sampling import SamplingOptions
 
 PROMPT_TOKENS = 16  # of each sample
 

@@ -24,10 +24,11 @@ from gpt2_lightning.model.causal_lm import (
     fuse_gelu,
     positions_of,
 )
+from gpt2_lightning.model.generation import generate
 from gpt2_lightning.model.loss import IGNORED, summed_nats
 from gpt2_lightning.model.optimizer import build_adamw, clip_gradient_norm
 from gpt2_lightning.model.perplexity import BitsPerByte, CrossEntropy, Perplexity
-from gpt2_lightning.model.sampling import SamplingOptions, generate
+from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.model.schedule import ScheduleName, learning_rate_factor
 
 log = logging.getLogger(__name__)
@@ -373,6 +374,7 @@ class GPT2Module(LightningModule):
             batch["input_ids"],
             self.sampling,
             end_of_text=int(self.model.config.eos_token_id),
+            decode=cast(Any, self.trainer).datamodule.tokenizer.decode,
         )
 
     # --- checkpoints --------------------------------------------------------------------------
