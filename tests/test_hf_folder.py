@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, pipeline
 
 from gpt2_lightning.inference import hf_folder
-from gpt2_lightning.inference.checkpoint import LoadedModel, load_checkpoint, load_model
+from gpt2_lightning.inference.checkpoint import load_checkpoint, load_model
 from gpt2_lightning.inference.hf_folder import write_hf_folder
+from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.sampling import SamplingOptions
 from tests.command_line import fine_tuning, fit
 
@@ -21,7 +22,7 @@ def run(wiki_folder: Path, tiny_model: Path) -> Path:
     return fit(*words, "--trainer.max_steps=6", "--model.learning_rate=3e-3")
 
 
-def best(run: Path) -> LoadedModel:
+def best(run: Path) -> TextModel:
     (file,) = (run / "checkpoints").glob("best-*.ckpt")
     return load_checkpoint(file)
 

@@ -1,6 +1,8 @@
 """Imports point one way, and the map in docs/design.md shows the house as it is."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,5 +55,20 @@ def test_the_map_names_every_file(file: Path) -> None:
     assert f" {file.name} " in MAP.replace(",", " ")
 
 
-def test_package_files_are_empty() -> None:
-    assert all(file.stat().st_size == 0 for file in PACKAGE.rglob("__init__.py"))
+def test_package_files_are_empty_but_for_load() -> None:
+    top = PACKAGE / "__init__.py"
+    rooms = [file for file in PACKAGE.rglob("__init__.py") if file != top]
+    assert all(file.stat().st_size == 0 for file in rooms)
+    tree = ast.parse(top.read_text(encoding="utf-8"))
+    assert set(imported(tree)) == {"gpt2_lightning.inference.checkpoint"}
+    defined = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert defined == ["__getattr__"]
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, gpt2_lightning; "
+        "print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

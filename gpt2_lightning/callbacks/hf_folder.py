@@ -7,8 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpt2_lightning.callbacks.run_folder import run_folder
-from gpt2_lightning.inference.checkpoint import LoadedModel, load_checkpoint
+from gpt2_lightning.inference.checkpoint import load_checkpoint
 from gpt2_lightning.inference.hf_folder import write_hf_folder
+from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import from_config
 from gpt2_lightning.model.module import GPT2Module
 
@@ -39,7 +40,7 @@ class HFFolder(Callback):
         write_hf_folder(folder / "hf", found.model, found.tokenizer, module.sampling)
 
     @staticmethod
-    def _outcome(trainer: Trainer, module: GPT2Module) -> LoadedModel:
+    def _outcome(trainer: Trainer, module: GPT2Module) -> TextModel:
         checkpointing = trainer.checkpoint_callback
         if isinstance(checkpointing, ModelCheckpoint):
             for path in (checkpointing.best_model_path, checkpointing.last_model_path):
@@ -47,4 +48,4 @@ class HFFolder(Callback):
                     return load_checkpoint(Path(path))
         model = from_config(module.model.config.to_dict(), attention="sdpa")
         model.load_state_dict(module.model.state_dict())
-        return LoadedModel(model, cast(Any, trainer).datamodule.tokenizer)
+        return TextModel(model, cast(Any, trainer).datamodule.tokenizer)

@@ -17,7 +17,7 @@ from gpt2_lightning.data.token_store import store_name
 from gpt2_lightning.data.tokenizer import save_tokenizer_files, tokenizer_files
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.card import Card, as_dict, as_lines, write_json
-from gpt2_lightning.inference.checkpoint import LoadedModel, load_model
+from gpt2_lightning.inference.checkpoint import load_model
 from gpt2_lightning.inference.comparison import compare
 from gpt2_lightning.inference.device import DtypeName, place
 from gpt2_lightning.inference.drawn_samples import DrawnSamples, draw_samples
@@ -28,6 +28,7 @@ from gpt2_lightning.inference.published import ProtocolName
 from gpt2_lightning.inference.reference import CAUSES, check, wanted_figures
 from gpt2_lightning.inference.run_folder import data_settings
 from gpt2_lightning.inference.scoring import Score
+from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.quiet import quieten
 
 DATA_FLAGS = {
@@ -117,7 +118,7 @@ def evaluate(
         loaded = _load(model, revision, device, dtype)
 
         def run(
-            loaded: LoadedModel, name: str, split: EvaluatedSplit, protocol: Protocol
+            loaded: TextModel, name: str, split: EvaluatedSplit, protocol: Protocol
         ) -> tuple[Card, Score, ScoredText]:
             with _progress(name, show=processes.rank == 0) as advance:
                 return score_model(
@@ -197,13 +198,13 @@ def _output_file(output: str | None) -> Path | None:
     return file
 
 
-def _load(name: str, revision: str | None, device: str, dtype: DtypeName) -> LoadedModel:
+def _load(name: str, revision: str | None, device: str, dtype: DtypeName) -> TextModel:
     loaded = load_model(name, revision)
     place(loaded.model, device, dtype)
     return loaded
 
 
-def _datamodule(data: dict[str, Any], loaded: LoadedModel) -> WikiTextDataModule:
+def _datamodule(data: dict[str, Any], loaded: TextModel) -> WikiTextDataModule:
     """Return the source with the model's own tokenizer, which it loads from a folder."""
     files = tokenizer_files(loaded.tokenizer)
     folder = cache_folder(data.get("cache_dir")) / "tokenizers" / store_name(files)

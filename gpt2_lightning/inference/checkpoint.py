@@ -2,31 +2,48 @@
 
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from gpt2_lightning.data.token_store import store_name
 from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.device import DtypeName, place
+from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import from_config
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
 DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
 
 
-@dataclass
-class LoadedModel:
-    """A language model, in eval mode, and its tokenizer."""
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: DtypeName | None = None,
+) -> TextModel:
+    """Load a model and its tokenizer, and bring it onto a device.
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    Args:
+        name: What `load_model` takes: a run folder, a ``.ckpt``, a folder in Hugging Face format or
+            a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``fp32`` or ``bf16``; null leaves the weights as they are.
+
+    Raises:
+        UsageError: If nothing of the kind is found, or the device cannot be used.
+    """
+    loaded = load_model(name, revision)
+    place(loaded.model, device, dtype)
+    return loaded
 
 
-def load_model(name: str, revision: str | None = None) -> LoadedModel:
+def load_model(name: str, revision: str | None = None) -> TextModel:
     """Load a model and its tokenizer.
 
     Args:
@@ -56,7 +73,7 @@ def load_model(name: str, revision: str | None = None) -> LoadedModel:
             "Face format, or a Hub id such as openai-community/gpt2."
         ) from error
     where = str(path) if path.is_dir() else name
-    return LoadedModel(model.eval(), load_tokenizer(where, revision, flag="--model"))
+    return TextModel(model.eval(), load_tokenizer(where, revision, flag="--model"))
 
 
 def _inside_run(run: Path) -> Path:
@@ -100,7 +117,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_checkpoint(file: Path) -> LoadedModel:
+def load_checkpoint(file: Path) -> TextModel:
     """Load the model and the tokenizer that a checkpoint carries."""
     checkpoint = read_checkpoint(file)
     model = from_config(checkpoint["hf_config"], attention="sdpa")
@@ -112,7 +129,7 @@ def load_checkpoint(file: Path) -> LoadedModel:
     model.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, Path(folder))))
-    return LoadedModel(model.eval(), tokenizer)
+    return TextModel(model.eval(), tokenizer)
 
 
 def write_tokenizer_of(checkpoint: dict[str, Any], cache: Path) -> Path:

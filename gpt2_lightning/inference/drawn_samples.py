@@ -8,8 +8,8 @@ import torch
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.scored_text import ScoredText
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import LoadedModel
 from gpt2_lightning.inference.quality import Quality, measure
+from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.generation import generate
 from gpt2_lightning.model.sampling import SamplingOptions
@@ -37,7 +37,7 @@ class DrawnSamples:
 
 
 def draw_samples(
-    loaded: LoadedModel,
+    loaded: TextModel,
     text: ScoredText,
     data: WikiTextDataModule,
     *,

@@ -23,10 +23,10 @@ from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.tokenizer import keeps_every_byte
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.card import Card, figures
-from gpt2_lightning.inference.checkpoint import LoadedModel
 from gpt2_lightning.inference.processes import Processes
 from gpt2_lightning.inference.published import OFFICIAL_TEXTS, ProtocolName, comparability
 from gpt2_lightning.inference.scoring import Score, score
+from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.inference.windows import (
     Window,
     block_windows,
@@ -129,7 +129,7 @@ def rows_of(data: WikiTextDataModule, split: EvaluatedSplit) -> Rows:
 
 
 def evaluate(
-    loaded: LoadedModel,
+    loaded: TextModel,
     name: str,
     data: WikiTextDataModule,
     split: EvaluatedSplit,
@@ -183,7 +183,7 @@ def evaluate(
 
 
 def _read(
-    loaded: LoadedModel, data: WikiTextDataModule, split: EvaluatedSplit, protocol: Protocol
+    loaded: TextModel, data: WikiTextDataModule, split: EvaluatedSplit, protocol: Protocol
 ) -> tuple[ScoredText, list[Window]]:
     options: dict[str, Any] = {
         "cleaner": data.cleaner,
@@ -240,7 +240,7 @@ def _padded_windows(starts: Any, block_size: int) -> Iterator[Window]:
 
 
 def _card(
-    loaded: LoadedModel,
+    loaded: TextModel,
     name: str,
     data: WikiTextDataModule,
     split: EvaluatedSplit,
@@ -312,7 +312,7 @@ def _card(
 
 
 def _covers_every_byte(
-    loaded: LoadedModel, data: WikiTextDataModule, split: EvaluatedSplit, protocol: Protocol
+    loaded: TextModel, data: WikiTextDataModule, split: EvaluatedSplit, protocol: Protocol
 ) -> bool:
     """Tell whether words and bytes of the original text are what was predicted.
 

@@ -1,0 +1,193 @@
+"""Drawing: prompts -> samples, in batches of like length, or one a piece at a time."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gpt2_lightning.data.prompts import decoder, encode_prompt
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.sample import Sample
+from gpt2_lightning.inference.streaming import text_pieces
+from gpt2_lightning.model.causal_lm import positions_of
+from gpt2_lightning.model.decoding import continue_rows, forgotten
+from gpt2_lightning.model.generation import (
+    check_room,
+    search_beams,
+)
+from gpt2_lightning.model.sampling import SamplingOptions
+
+BATCH_SIZE = 32  # samples at a time
+
+
+class _Row(NamedTuple):
+    """A prompt that is continued with a seed."""
+
+    prompt: str
+    ids: Tensor
+    seed: int
+
+
+def draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    options: SamplingOptions,
+    *,
+    batch_size: int = BATCH_SIZE,
+    roll: bool = False,
+    advance: Callable[[int, int], None] = lambda tokens, total: None,
+) -> list[Sample]:
+    """Continue prompts, those of like length together.
+
+    Args:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        prompts: The texts to continue.
+        options: How to draw.
+        batch_size: Samples at a time.
+        roll: Go on past the model's positions, with the last half of what it has seen.
+        advance: Told by how many tokens the work has moved on, and how many it has at most.
+
+    Returns:
+        The samples of each prompt, in the prompts' order.
+
+    Raises:
+        UsageError: If an option is out of its range, or a text exceeds the model's positions and
+            may not roll.
+    """
+    options.check()
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    if encoded and not (roll and options.num_beams == 1):
+        check_room(model, max(map(len, encoded)), options)
+    seeds = options.seeds if options.num_beams == 1 else [options.seed]
+    rows = [
+        _Row(prompt, ids, seed)
+        for prompt, ids in zip(prompts, encoded, strict=True)
+        for seed in seeds
+    ]
+    # the longest first: what does not fit into memory is known at once
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number].ids))
+    size = max(1, batch_size // options.num_beams)
+    total = len(rows) * options.max_new_tokens
+    drawn: list[list[Sample]] = [[] for _ in rows]
+    for start in range(0, len(rows), size):
+        numbers = order[start : start + size]
+        batch = [rows[number] for number in numbers]
+        new = _continued(model, tokenizer, batch, options, lambda tokens: advance(tokens, total))
+        for number, continuations in zip(numbers, new, strict=True):
+            drawn[number] = [
+                _sample(model, tokenizer, rows[number], options, ids) for ids in continuations
+            ]
+    return [sample for samples in drawn for sample in samples]
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    options: SamplingOptions,
+    *,
+    roll: bool = False,
+) -> Generator[str, None, Sample]:
+    """Continue a prompt, a piece of text at a time.
+
+    Args:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        prompt: The text to continue.
+        options: How to draw one sample.
+        roll: Go on past the model's positions, with the last half of what it has seen.
+
+    Returns:
+        An iterator over pieces of whole characters, with nothing of a stop string in them; the
+        sample is its value as a generator.
+
+    Raises:
+        UsageError: If an option is out of its range, or more than one sample or beams are asked
+            for, or the text exceeds the model's positions and may not roll.
+    """
+    options.check()
+    for flag, number in (
+        ("num_beams", options.num_beams),
+        ("num_return_sequences", options.samples_per_prompt),
+    ):
+        if number > 1:
+            raise UsageError(
+                f"--{flag} {number}: only one sample can be shown as it comes. Ask for 1, or do "
+                "not stream."
+            )
+    row = _Row(prompt, encode_prompt(tokenizer, prompt), options.seed)
+    if not roll:
+        check_room(model, len(row.ids), options)
+    return _pieces(model, tokenizer, row, options)
+
+
+def _pieces(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    row: _Row,
+    options: SamplingOptions,
+) -> Generator[str, None, Sample]:
+    decode = decoder(tokenizer)
+    with closing(
+        continue_rows(
+            model,
+            [row.ids],
+            [row.seed],
+            options,
+            end_of_text=int(tokenizer.eos_token_id),
+            decode=decode,
+        )
+    ) as steps:
+        tokens = (token for (token,) in steps if token is not None)
+        ids = yield from text_pieces(tokens, decode, options.stop)
+    return _sample(model, tokenizer, row, options, ids)
+
+
+def _continued(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[_Row],
+    options: SamplingOptions,
+    advance: Callable[[int], None],
+) -> list[list[list[int]]]:
+    """Return the new ids of each row: one list, or one for each beam that was asked for."""
+    prompts = [row.ids for row in rows]
+    end_of_text = int(tokenizer.eos_token_id)
+    decode = decoder(tokenizer)
+    steps_left = options.max_new_tokens
+    if options.num_beams > 1:
+        found = search_beams(model, prompts, options, end_of_text=end_of_text, decode=decode)
+    else:
+        seeds = [row.seed for row in rows]
+        found = [[[]] for _ in rows]
+        for step in continue_rows(
+            model, prompts, seeds, options, end_of_text=end_of_text, decode=decode
+        ):
+            for (ids,), token in zip(found, step, strict=True):
+                if token is not None:
+                    ids.append(token)
+            advance(len(rows))
+            steps_left -= 1
+    advance(steps_left * len(rows))  # of rows that ended early
+    return found
+
+
+def _sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    row: _Row,
+    options: SamplingOptions,
+    ids: list[int],
+) -> Sample:
+    text = decoder(tokenizer)(ids)
+    return Sample(
+        prompt=row.prompt,
+        seed=row.seed if options.do_sample else None,
+        text=options.before_stop(text),
+        ended=options.ended(len(ids), text),
+        forgotten=forgotten(len(row.ids), len(ids), positions_of(model)),
+    )
