@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from gpt2_lightning.callbacks import report as report_callback
 from gpt2_lightning.callbacks import surprisal
@@ -268,7 +267,7 @@ def test_no_passage_where_no_process_has_the_model(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(surprisal, "SHARDED", (SingleDeviceStrategy,))
+    monkeypatch.setattr(surprisal, "is_sharded", lambda trainer: True)
     run = fit(*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=1")
     assert not (run / "surprisal.jsonl").exists()
     assert capsys.readouterr().err.count("surprisal.jsonl is not written") == 1

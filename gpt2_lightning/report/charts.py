@@ -75,7 +75,7 @@ def draw(name: str, title: str, lines: list[Line], *, from_zero: bool = False) -
         }
     ):
         figure = Figure((WIDTH, HEIGHT))
-        axes = figure.add_axes((0.15, 0.17, 0.82, 0.78))
+        axes = figure.add_axes((0.17, 0.17, 0.8, 0.78))
         for line in lines:
             steps, values = zip(*line.points, strict=True)
             axes.plot(
