@@ -9,6 +9,7 @@ from rich.table import Table
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.report.tables import figure
 
 COLUMNS = {
     "val/perplexity": "perplexity",
@@ -99,9 +100,6 @@ class Outcome(Callback):
             table.add_column(title, justify="right")
         for label, row in rows.items():
             if row:
-                table.add_row(label, *(_figure(row.get(name)) for name in COLUMNS))
+                table.add_row(label, *(figure(row.get(name)) for name in COLUMNS))
         return table
 
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.4g}" if value >= 1000 else f"{value:.4f}"

@@ -155,6 +155,7 @@ class GPT2Module(LightningModule):
         self.last_loss: float | None = None  # of the last step that was logged
         self._compiled: Callable[..., Any] | None = None
         self._step_nats: Tensor | None = None
+        self._trained_steps = 0  # of the checkpoint that was loaded
         self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
 
     # --- before a run -------------------------------------------------------------------------
@@ -330,12 +331,20 @@ class GPT2Module(LightningModule):
     def _end_eval(self) -> None:
         values = self.eval_metrics.compute()
         self.eval_results |= {name: float(value) for name, value in values.items()}
+        in_fit = self.trainer.state.fn == "fit"
         self.log_dict(
             {name: value.float() for name, value in values.items()},
             sync_dist=True,  # equal on all ranks already; without it Lightning warns
+            logger=in_fit,
         )
-        if self.trainer.state.fn == "fit":  # the name by which Lightning finds the x axis
+        if in_fit:  # the name by which Lightning finds the x axis
             self.log("step", float(self.global_step), sync_dist=True)
+            return
+        # Lightning would log it at step 0. What `validate` measures of a checkpoint is not logged:
+        # it would lie over a point of the run's own curve.
+        if self.trainer.state.fn == "test" or self.trainer.ckpt_path is None:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self.eval_results, step=self._trained_steps)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
@@ -391,6 +400,7 @@ class GPT2Module(LightningModule):
         Raises:
             UsageError: If a flag of the trainer contradicts the checkpoint.
         """
+        self._trained_steps = checkpoint["global_step"]
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
         now = self._trainer_settings()

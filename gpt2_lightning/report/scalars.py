@@ -1,26 +1,20 @@
 """A run's scalars: from its events, or from the table that was made of them."""
 
 import csv
-import math
 from pathlib import Path
 
 Scalars = dict[int, dict[str, float]]  # by step, then by name
 
 
 def read_scalars(run: Path) -> Scalars:
-    """Return a run's scalars by step and name; of a step written twice, the later value.
-
-    What ``validate`` measures of a trained model is logged at step 0 too, and left out.
-    """
+    """Return a run's scalars by step and name; of a step written twice, the later value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    logged = [(name, event) for name in events.Tags()["scalars"] for event in events.Scalars(name)]
-    trained = min((event.wall_time for _, event in logged if event.step > 0), default=math.inf)
     table: Scalars = {}
-    for name, event in logged:
-        if event.step > 0 or event.wall_time <= trained or name.startswith("test/"):
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
             table.setdefault(event.step, {})[name] = event.value
     return table
 
