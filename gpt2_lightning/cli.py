@@ -20,6 +20,7 @@ OUR_VERBS = {
     "evaluate": "perplexity you can publish: a labelled card of a model on a text",
     "generate": "continue a prompt with a trained model",
     "report": "a page about a run, or several side by side",
+    "serve": "an HTTP server on the OpenAI completions protocol, with a page to try it",
 }
 HELP = """usage: python -m gpt2_lightning VERB [flags]
 

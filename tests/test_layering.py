@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "whole_folder"},
     {"data", "model"},
     {"inference"},
-    {"report"},
+    {"report", "serving"},
     {"callbacks"},
     {"arguments", "quiet"},
     {"commands", "lightning_cli"},

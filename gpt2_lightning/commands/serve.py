@@ -1,0 +1,134 @@
+"""``serve``: an HTTP server on the OpenAI completions protocol, with a page of its own."""
+
+import os
+from typing import TYPE_CHECKING
+
+from gpt2_lightning.arguments import Parser, with_underscores
+from gpt2_lightning.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpt2_lightning.inference.device import DtypeName
+
+EXTRA = ("fastapi", "uvicorn", "prometheus_client")  # top packages of the extra `serve`
+KEY_VARIABLE = "GPT2_LIGHTNING_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    model: str,
+    compare: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    batch_size: int = 16,
+    max_prompt_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+    max_samples: int = 64,
+    max_queue: int = 64,
+    max_body_bytes: int = 2**20,
+    max_seconds: float = 300.0,
+    api_key: str | None = None,
+    device: str = "auto",
+    dtype: "DtypeName | None" = None,
+    revision: str | None = None,
+) -> None:
+    """Serve a model over HTTP, on the OpenAI completions protocol, with a page to try it.
+
+    Args:
+        model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
+            Hugging Face format, or Hub id.
+        compare: A second model, served beside the first; the page shows both side by side.
+        host: Address to listen on; 0.0.0.0 is reached from other machines.
+        port: Port to listen on; 0 takes a free one.
+        batch_size: Samples that are written at the same time.
+        max_prompt_tokens: Tokens of a prompt; null is the model's positions.
+        max_new_tokens: Tokens of a sample; null is the model's positions.
+        max_samples: Prompts of a request times its n.
+        max_queue: Requests that wait; further ones are told to come again (429).
+        max_body_bytes: Bytes of a request.
+        max_seconds: Seconds from a request's first byte to its answer's last.
+        api_key: What clients have to send as a bearer token. Other users of this machine can read
+            a command line; the environment variable GPT2_LIGHTNING_API_KEY they cannot.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: fp32 or bf16; null leaves the weights as they are.
+        revision: Branch, tag or commit of --model on the Hub.
+
+    Raises:
+        UsageError: If model, address or limits cannot be had.
+    """
+    if batch_size < 1:
+        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+    try:
+        from gpt2_lightning.serving.limits import Limits
+        from gpt2_lightning.serving.served import Served, Service
+        from gpt2_lightning.serving.server import listen, run
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        raise UsageError(
+            f"serve: {error.name} is not installed. "
+            'pip install -c constraints.txt -e ".[serve]" installs what it needs.'
+        ) from error
+    from gpt2_lightning.inference.checkpoint import load
+    from gpt2_lightning.model.causal_lm import count_parameters
+    from gpt2_lightning.quiet import quieten
+
+    limits = Limits(
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        max_samples=max_samples,
+        max_queue=max_queue,
+        max_body_bytes=max_body_bytes,
+        max_seconds=max_seconds,
+    )
+    limits.check()
+    quieten()
+    listener = listen(host, port)  # before the models, which take a while
+    served = []
+    for name, wanted in _names(model, compare).items():
+        chosen = revision if wanted == model else None
+        loaded = load(wanted, revision=chosen, device=device, dtype=dtype)
+        served.append(Served(name, loaded, batch_size=batch_size, max_queue=max_queue))
+    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    bound, at = listener.getsockname()[:2]
+
+    def announce() -> None:
+        for it in served:
+            weights, cache = it.engine.model, it.engine.slots.bytes
+            print(
+                f"{it.name}: {count_parameters(weights):,} parameters, {weights.dtype}, "
+                f"{weights.device}; key-value cache of {batch_size} samples: {cache / 1e6:,.0f} MB"
+            )
+        if host not in LOOPBACK and key is None:
+            print("Without --api_key: whoever reaches this address may use it.")
+        print(f"Serving at http://{f'[{bound}]' if ':' in bound else bound}:{at}/", flush=True)
+
+    run(Service(served, limits, key), listener, announce)
+
+
+def _names(model: str, compare: str | None) -> dict[str, str]:
+    """Return the models by the name that each has in requests."""
+    wanted = [model, *([compare] if compare is not None else [])]
+    if compare == model:
+        raise UsageError(f"--compare {compare}: it is --model itself. Give another one.")
+    names = [_name_of(name) for name in wanted]
+    return dict(zip(names if len(set(names)) == len(names) else wanted, wanted, strict=True))
+
+
+def _name_of(model: str) -> str:
+    from pathlib import Path
+
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model  # of the Hub
+    path = path.resolve()
+    return path.parent.name if path.name == "hf" else path.stem if path.is_file() else path.name
+
+
+def main(words: list[str]) -> None:
+    """Parse the words and run the verb."""
+    parser = Parser(prog="gpt2_lightning serve", description=serve.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file of these flags.")
+    parser.add_function_arguments(serve)
+    options = parser.parse_args(with_underscores(words)).as_dict()
+    del options["config"]
+    serve(**options)

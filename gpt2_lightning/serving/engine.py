@@ -1,0 +1,255 @@
+"""The thread that owns a model: samples join and leave its batch between two tokens."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.causal_lm import positions_of
+from gpt2_lightning.serving.draft import Draft
+from gpt2_lightning.serving.logprobs import logprobs_of, prompt_logprobs
+from gpt2_lightning.serving.slots import Slots
+from gpt2_lightning.serving.writer import Logprob, Piece
+
+# Prompt tokens that are read between two tokens of the samples under way: those wait meanwhile.
+PROMPT_TOKENS_AT_A_TIME = 2048
+
+log = logging.getLogger(__name__)
+
+
+class QueueFull(Exception):
+    """So many requests wait that no other is taken."""
+
+
+class Job:
+    """The samples of a request.
+
+    Args:
+        drafts: The samples, nothing of them written.
+        notify: Told, in the engine's thread, which sample has come further, and what became final;
+            it must not wait.
+        fail: Told, in the engine's thread, that the job was given up.
+    """
+
+    def __init__(
+        self,
+        drafts: Sequence[Draft],
+        notify: Callable[[int, Piece], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self.drafts = list(drafts)
+        self.notify = notify
+        self.fail = fail
+        self.cancelled = False
+
+
+class Row(NamedTuple):
+    """One sample of a job, as a row of the batch or in the queue."""
+
+    job: Job
+    number: int
+
+    @property
+    def draft(self) -> Draft:
+        """The sample."""
+        return self.job.drafts[self.number]
+
+    def tell(self, piece: Piece | None) -> None:
+        """Tell of what has become final, if anything has."""
+        if piece is not None and piece != Piece("", [], None):
+            self.job.notify(self.number, piece)
+
+
+class Engine:
+    """Continuous batching with a key-value cache.
+
+    Args:
+        model: A causal language model in eval mode; nobody else may use it meanwhile.
+        batch_size: Samples that are written at the same time.
+        max_queue: Jobs that wait for their first sample to begin, while all slots are taken.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, batch_size: int, max_queue: int) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self.max_queue = max_queue
+        self.prompt_tokens = self.new_tokens = self.steps = 0  # since the start
+        self.slots = Slots(batch_size, positions_of(model))
+        self._running: list[Row] = []  # the sample in each slot in use
+        self._waiting: deque[Row] = deque()
+        self._closing = False
+        self._work = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Try the model, take the cache's memory, and begin.
+
+        Raises:
+            UsageError: If the model's logits are not numbers.
+        """
+        with torch.inference_mode():
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+            hidden, cache = self._read(ids, torch.ones_like(ids))
+            logits = self.model.get_output_embeddings()(hidden[:, -1])
+            self.slots.put(cache, 0, 1)
+            self.slots.drop(0)
+        if not bool(logits.isfinite().all()):
+            raise UsageError(
+                "--model: its logits are not numbers (NaN or infinite). The weights are damaged, "
+                "or its training has diverged; with --dtype bf16, try fp32."
+            )
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Samples that are being written."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their first sample to begin."""
+        with self._work:
+            return self._queued()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            QueueFull: If too many wait.
+        """
+        with self._work:
+            free = self.batch_size - len(self._running)
+            if self._queued() - free >= self.max_queue:
+                raise QueueFull
+            self._waiting.extend(Row(job, number) for number in range(len(job.drafts)))
+            self._work.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Give a job up; its slots are free before the next token."""
+        with self._work:
+            job.cancelled = True
+            if any(row.job is job for row in self._waiting):
+                self._waiting = deque(row for row in self._waiting if row.job is not job)
+            self._work.notify()
+
+    def close(self) -> None:
+        """Finish what was queued, then end the thread."""
+        with self._work:
+            self._closing = True
+            self._work.notify()
+        self._thread.join()
+
+    def _queued(self) -> int:
+        return sum(row.number == 0 for row in self._waiting)
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                with self._work:
+                    while not (self._waiting or self._running or self._closing):
+                        self._work.wait()
+                    joining = self._next()
+                self._leave(lambda row: row.job.cancelled)
+                if not (joining or self._running) and self._closing:
+                    return
+                try:
+                    if joining:
+                        self._join(joining)
+                    if self._running:
+                        self._step()
+                except Exception as error:
+                    log.exception("A batch of samples was given up.")
+                    self._give_up(error, joining)
+
+    def _next(self) -> list[Row]:
+        """Take out of the queue what fits, first come, first served."""
+        free = self.batch_size - len(self._running)
+        count = longest = 0
+        for row in islice(self._waiting, free):
+            longest = max(longest, len(row.draft.prompt))
+            if count and (count + 1) * longest > PROMPT_TOKENS_AT_A_TIME:
+                break
+            count += 1
+        return [self._waiting.popleft() for _ in range(count)]
+
+    def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
+        cache = DynamicCache(config=self.model.config)
+        output = self.model.base_model(ids, attention_mask=mask, cache=cache, use_cache=True)
+        return output.last_hidden_state, cache
+
+    def _join(self, joining: list[Row]) -> None:
+        """Read prompts, in one batch padded on the right, and write the first token after each."""
+        prompts = list(dict.fromkeys(tuple(row.draft.prompt) for row in joining))
+        ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for line, prompt in enumerate(prompts):
+            ids[line, : len(prompt)] = torch.tensor(prompt)
+            mask[line, : len(prompt)] = 1
+        hidden, cache = self._read(ids.to(self.model.device), mask.to(self.model.device))
+        self.prompt_tokens += sum(map(len, prompts))
+        line_of = {prompt: line for line, prompt in enumerate(prompts)}
+        lines = {row: line_of[tuple(row.draft.prompt)] for row in joining}
+        for row, line in lines.items():
+            draft, found = row.draft, None
+            if draft.echo and draft.logprobs is not None:
+                found = prompt_logprobs(self.model, hidden[line], draft.prompt, draft.logprobs)
+            row.tell(draft.begin(found))
+        writing = [row for row in joining if not row.draft.ended]
+        if writing:
+            last = [len(row.draft.prompt) - 1 for row in writing]
+            self._write(writing, hidden[[lines[row] for row in writing], last])
+        for row in writing:
+            if not row.draft.ended:
+                self.slots.put(cache, lines[row], len(row.draft.prompt))
+                self._running.append(row)
+
+    def _step(self) -> None:
+        """Write one more token of every sample under way."""
+        ids = torch.tensor([row.draft.new[-1] for row in self._running], device=self.model.device)
+        where = self.slots.step(self.model.device, self.model.dtype)
+        hidden = self.model.base_model(ids[:, None], **where).last_hidden_state
+        self._write(self._running, hidden[:, -1])
+        self.steps += 1
+        self._leave(lambda row: row.draft.ended)
+
+    def _write(self, rows: list[Row], hidden: Tensor) -> None:
+        """Draw a token of each sample from its last hidden state, ``(rows, width)``."""
+        logits = self.model.get_output_embeddings()(hidden)
+        drafts = [row.draft for row in rows]
+        ids = logits.argmax(-1).tolist()
+        for number, draft in enumerate(drafts):
+            if not draft.is_greedy:
+                ids[number] = draft.draw(logits[number : number + 1])
+        logprobs: dict[int, Logprob] = {}
+        asked = [number for number, draft in enumerate(drafts) if draft.logprobs is not None]
+        if asked:
+            top = max(drafts[number].logprobs or 0 for number in asked)
+            found = logprobs_of(logits[asked], [ids[number] for number in asked], top)
+            logprobs = dict(zip(asked, found, strict=True))
+        self.new_tokens += len(ids)
+        for number, row in enumerate(rows):
+            row.tell(row.draft.add(ids[number], logprobs.get(number)))
+
+    def _leave(self, leaves: Callable[[Row], bool]) -> None:
+        for slot in reversed(range(len(self._running))):
+            if leaves(self._running[slot]):
+                self.slots.drop(slot)
+                last = self._running.pop()
+                if slot < len(self._running):
+                    self._running[slot] = last
+
+    def _give_up(self, error: Exception, joining: list[Row]) -> None:
+        jobs = list(dict.fromkeys(row.job for row in [*self._running, *joining]))
+        for job in jobs:
+            self.cancel(job)
+            job.fail(error)
+        while self.slots.used:
+            self.slots.drop(self.slots.used - 1)
+        self._running = []

@@ -1,0 +1,92 @@
+"""The server: a socket, signals, and an end that waits for what was begun."""
+
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.serving.app import make_app
+from gpt2_lightning.serving.served import Service
+
+FLUSH_SECONDS = 10  # for the last bytes of the last answers
+
+
+class Server(uvicorn.Server):
+    """Takes no more requests at the first signal, and ends when all are answered.
+
+    Args:
+        service: What is served.
+        listening: Called once the socket answers.
+    """
+
+    def __init__(self, service: Service, listening: Callable[[], None] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                make_app(service),
+                http="h11",  # what it brings along; the model is what takes time
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=FLUSH_SECONDS,
+            )
+        )
+        self.service = service
+        self.listening = listening
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; at the second signal, stop."""
+        if self.service.stopping:
+            self.should_exit = self.force_exit = True
+        self.service.stopping = True
+        if sig == signal.SIGINT:
+            self._captured_signals.append(sig)  # raised again at the end: exit code 130
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        self.listening()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look, ten times a second, whether it is time to end."""
+        if self.service.stopping and not self.service.requests:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Args:
+        host: Address or name.
+        port: Port; 0 takes a free one.
+
+    Raises:
+        UsageError: If the address cannot be had.
+    """
+    if not 0 <= port < 2**16:
+        raise UsageError(f"--port {port}: it has to be from 0 to 65535; 0 takes a free one.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UsageError(
+            f"--host {host} --port {port}: it cannot listen there ({error.strerror}). "
+            "Another --port may be free; --port 0 takes one that is."
+        ) from error
+
+
+def run(service: Service, listener: socket.socket, listening: Callable[[], None]) -> None:
+    """Serve until a signal comes, in the main thread.
+
+    Args:
+        service: What is served.
+        listener: A socket that listens.
+        listening: Called once it answers.
+    """
+    Server(service, listening).run(sockets=[listener])
