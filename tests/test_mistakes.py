@@ -1,5 +1,6 @@
 """A user's mistakes: one message, exit code 2, and nothing half-written."""
 
+import io
 import json
 from pathlib import Path
 
@@ -149,7 +150,8 @@ def test_a_model_that_is_not_there(mistake: Mistake, wiki_folder: Path) -> None:
     assert "--model absent" in message
 
 
-def test_generate_without_a_prompt(mistake: Mistake) -> None:
+def test_generate_without_a_prompt(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
     assert "--prompt" in mistake("generate", "--model=a")
 
 
@@ -157,7 +159,8 @@ def test_sampling_options_out_of_range(mistake: Mistake, tiny_model: Path) -> No
     words = ("generate", f"--model={tiny_model}", "--prompt=a")
     for flag in ("--temperature=0", "--top_p=1.5", "--top_k=-1", "--max_new_tokens=0"):
         assert flag.replace("=", " ") in mistake(*words, flag)
-    assert "positions" in mistake(*words, "--max_new_tokens=64")
+    beams = ("--num_beams=2", "--do_sample=false")
+    assert "positions" in mistake(*words, *beams, "--max_new_tokens=64")
 
 
 def test_a_schedule_without_an_end(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:

@@ -1,79 +1,176 @@
-"""``generate``: continue a prompt with a trained model."""
+"""``generate``: continue prompts with a trained model."""
+
+import os
+import signal
+import sys
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Literal
 
 from gpt2_lightning.arguments import Parser, gather, with_underscores
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.sampling import SamplingOptions
+
+if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
+    from gpt2_lightning.inference.sample import Sample
+    from gpt2_lightning.inference.text_model import TextModel
 
 
 def generate(
     model: str,
     prompt: list[str],
-    num_return_sequences: int | None = None,
-    max_new_tokens: int = 100,
-    do_sample: bool = True,
-    temperature: float = 0.7,
-    top_k: int = 50,
-    top_p: float = 0.95,
-    seed: int = 0,
+    sampling: SamplingOptions,
+    prompts_file: str | None = None,
+    batch_size: int = 32,
+    stream: bool = False,
+    interactive: bool = False,
+    output: str | None = None,
+    revision: str | None = None,
     device: str = "auto",
+    dtype: Literal["fp32", "bf16"] | None = None,
 ) -> None:
-    """Continue a prompt with a trained model.
+    """Continue prompts with a trained model.
+
+    A text that exceeds the model's positions goes on all the same: each time they are full, the
+    model forgets all but the last half of them.
 
     Args:
         model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
             Hugging Face format, or Hub id.
-        prompt: Text to continue; may be repeated.
-        num_return_sequences: Samples for each prompt.
-        max_new_tokens: Tokens to write at most.
-        do_sample: Draw at random; false always takes the likeliest token.
-        temperature: Below 1 sharpens the distribution, above 1 flattens it.
-        top_k: Draw from the k likeliest tokens; 0 for all.
-        top_p: Draw from the likeliest tokens that make up this probability.
-        seed: Seed of a prompt's first sample; the next ones have the next seeds.
+        prompt: Text to continue; may be repeated. Without any, and without --prompts_file, prompts
+            are read from standard input, one a line.
+        sampling: How to draw.
+        prompts_file: File of prompts: one a line, or .jsonl with a "prompt" in each line.
+        batch_size: Samples at a time.
+        stream: Show the text of one sample as it comes.
+        interactive: Type prompts, and change the options in between.
+        output: Write the samples to this file, .txt or .jsonl, instead of the screen.
+        revision: Branch, tag or commit of --model on the Hub.
         device: auto, cpu, cuda, cuda:1, mps.
+        dtype: Type of the weights; null leaves them as they are.
+
+    Raises:
+        UsageError: If model, prompts and options do not go together.
     """
-    # heavy imports wait until the words are known to be right
-    from gpt2_lightning.data.prompts import encode_prompt
-    from gpt2_lightning.inference.checkpoint import load_model
-    from gpt2_lightning.inference.device import place
-    from gpt2_lightning.model import generation
-    from gpt2_lightning.model.sampling import SamplingOptions
+    sampling.check()
+    if batch_size < 1:
+        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+    if interactive:
+        for flag, given in (
+            ("--prompt", prompt),
+            ("--prompts_file", prompts_file),
+            ("--stream", stream),
+            ("--output", output),
+        ):
+            if given:
+                raise UsageError(
+                    f"{flag}: with --interactive, prompts are typed, shown as they come, and kept "
+                    "with /save. Leave it out."
+                )
+
+    from gpt2_lightning.commands.screen import progress, tell_forgotten
+    from gpt2_lightning.data.prompts import read_prompts
+    from gpt2_lightning.inference.checkpoint import load
+    from gpt2_lightning.inference.drawing import draw
+    from gpt2_lightning.inference.sample import sample_file, write_samples
     from gpt2_lightning.quiet import quieten
 
+    file = None if output is None else sample_file(output, flag="--output")
+    prompts = list(prompt)
+    if prompts_file is not None:
+        prompts += read_prompts(prompts_file, flag="--prompts_file")
+    if not prompts and not interactive:
+        prompts = _from_standard_input()
+    if stream and len(prompts) > 1:
+        raise UsageError(
+            f"--stream: there are {len(prompts)} prompts, and one can be shown as it comes. Give "
+            "one, or leave --stream out."
+        )
     quieten()
-    options = SamplingOptions(
-        max_new_tokens=max_new_tokens,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        num_return_sequences=num_return_sequences,
-        seed=seed,
-    )
-    options.check()
-    loaded = load_model(model)
-    place(loaded.model, device)
-    texts = generation.generate(
-        loaded.model,
-        [encode_prompt(loaded.tokenizer, text) for text in prompt],
-        options,
-        end_of_text=loaded.tokenizer.eos_token_id,
-    )
-    for text, samples in zip(prompt, texts, strict=True):
-        for number, ids in zip(options.seeds, samples, strict=True):
-            print(f"--- seed {number}\n{text}{loaded.tokenizer.decode(ids)}\n")
+    loaded = load(model, revision=revision, device=device, dtype=dtype)
+    if interactive:
+        from gpt2_lightning.commands.repl import Repl
+
+        Repl(loaded, sampling).run()
+        return
+    if stream:
+        samples = [_stream(loaded, prompts[0], sampling)]
+    else:
+        with progress(enabled=len(prompts) > 1) as advance:
+            samples = draw(
+                loaded.model,
+                loaded.tokenizer,
+                prompts,
+                sampling,
+                batch_size=batch_size,
+                roll=True,
+                advance=advance,
+            )
+        if file is None:
+            for sample in samples:
+                print(sample, flush=True)
+    tell_forgotten(loaded, samples)
+    if file is not None:
+        write_samples(samples, file)
+        print(f"{len(samples)} samples of {len(prompts)} prompts: {file}")
+
+
+def _from_standard_input() -> list[str]:
+    from gpt2_lightning.data.prompts import read_lines
+
+    terminal = sys.stdin is None or sys.stdin.isatty()
+    lines = [] if terminal else read_lines(sys.stdin.buffer.read(), "standard input")
+    if not lines:
+        raise UsageError(
+            '--prompt: what shall be continued? Write --prompt "Once upon a time", give '
+            "--prompts_file, or --interactive."
+        )
+    return lines
+
+
+def _stream(loaded: "TextModel", prompt: str, sampling: SamplingOptions) -> "Sample":
+    from gpt2_lightning.commands.screen import show
+    from gpt2_lightning.inference.drawing import stream
+
+    if sampling.num_return_sequences is None:
+        sampling = replace(sampling, num_return_sequences=1)
+    pieces = stream(loaded.model, loaded.tokenizer, prompt, sampling, roll=True)
+    return show(prompt, pieces, [])
 
 
 def main(words: list[str]) -> None:
     """Parse the words and run the verb."""
-    parser = Parser(prog="gpt2_lightning generate", description="Continue a prompt.")
+    parser = Parser(
+        prog="gpt2_lightning generate", description="Continue prompts with a trained model."
+    )
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
-    parser.add_function_arguments(generate, skip={"prompt"})
-    parser.add_argument("--prompt", type=list[str], help="Text to continue; may be repeated.")
+    texts = {
+        "prompt": "Text to continue; may be repeated. Without any, and without --prompts_file, "
+        "prompts are read from standard input, one a line.",
+        "stop": "String before which a sample ends; may be repeated.",
+    }
+    for name, meaning in texts.items():
+        parser.add_argument(f"--{name}", type=list[str], default=[], help=meaning)
+    switches = {
+        "stream": "Show the text of one sample as it comes.",
+        "interactive": "Type prompts, and change the options in between.",
+    }
+    for name, meaning in switches.items():
+        parser.add_argument(
+            f"--{name}", type=bool, nargs="?", const=True, default=False, help=meaning
+        )
+    parser.add_function_arguments(generate, skip={"sampling", *texts, *switches})
+    parser.add_class_arguments(SamplingOptions, skip={"stop"})
     # taken out first: the parser would read null, or [1, 2], as something else than text
-    rest, prompts = gather(words, "--prompt")
+    rest, given = words, {}
+    for name in texts:
+        rest, given[name] = gather(rest, f"--{name}")
     options = parser.parse_args(with_underscores(rest)).as_dict()
     del options["config"]
-    options["prompt"] = prompts or options["prompt"]
-    if not options["prompt"]:
-        raise UsageError('--prompt: what shall be continued? Write --prompt "Once upon a time".')
-    generate(**options)
+    options |= {name: values for name, values in given.items() if values}
+    names = [field.name for field in fields(SamplingOptions)]
+    sampling = SamplingOptions(**{name: options.pop(name) for name in names})
+    try:
+        generate(sampling=sampling, **options)
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None

@@ -1,4 +1,4 @@
-"""Prompts to continue: read from a file, dealt out over the ranks, padded on the left."""
+"""Prompts to continue: read, dealt out over the ranks, turned into ids; and ids into text."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,24 +11,22 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.errors import UsageError
 
 
-def read_prompts(file: str) -> list[str]:
+def read_prompts(file: str, *, flag: str = "--data.prompts") -> list[str]:
     """Read prompts: one a line of a text file, or the ``prompt`` of each line of a .jsonl file.
+
+    Args:
+        file: The file.
+        flag: Which named it, for messages.
 
     Raises:
         UsageError: If the file is missing, holds no prompt, or a line of it cannot be read.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UsageError(f"--data.prompts {file}: there is no such file.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--data.prompts {file}: not UTF-8 at byte {error.start}. Convert the file first."
-        ) from error
-    lines = [line for line in text.split("\n") if line.strip()]
+        raise UsageError(f"{flag} {file}: there is no such file.")
+    lines = read_lines(path.read_bytes(), f"{flag} {file}")
     if not lines:
-        raise UsageError(f"--data.prompts {file}: the file holds no prompt; write one a line.")
+        raise UsageError(f"{flag} {file}: the file holds no prompt; write one a line.")
     if path.suffix != ".jsonl":
         return lines
     prompts = []
@@ -37,9 +35,29 @@ def read_prompts(file: str) -> list[str]:
             prompts.append(str(json.loads(line)["prompt"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f'--data.prompts {file}: line {number} is not of the form {{"prompt": "..."}}.'
+                f'{flag} {file}: line {number} is not of the form {{"prompt": "..."}}.'
             ) from error
     return prompts
+
+
+def read_lines(data: bytes, name: str) -> list[str]:
+    """Return the lines of a text that are not blank.
+
+    Args:
+        data: The text, as it is on the disk or comes through a pipe.
+        name: What it is, for messages.
+
+    Raises:
+        UsageError: If it is not UTF-8.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name}: not UTF-8 at byte {error.start}. Convert the text first."
+        ) from error
+    lines = text.replace("\r\n", "\n").split("\n")
+    return [line for line in lines if line.strip()]
 
 
 class PromptBatches:
@@ -84,9 +102,20 @@ class PromptBatches:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """Return a prompt's ids, shape ``(tokens,)``; an empty prompt begins with the end-of-text."""
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-    return torch.tensor(ids)
+    """Return a prompt's ids, shape ``(tokens,)``; an empty prompt begins with the end-of-text.
+
+    Raises:
+        UsageError: If the prompt holds bytes that are no text.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"--prompt: not UTF-8 at character {error.start}. Write it in UTF-8."
+        ) from error
+    # the length is checked against the model, in one message of our own
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids or [tokenizer.eos_token_id])
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:

@@ -1,0 +1,161 @@
+"""The conversation of ``generate --interactive``."""
+
+import json
+import re
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+
+from gpt2_lightning.arguments import Parser
+from gpt2_lightning.commands.screen import show, tell_forgotten
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.drawing import draw, stream
+from gpt2_lightning.inference.sample import Sample, sample_file, write_samples
+from gpt2_lightning.inference.text_model import TextModel
+from gpt2_lightning.model.sampling import SamplingOptions
+
+with suppress(ImportError):  # there is none on Windows
+    import readline  # noqa: F401 - its import alone gives input() arrows and a history
+
+HELP = """\
+Type a prompt and press Enter: the model continues it. Ctrl-C stops it, Ctrl-D leaves.
+  /set NAME VALUE   change an option: /set temperature 0.9
+  /options          show the options
+  /again            continue the last prompt once more, with the next seed
+  /save FILE        write all samples so far to a .txt or .jsonl file
+  /help             this
+  /quit             leave
+A prompt that begins with a slash is written with two: //etc/hosts"""
+
+
+@dataclass
+class Repl:
+    """Reads prompts and commands, one a line, until the end of standard input.
+
+    Attributes:
+        loaded: The model.
+        options: How the next sample is drawn; one for each prompt where no number is given.
+        samples: All samples so far, those that were stopped included.
+        prompt: The last prompt.
+    """
+
+    loaded: TextModel
+    options: SamplingOptions
+    samples: list[Sample] = field(default_factory=list)
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        self.options = replace(
+            self.options, num_return_sequences=self.options.num_return_sequences or 1
+        )
+
+    def run(self) -> None:
+        """Converse until the end."""
+        terminal = sys.stdin.isatty()
+        if terminal:
+            print("Type a prompt; /help lists the commands.")
+        while True:
+            try:
+                line = input("> " if terminal else "")
+                if not self.answer(line):
+                    return
+            except EOFError:
+                return
+            except KeyboardInterrupt:  # of the line that was being typed
+                print()
+            except UsageError as error:
+                # there are no dashes here
+                print(f"error: {re.sub(r'--(?=[a-z])', '', str(error))}", file=sys.stderr)
+
+    def answer(self, line: str) -> bool:
+        """Do what a line says; tell whether to go on.
+
+        Raises:
+            UsageError: If it cannot be done.
+        """
+        command, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        match command:
+            case "":
+                pass
+            case "/quit":
+                return False
+            case "/help":
+                print(HELP)
+            case "/options":
+                for option in fields(self.options):
+                    print(f"  {option.name} = {getattr(self.options, option.name)!r}")
+            case "/set":
+                self.options = changed(self.options, rest)
+            case "/again":
+                if self.prompt is None:
+                    raise UsageError("/again: there was no prompt yet. Type one.")
+                self.options = replace(self.options, seed=self.options.seeds[-1] + 1)
+                self.write(self.prompt)
+            case "/save":
+                self.save(rest)
+            case _ if command.startswith("/") and not command.startswith("//"):
+                raise UsageError(f"{command}: there is no such command. /help lists them.")
+            case _:
+                self.prompt = line.removeprefix("/") if line.startswith("//") else line
+                self.write(self.prompt)
+        return True
+
+    def write(self, prompt: str) -> None:
+        """Continue a prompt; Ctrl-C keeps what is there."""
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        self.options.check()
+        if self.options.num_beams > 1:  # beams are whole only at the end
+            found = draw(model, tokenizer, [prompt], self.options, roll=True)
+            for sample in found:
+                print(sample, flush=True)
+            self.samples += found
+            return
+        for seed in self.options.seeds:
+            one = replace(self.options, num_return_sequences=1, seed=seed)
+            written: list[str] = []
+            print(f"--- seed {seed}" if one.do_sample else "--- without sampling")
+            try:
+                sample = show(prompt, stream(model, tokenizer, prompt, one, roll=True), written)
+            except KeyboardInterrupt:
+                print(" (stopped)\n")
+                shown = seed if one.do_sample else None
+                self.samples.append(Sample(prompt, shown, "".join(written), ended=False))
+                return
+            print()
+            tell_forgotten(self.loaded, [sample])
+            self.samples.append(sample)
+
+    def save(self, name: str) -> None:
+        """Write the samples so far."""
+        if not name:
+            raise UsageError("/save: where to? Write /save samples.txt, or samples.jsonl.")
+        if not self.samples:
+            raise UsageError("/save: there are no samples yet. Type a prompt.")
+        file = sample_file(name, flag="/save")
+        write_samples(self.samples, file)
+        print(f"{len(self.samples)} samples: {file}")
+
+
+def changed(options: SamplingOptions, words: str) -> SamplingOptions:
+    """Return options with one of them changed.
+
+    Args:
+        options: As they are.
+        words: A name and a value; several stop strings are a JSON list.
+
+    Raises:
+        UsageError: If there is no such option, or it cannot have this value.
+    """
+    name, _, value = words.partition(" ")
+    value = value.strip()
+    if not value:
+        raise UsageError("/set: which option, and to what? Write /set temperature 0.9.")
+    if name == "stop" and not value.startswith("["):
+        value = json.dumps([value])
+    parser = Parser(prog="/set")
+    parser.add_class_arguments(SamplingOptions)
+    found = parser.parse_args([f"--{name}={value}"])[name]
+    result = replace(options, **{name: found})
+    result.check()
+    return result
