@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.bootstrap import interval
+from gpt2_lightning.inference.bootstrap import Resamples, Sums
 from gpt2_lightning.inference.comparison import compare
 from gpt2_lightning.inference.scoring import Score
 
@@ -11,26 +11,30 @@ def a_score(nats: np.ndarray) -> Score:
     return Score(nats, np.ones(len(nats), np.int64), 1.0)
 
 
+def ratio(above: Sums, below: Sums) -> Sums:
+    return above / below
+
+
 def test_holds_the_mean_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     held = 0
     for seed in range(200):
         sample = generator.normal(5, 1, 40)
-        ends = interval(
-            [sample, np.ones(40)], lambda total, count: total / count, resamples=400, seed=seed
-        )
+        drawn = Resamples({"total": sample, "count": np.ones(40)}, count=400, seed=seed)
+        ends = drawn.interval(ratio, "total", "count")
         assert ends is not None
         held += ends[0] <= 5 <= ends[1]
     assert 180 <= held <= 198  # 95 % of 200, within what chance allows
 
 
 def test_equal_articles_leave_nothing_to_doubt() -> None:
-    ends = interval([np.full(9, 2.0), np.full(9, 4.0)], lambda nats, words: nats / words)
-    assert ends == (0.5, 0.5)
+    drawn = Resamples({"nats": np.full(9, 2.0), "words": np.full(9, 4.0)})
+    assert drawn.interval(ratio, "nats", "words") == (0.5, 0.5)
 
 
 def test_one_article_says_nothing_of_others() -> None:
-    assert interval([np.ones(1)], lambda total: total) is None
+    one = Resamples({"nats": np.ones(1), "words": np.ones(1)})
+    assert one.interval(ratio, "nats", "words") is None
     with pytest.raises(UsageError, match="--against: the text has one article"):
         compare(a_score(np.ones(1)), a_score(np.ones(1)), np.ones(1))
 
@@ -54,3 +58,20 @@ def test_noise_is_not_taken_for_a_difference() -> None:
     found = compare(a_score(nats + noise - noise.mean()), a_score(nats), np.full(60, 1_000))
     assert found.interval[0] < 0 < found.interval[1]
     assert "cannot be told apart" in found.verdict("A", "B")
+
+
+def test_a_draw_without_a_figure_gives_no_interval() -> None:
+    drawn = Resamples({"nats": np.array([0.0, 5.0, 0.0]), "words": np.array([0, 2, 0])})
+    assert drawn.interval(ratio, "nats", "words") is None
+
+
+def test_a_long_text_is_drawn_less_often() -> None:
+    quantities = {"nats": np.ones(100_000), "words": np.ones(100_000)}
+    assert len(Resamples(quantities).sums["nats"]) == 1_000
+    assert len(Resamples({"nats": np.ones(50), "words": np.ones(50)}).sums["nats"]) == 10_000
+
+
+def test_equal_articles_are_nobodys() -> None:
+    bytes_ = np.full(4, 10)
+    found = compare(a_score(np.array([1.0, 2, 0, 0])), a_score(np.array([2.0, 3, 0, 0])), bytes_)
+    assert (found.better, found.worse) == (2, 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, GPTJConfig, PreTrainedConfig
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.inference import published, reference
@@ -123,7 +123,12 @@ def test_a_whole_file_without_splits(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "book.txt").write_text("the old bridge\n" * 40, encoding="utf-8")
     words = (f"--model={tiny_model}", "--data.source=book.txt")
     assert evaluate(*words, "--split=all")["bytes"] == 600
-    assert evaluate(*words, "--split=test")["bytes"] < 60
+    cards = {split: evaluate(*words, f"--split={split}") for split in ("test", "train")}
+    assert "held out of the training text here" in cards["test"]["reading"]
+    assert "held out" not in cards["train"]["reading"]
+    for card in cards.values():  # each of its own text: some 15 bytes a line, few tokens each
+        assert card["tokens"] < card["bytes"] < 15 * card["tokens"]
+    assert cards["train"]["tokens"] > 10 * cards["test"]["tokens"]
 
 
 @pytest.fixture
@@ -224,8 +229,12 @@ def test_two_processes_give_the_same_answer(wiki_folder: Path, tiny_model: Path)
         (("--batch_size=0",), "--batch_size 0"),
         (("--protocol=articles", "--stride=8"), "--stride 8: --protocol articles moves no windows"),
         (("--protocol=training", "--joiner=nothing"), "--joiner nothing"),
-        (("--protocol=disjont",), "--protocol"),
+        (("--protocol=disjont",), "expected one of"),
         (("--against=x",), "--against: --protocol sliding"),
+        (("--against=x", "--protocol=articles"), "--against x: no model was found there"),
+        (("--protocol=training", "--data.block_size=65"), "--data.block_size 65: the model has 64"),
+        (("--reference", "--stride=4"), "--reference: the published figures say how"),
+        (("--output=wiki",), "--output wiki: it is no file"),
         (("--split=all",), "--split all: "),
         (("--output=absent/card.json",), "--output absent/card.json: there is no folder"),
         (("--data.sourc=x",), "--data.sourc: there is no such flag"),
@@ -290,3 +299,75 @@ def test_samples_are_measured_against_the_training_split(
     (wiki_folder / "wiki.train.raw").unlink()
     assert evaluate(*words)["samples"]["quality"]["longest_copy"] is None
     assert "--samples 5: it goes with one model" in mistake("evaluate", *words, "--reference")
+
+
+def test_flags_may_come_from_a_file(wiki_folder: Path, tiny_model: Path) -> None:
+    Path("c.yaml").write_text(
+        f"model: {tiny_model}\nprotocol: articles\ndata: {{source: {wiki_folder}}}\n",
+        encoding="utf-8",
+    )
+    assert evaluate("--config=c.yaml")["articles"] == 5
+
+
+def test_another_text_takes_over_how_the_runs_was_cut_and_nothing_of_where_it_lay(
+    wiki_folder: Path, tiny_model: Path
+) -> None:
+    data = "{source: gone, subset: s, text_column: page, cleaning: tutorial, block_size: 16}"
+    run = Path("run")
+    run.mkdir()
+    (run / "config.yaml").write_text(f"data: {data}\n", encoding="utf-8")
+    (run / "hf").symlink_to(tiny_model)
+    Path("t.jsonl").write_text('{"text": "The old bridge."}\n', encoding="utf-8")
+    card = evaluate("--model=run", "--data.source=t.jsonl", "--split=train", "--protocol=training")
+    assert card["subset"] is None
+    assert (card["cleaning"], card["context"]) == ("tutorial", 16)
+    # settings beside a model folder are not its own
+    Path("config.yaml").write_text(f"data: {data}\n", encoding="utf-8")
+    Path("copy").symlink_to(tiny_model)
+    assert evaluate("--model=copy", f"--data.source={wiki_folder}")["cleaning"] == "none"
+
+
+def test_what_no_number_can_hold_is_null(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "no_spaces.txt").write_text("thebridge" * 200, encoding="utf-8")
+    words = (f"--model={tiny_model}", "--split=all")
+    card = evaluate(*words, "--data.source=no_spaces.txt")
+    assert card["word_perplexity"] is None
+    assert card["bits_per_byte"] > 0
+    Path("t.jsonl").write_text('{"text": ""}\n{"text": "the bridge"}\n', encoding="utf-8")
+    card = evaluate(*words, "--data.source=t.jsonl", "--protocol=articles")
+    assert card["token_perplexity"] > 1
+    assert card["intervals"]["token_perplexity"] is None
+
+
+def test_models_of_unlike_kinds_are_not_compared_in_bytes(
+    wiki_folder: Path, tiny_model: Path, mistake: Mistake
+) -> None:
+    words = ("evaluate", f"--model={tiny_model}", f"--against={tiny_model}")
+    cleaned = ("--protocol=articles", "--data.cleaning=tutorial")
+    assert "--against: bits per byte say nothing" in mistake(
+        *words, f"--data.source={wiki_folder}", *cleaned
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GPTJConfig(vocab_size=300, n_positions=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8),
+         "has a head that is more than a matrix"),
+        (BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                    intermediate_size=32, max_position_embeddings=64),
+         "BERT"),
+    ],
+)  # fmt: skip
+def test_a_model_that_scores_otherwise_is_refused(
+    config: PreTrainedConfig, said: str, tiny_model: Path, wiki_folder: Path, mistake: Mistake
+) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_output_embeddings().bias.add_(torch.rand(300))
+    model.save_pretrained("odd")
+    for file in tiny_model.glob("tokenizer*"):
+        (Path("odd") / file.name).write_bytes(file.read_bytes())
+    message = mistake("evaluate", "--model=odd", f"--data.source={wiki_folder}")
+    assert said in message or "more than a matrix" in message

@@ -1,5 +1,7 @@
 """``evaluate``: perplexity, with all that is needed to compare it."""
 
+import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -9,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpt2_lightning.arguments import Parser, value_of, with_underscores
+from gpt2_lightning.arguments import Parser, with_underscores
 from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.scored_text import JoinerName, ScoredText
@@ -31,10 +33,8 @@ from gpt2_lightning.inference.scoring import Score
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.quiet import quieten
 
-DATA_FLAGS = {
-    *("source", "subset", "revision", "text_column", "cleaning", "blocks", "block_size"),
-    "cache_dir",
-}
+HOW_IT_IS_CUT = {"cleaning", "blocks", "block_size"}
+DATA_FLAGS = {"source", "subset", "revision", "text_column"} | HOW_IT_IS_CUT
 # The text that published figures are of.
 PUBLISHED_TEXT = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1"}
 
@@ -108,6 +108,11 @@ def evaluate(
             f"--against: --protocol {protocol} scores one long text; how sure a difference is can "
             "be told over articles. Choose --protocol articles."
         )
+    if reference and (against or split != "test" or asked != Protocol("sliding")):
+        raise UsageError(
+            "--reference: the published figures say how the text is scored. Leave --split, "
+            "--protocol, --context, --stride, --joiner and --against out."
+        )
     wanted = wanted_figures(model) if reference else []
     quieten()
     processes = Processes.join()
@@ -115,7 +120,9 @@ def evaluate(
     document: dict[str, Any]
     met = True
     try:
-        loaded = _load(model, revision, device, dtype)
+        with processes.sharing_mistakes():
+            loaded = _load(model, revision, device, dtype, "--model")
+            other = _load(against, None, device, dtype, "--against") if against else None
 
         def run(
             loaded: TextModel, name: str, split: EvaluatedSplit, protocol: Protocol
@@ -139,10 +146,10 @@ def evaluate(
                 of_row = Protocol(row.protocol, row.context, row.stride)
                 card, _, _ = run(loaded, model, "test", of_row)
                 findings.append((check(row, card, dtype), card))
-                console.print(str(findings[-1][0]), soft_wrap=True, highlight=False)
+                _say(console, str(findings[-1][0]))
             met = all(finding.agrees for finding, _ in findings)
             if not met:
-                console.print("Usual causes:\n" + "\n".join(f"- {cause}" for cause in CAUSES))
+                _say(console, "\n".join(["Usual causes:", *(f"- {cause}" for cause in CAUSES)]))
             document = {
                 "reference": [
                     asdict(finding) | {"card": as_dict(card)} for finding, card in findings
@@ -162,22 +169,20 @@ def evaluate(
                 )
                 _print_samples(console, drawn)
                 document["samples"] = asdict(drawn)
-            if against is not None:
-                del loaded
-                other, other_score, _ = run(
-                    _load(against, None, device, dtype), against, split, asked
-                )
-                _print(console, other)
-                difference = compare(score, other_score, text.counts.bytes)
+            if against is not None and other is not None:
+                _check_comparable(model, card)
+                second, second_score, _ = run(other, against, split, asked)
+                _print(console, second)
+                _check_comparable(against, second)
+                difference = compare(score, second_score, text.counts.bytes)
                 low, high = difference.interval
-                console.print(
+                _say(
+                    console,
                     f"difference in bits per byte: {difference.bits_per_byte:+.4f} "
                     f"(95 % of resampled articles: {low:+.4f} to {high:+.4f})\n"
                     + difference.verdict(model, against),
-                    soft_wrap=True,
-                    highlight=False,
                 )
-                document |= {"against": as_dict(other), "difference": asdict(difference)}
+                document |= {"against": as_dict(second), "difference": asdict(difference)}
     finally:
         processes.leave()
     if file is not None and processes.rank == 0:
@@ -189,17 +194,18 @@ def _output_file(output: str | None) -> Path | None:
     if output is None:
         return None
     file = Path(output).expanduser()
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UsageError(
-            f"--output {output}: there is no folder {file.absolute().parent} for it."
-            if not file.is_dir()
-            else f"--output {output}: it is a folder. Give a file in it, such as card.json."
-        )
-    return file
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {folder} for it.")
+    if file.exists() and not file.is_file():
+        raise UsageError(f"--output {output}: it is no file. Give one, such as card.json.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--output {output}: {folder} cannot be written to. Choose another.")
+    return file.resolve()
 
 
-def _load(name: str, revision: str | None, device: str, dtype: DtypeName) -> TextModel:
-    loaded = load_model(name, revision)
+def _load(name: str, revision: str | None, device: str, dtype: DtypeName, flag: str) -> TextModel:
+    loaded = load_model(name, revision, flag=flag)
     place(loaded.model, device, dtype)
     return loaded
 
@@ -214,7 +220,7 @@ def _datamodule(data: dict[str, Any], loaded: TextModel) -> WikiTextDataModule:
 
 @contextmanager
 def _progress(name: str, *, show: bool) -> Iterator[Callable[[int, int], None]]:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not show) as progress:
         task = progress.add_task(f"Scoring with {name}", total=None)
@@ -225,10 +231,26 @@ def _progress(name: str, *, show: bool) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+def _check_comparable(name: str, card: Card) -> None:
+    if card.bits_per_byte is None:
+        raise UsageError(
+            f"--against: bits per byte say nothing of {name} on this text, since its tokenizer, or "
+            f"--data.cleaning {card.cleaning}, loses text. Compare models whose tokenizers are "
+            "byte-level, on text as it is."
+        )
+    if card.articles == 1:
+        raise UsageError("--against: the text has one article; the comparison needs several.")
+
+
+def _say(console: Console, text: str) -> None:
+    # as it is: a path may hold what rich takes for markup
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def _print(console: Console, card: Card) -> None:
     for label, value in as_lines(card):
-        console.print(f"{label:18}{value}", soft_wrap=True, highlight=False, markup=False)
-    console.print()
+        _say(console, f"{label:18}{value}")
+    _say(console, "")
 
 
 def _print_samples(console: Console, drawn: DrawnSamples) -> None:
@@ -243,7 +265,7 @@ def _print_samples(console: Console, drawn: DrawnSamples) -> None:
         else f"{quality.longest_copy} tokens stand one after another in the training split",
     }
     for label, value in rows.items():
-        console.print(f"{label:18}{value}", soft_wrap=True, highlight=False, markup=False)
+        _say(console, f"{label:18}{value}")
 
 
 def _share(value: float | None) -> str:
@@ -269,25 +291,31 @@ def main(words: list[str]) -> None:
         help="Score the model as its published figures were, and put both side by side.",
     )
     parser.add_class_arguments(WikiTextDataModule, "data", skip=_unused(), instantiate=False)
-    model = value_of(words, "--model")
-    trained = data_settings(model) if model else {}
-    known = {key: value for key, value in trained.items() if key in DATA_FLAGS}
-    parser.set_defaults({f"data.{key}": value for key, value in known.items()})
-    options = parser.parse_args(words).as_dict()
-    del options["config"]
-    if value_of(words, "--data.source") is None and not known:
-        if not options["reference"]:
-            raise UsageError(
-                f"--data.source: which text? --model {model} is no run folder whose text could be "
-                "taken. Give a file, a folder, a Hub id such as Salesforce/wikitext with "
-                "--data.subset wikitext-2-raw-v1, or builtin."
-            )
+    parser.set_defaults({"data.source": None})
+    options = _parsed(parser, words)
+    trained = data_settings(options["model"])
+    if options["data"]["source"] is not None:  # another text: what the run did to it remains
+        trained = {key: trained[key] for key in trained if key in HOW_IT_IS_CUT}
+    trained = {key: trained[key] for key in trained if key in DATA_FLAGS}
+    parser.set_defaults({f"data.{key}": value for key, value in trained.items()})
+    options = _parsed(parser, words)
+    if options["data"]["source"] is None and options["reference"]:
         options["data"] |= PUBLISHED_TEXT
+    if options["data"]["source"] is None:
+        raise UsageError(
+            f"--data.source: which text? --model {options['model']} is no run folder whose text "
+            "could be taken. Give a file, a folder, a Hub id such as Salesforce/wikitext with "
+            "--data.subset wikitext-2-raw-v1, or builtin."
+        )
     if not evaluate(**options):
         raise SystemExit(1)
 
 
-def _unused() -> set[str]:
-    import inspect
+def _parsed(parser: Parser, words: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = parser.parse_args(words).as_dict()
+    del options["config"]
+    return options
 
-    return set(inspect.signature(WikiTextDataModule).parameters) - DATA_FLAGS
+
+def _unused() -> set[str]:
+    return set(inspect.signature(WikiTextDataModule).parameters) - DATA_FLAGS - {"cache_dir"}

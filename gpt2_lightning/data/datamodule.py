@@ -103,6 +103,7 @@ class WikiTextDataModule(LightningDataModule):
         self.seed = seed
         self.cache_dir = cache_folder(cache_dir)
         self.stores: dict[SplitName, TokenStore] = {}
+        self.taken: set[SplitName] = set()  # splits that are cut out of the training text
         self._prepared: tuple[str, dict[SplitName, str]] | UsageError | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -169,6 +170,7 @@ class WikiTextDataModule(LightningDataModule):
             )
             log.info("%s has no %s split: taking %s.", self.source, " and no ".join(missing), how)
             splits |= splitting.rows
+            self.taken = set(missing)
         for split in wanted:
             if split not in splits:
                 raise UsageError(

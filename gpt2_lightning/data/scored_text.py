@@ -18,7 +18,7 @@ from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.errors import UsageError
 
-READING_VERSION = 1  # of how rows are joined and articles detokenised
+READING_VERSION = 2  # of how rows are joined and articles detokenised
 JoinerName = Literal["newlines", "nothing"]
 JOINERS: dict[JoinerName, str] = {"newlines": "\n\n", "nothing": ""}
 
@@ -74,7 +74,7 @@ def count_text(rows: Rows, *, by_article: bool) -> TextCounts:
     for row in rows:
         if not words or (row.begins and by_article):
             if words:
-                harness_words[-1] += last[-1:].isspace()
+                harness_words[-1] += _last_piece(last, sizes[-1])
             words.append(0)
             harness_words.append(int(row.text[:1].isspace()))
             sizes.append(0)
@@ -87,10 +87,15 @@ def count_text(rows: Rows, *, by_article: bool) -> TextCounts:
         last = row.text
     if not any(sizes):
         raise UsageError("--split: there is no text in it. Choose another, or look at the source.")
-    harness_words[-1] += last[-1:].isspace()
+    harness_words[-1] += _last_piece(last, sizes[-1])
     return TextCounts(
         digest.hexdigest(), np.asarray(words), np.asarray(harness_words), np.asarray(sizes)
     )
+
+
+def _last_piece(last: str, size: int) -> int:
+    """Count the empty piece after a unit's last white space, or the one that an empty unit is."""
+    return int(last[-1:].isspace() or size == 0)
 
 
 def read_joined(

@@ -65,7 +65,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     if len(sizes) >= FEWEST_ARTICLES:
         owners = _owners(sizes, hashes, missing)
         by_split = {
-            name: Rows(partial(_of_articles, rows, owners, name), rows.files, identity)
+            name: Rows(partial(_of_articles, rows, owners, name), rows.files, f"{identity} {name}")
             for name in names
         }
         return Splitting(by_split, True, len(sizes))
@@ -73,7 +73,9 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     # in a stretch as long as the longest line, a line begins
     part = LINE if longest_line <= HELD_OUT_SHARE * sum(sizes) else WORD
     by_split = {
-        name: Rows(partial(_of_positions, rows, part, *edges[name]), rows.files, identity)
+        name: Rows(
+            partial(_of_positions, rows, part, *edges[name]), rows.files, f"{identity} {name}"
+        )
         for name in names
     }
     return Splitting(by_split, False, len(sizes))

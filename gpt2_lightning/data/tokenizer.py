@@ -138,13 +138,16 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a text may be cut before a space without changing its ids.
 
-    True for GPT-2's byte-level tokenizers: their pattern never joins a space to what stands
-    before it, and nothing looks back across a cut.
+    True for GPT-2's byte-level tokenizers, whose pattern never joins a space to what stands before
+    it, and for BERT's, which part all words at white space; nothing looks back across a cut.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if _has_backend(tokenizer) else {}
     splitter = backend.get("pre_tokenizer") or {}
+    normalizer = (backend.get("normalizer") or {}).get("type")
+    if splitter.get("type") == "BertPreTokenizer":
+        return normalizer in (None, "BertNormalizer")
     return bool(
-        backend.get("normalizer") is None
+        normalizer is None
         and splitter.get("type") == "ByteLevel"
         and splitter.get("use_regex")
         and not splitter.get("add_prefix_space")
@@ -153,11 +156,17 @@ def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def keeps_every_byte(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the ids determine the text's bytes, as those of a byte-level tokenizer do."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
     if not _has_backend(tokenizer):
         return False
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     decoder = backend.get("decoder") or {}
-    return backend.get("normalizer") is None and decoder.get("type") == "ByteLevel"
+    return (
+        backend.get("normalizer") is None
+        and decoder.get("type") == "ByteLevel"
+        and tokenizer.get_vocab().keys() >= set(ByteLevel.alphabet())  # one may have been trained
+    )
 
 
 def _has_backend(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -5,46 +5,61 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-RESAMPLES = 10_000
+RESAMPLES = 10_000  # of a text of up to so many articles; fewer of a longer one
+FEWEST_RESAMPLES = 1_000
 LEVEL = 0.95
 Sums = npt.NDArray[np.float64]  # of one quantity, in every resample
 Interval = tuple[float, float]
 
 
-def interval(
-    quantities: list[npt.NDArray[np.generic]],
-    figure: Callable[..., Sums],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval | None:
-    """Return the interval that holds a figure with 95 % confidence.
+class Resamples:
+    """Articles drawn with replacement, as many as there are, again and again.
 
-    Articles are drawn with replacement, as many as there are; the figure is taken of the sums over
-    each draw, and the middle 95 % of all draws' figures are the interval.
+    The middle 95 % of a figure over all draws are its interval. All figures are taken of the same
+    draws, so differences are paired.
 
     Args:
-        quantities: What the figure is made of, by article, each of shape ``(articles,)``: nats and
-            words, say. The same articles are drawn of all of them, so differences are paired.
-        figure: The figure as a function of the quantities' sums, arrays of shape ``(draws,)``.
-        resamples: Number of draws.
+        quantities: What figures are made of, by article, each of shape ``(articles,)``: nats and
+            words, say.
+        count: Number of draws; null takes 10,000, and above 10,000 articles fewer, down to 1,000.
         seed: Decides the draws.
-
-    Returns:
-        Its ends; None where there are fewer than two articles.
 
     Reference:
         Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile
         intervals).
     """
-    articles = len(quantities[0])
-    if articles < 2:
-        return None
-    generator = np.random.default_rng(seed)
-    table = np.stack([np.asarray(quantity, np.float64) for quantity in quantities], axis=1)
-    sums = np.empty((resamples, len(quantities)))
-    for draw in range(resamples):  # one at a time: a corpus may have a million articles
-        sums[draw] = table[generator.integers(articles, size=articles)].sum(axis=0)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(figure(*sums.T), [tail, 1 - tail])
-    return float(low), float(high)
+
+    def __init__(
+        self,
+        quantities: dict[str, npt.NDArray[np.generic]],
+        *,
+        count: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        table = np.stack([np.asarray(one, np.float64) for one in quantities.values()], axis=1)
+        articles = len(table)
+        count = count or max(FEWEST_RESAMPLES, min(RESAMPLES, RESAMPLES**2 // max(articles, 1)))
+        self.enough = articles > 1
+        generator = np.random.default_rng(seed)
+        sums = np.empty((count if self.enough else 0, len(quantities)))
+        for draw in sums:  # one at a time: a corpus may have a million articles
+            draw[:] = table[generator.integers(articles, size=articles)].sum(axis=0)
+        self.sums = dict(zip(quantities, sums.T, strict=True))
+
+    def interval(self, figure: Callable[..., Sums], *quantities: str) -> Interval | None:
+        """Return the ends of a figure's interval.
+
+        Args:
+            figure: The figure as a function of sums, arrays of shape ``(draws,)``.
+            quantities: Names of the sums it takes.
+
+        Returns:
+            The ends; None where there are fewer than two articles, or a draw has no figure.
+        """
+        if not self.enough:
+            return None
+        tail = (1 - LEVEL) / 2
+        with np.errstate(all="ignore"):  # a draw of empty articles has no figure
+            found = figure(*(self.sums[name] for name in quantities))
+            low, high = np.quantile(found, [tail, 1 - tail])
+        return (float(low), float(high)) if np.isfinite([low, high]).all() else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_lightning.inference.bootstrap import Interval, interval
+from gpt2_lightning.inference.bootstrap import Interval, Resamples
 from gpt2_lightning.inference.published import ProtocolName
 from gpt2_lightning.inference.scoring import Score
 
@@ -47,7 +47,7 @@ class Card:
         bytes: UTF-8 bytes of the original text.
         nats: Summed negative log-likelihood of the predicted tokens.
         token_perplexity: Per predicted token.
-        word_perplexity: Per word of the original text; null where the cleaner loses text.
+        word_perplexity: Per word of the original text; null where text is lost on the way.
         byte_perplexity: Per byte of the original text; null in the same cases.
         bits_per_byte: Of the original text; null in the same cases.
         intervals: Ends of the 95 % interval of each figure, over articles; null for one text.
@@ -116,27 +116,33 @@ def figures(score: Score, *, tokens: Units, words: Units, bytes_: Units) -> dict
         ratio of tokens in the same manner, https://github.com/NVIDIA/Megatron-LM.
     """
     whole = score.nats * (tokens.sum() / score.total_predicted)
-    parts: dict[str, tuple[list[Any], Callable[..., Any]]] = {
-        "token_perplexity": ([score.nats, score.predicted], lambda nats, n: np.exp(nats / n)),
-        "word_perplexity": ([whole, words], _perplexity),
-        "byte_perplexity": ([whole, bytes_], _perplexity),
-        "bits_per_byte": ([whole, bytes_], bits_per_byte),
+    quantities = {
+        "nats": score.nats,
+        "predicted": score.predicted,
+        "whole": whole,
+        "words": words,
+        "bytes": bytes_,
     }
-    found: dict[str, Any] = {
-        name: float(figure(*(np.sum(part) for part in quantities)))
-        for name, (quantities, figure) in parts.items()
+    parts: dict[str, tuple[Callable[..., Any], str, str]] = {
+        "token_perplexity": (_perplexity, "nats", "predicted"),
+        "word_perplexity": (_perplexity, "whole", "words"),
+        "byte_perplexity": (_perplexity, "whole", "bytes"),
+        "bits_per_byte": (bits_per_byte, "whole", "bytes"),
     }
-    found["intervals"] = (
-        {name: interval(quantities, figure) for name, (quantities, figure) in parts.items()}
-        if len(score.nats) > 1
-        else None
-    )
+    found: dict[str, Any] = {}
+    for name, (figure, above, below) in parts.items():
+        with np.errstate(all="ignore"):  # a text without spaces has a word as long as itself
+            value = float(figure(quantities[above].sum(), quantities[below].sum()))
+        found[name] = value if math.isfinite(value) else None
+    resamples = Resamples(quantities) if len(score.nats) > 1 else None
+    found["intervals"] = resamples and {
+        name: resamples.interval(*part) for name, part in parts.items()
+    }
     return found
 
 
 def _perplexity(nats: Any, count: Any) -> Any:
-    with np.errstate(over="ignore"):  # an untrained model's word perplexity may have no number
-        return np.exp(nats / count)
+    return np.exp(nats / count)
 
 
 def bits_per_byte(nats: Any, count: Any) -> Any:
@@ -148,7 +154,7 @@ def write_json(document: dict[str, Any], file: Path) -> None:
     """Write a document whole or not at all."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        text = json.dumps(document, indent=2, ensure_ascii=False)
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         beside.write_text(text + "\n", encoding="utf-8")
         beside.replace(file)
     finally:
@@ -160,7 +166,7 @@ def as_lines(card: Card) -> list[tuple[str, str]]:
 
     def figure(name: str, value: float | None) -> str:
         if value is None:
-            return "- (the cleaner or the tokenizer loses text)"
+            return "- (text is lost on the way, or the figure is beyond numbers)"
         ends = (card.intervals or {}).get(name)
         sure = (
             f"   95 % of resampled articles: {_short(ends[0])} to {_short(ends[1])}" if ends else ""
@@ -191,7 +197,7 @@ def as_lines(card: Card) -> list[tuple[str, str]]:
 
 
 def _other_words(card: Card) -> str:
-    if card.words == card.words_by_harness:
+    if card.words_rule != "str.split":
         return f" ({card.words_by_split:,} by str.split)"
     return f" ({card.words_by_harness:,} by lm-evaluation-harness' rule)"
 

@@ -13,7 +13,7 @@ from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.device import DtypeName, place
 from gpt2_lightning.inference.text_model import TextModel
-from gpt2_lightning.model.causal_lm import from_config
+from gpt2_lightning.model.causal_lm import check_logits, from_config
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
 DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
@@ -43,20 +43,22 @@ def load(
     return loaded
 
 
-def load_model(name: str, revision: str | None = None) -> TextModel:
+def load_model(name: str, revision: str | None = None, *, flag: str = "--model") -> TextModel:
     """Load a model and its tokenizer.
 
     Args:
         name: A run folder such as ``lightning_logs/version_3`` (its best model), a ``.ckpt``, a
             folder in Hugging Face format, or a Hub id.
         revision: Branch, tag or commit on the Hub.
+        flag: Which named it, for messages.
 
     Raises:
-        UsageError: If nothing of the kind is found, or it has no tokenizer.
+        UsageError: If nothing of the kind is found, it has no tokenizer, or it is no plain causal
+            language model.
     """
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
-        path = _inside_run(path)
+        path = _inside_run(path, flag)
     if path.is_file():
         return load_checkpoint(path)
     try:
@@ -68,21 +70,22 @@ def load_model(name: str, revision: str | None = None) -> TextModel:
         )
     except Exception as error:
         raise UsageError(
-            f"--model {name}: no model was found there ({' '.join(str(error).split())[:300]}). "
+            f"{flag} {name}: no model was found there ({' '.join(str(error).split())[:300]}). "
             "Give a run folder such as lightning_logs/version_0, a .ckpt, a folder in Hugging "
             "Face format, or a Hub id such as openai-community/gpt2."
         ) from error
     where = str(path) if path.is_dir() else name
-    return TextModel(model.eval(), load_tokenizer(where, revision, flag="--model"))
+    check_logits(model.eval(), f"{flag} {name}")
+    return TextModel(model, load_tokenizer(where, revision, flag=flag))
 
 
-def _inside_run(run: Path) -> Path:
+def _inside_run(run: Path, flag: str) -> Path:
     if (run / "hf" / "config.json").is_file():
         return run / "hf"
     if (checkpoint := best_checkpoint(run)) is not None:
         return checkpoint
     raise UsageError(
-        f"--model {run}: neither a model in Hugging Face format (config.json) nor a run folder "
+        f"{flag} {run}: neither a model in Hugging Face format (config.json) nor a run folder "
         "with hf/ or checkpoints/."
     )
 

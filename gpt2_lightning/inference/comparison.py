@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.bootstrap import Interval, interval
+from gpt2_lightning.inference.bootstrap import Interval, Resamples
 from gpt2_lightning.inference.card import bits_per_byte
 from gpt2_lightning.inference.scoring import Score
 
@@ -19,12 +19,14 @@ class Difference:
         interval: Its 95 % interval over articles, the same ones drawn for both models.
         articles: Articles of the text.
         better: On how many of them the first model needs fewer bits.
+        worse: On how many it needs more.
     """
 
     bits_per_byte: float
     interval: Interval
     articles: int
     better: int
+    worse: int
 
     def verdict(self, first: str, second: str) -> str:
         """Say in a sentence what follows."""
@@ -35,7 +37,7 @@ class Difference:
                 "the interval holds 0"
             )
         winner, loser = (first, second) if high < 0 else (second, first)
-        count = self.better if high < 0 else self.articles - self.better
+        count = self.better if high < 0 else self.worse
         return f"{winner} is better than {loser}, on {count} of {self.articles} articles"
 
 
@@ -50,12 +52,16 @@ def compare(first: Score, second: Score, bytes_: np.ndarray) -> Difference:
     Raises:
         UsageError: If there are fewer than two articles.
     """
-    ends = interval(
-        [first.nats, second.nats, bytes_],
-        lambda a, b, count: bits_per_byte(a, count) - bits_per_byte(b, count),
+    resamples = Resamples({"first": first.nats, "second": second.nats, "bytes": bytes_})
+    ends = resamples.interval(
+        lambda a, b, count: bits_per_byte(a - b, count), "first", "second", "bytes"
     )
     if ends is None:
         raise UsageError("--against: the text has one article; the comparison needs several.")
-    whole = bits_per_byte(first.nats.sum() - second.nats.sum(), bytes_.sum())
-    better = int((first.nats < second.nats).sum())
-    return Difference(float(whole), ends, len(bytes_), better)
+    return Difference(
+        bits_per_byte=float(bits_per_byte(first.nats.sum() - second.nats.sum(), bytes_.sum())),
+        interval=ends,
+        articles=len(bytes_),
+        better=int((first.nats < second.nats).sum()),
+        worse=int((first.nats > second.nats).sum()),
+    )

@@ -57,7 +57,7 @@ def draw_samples(
     options = SamplingOptions(num_return_sequences=1)
     prompt_tokens = min(PROMPT_TOKENS, positions_of(model) // 2, max(len(text.ids) - 1, 1))
     options.max_new_tokens = min(options.max_new_tokens, positions_of(model) - prompt_tokens)
-    places = np.linspace(1, max(len(text.ids) - prompt_tokens, 1), count).astype(int)
+    places = np.linspace(1, max(len(text.ids) - 1 - prompt_tokens, 1), count).astype(int)
     prompts = [
         torch.from_numpy(text.ids[place : place + prompt_tokens].astype(np.int64))
         for place in places

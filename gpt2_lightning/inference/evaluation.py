@@ -36,12 +36,6 @@ from gpt2_lightning.inference.windows import (
 from gpt2_lightning.model.causal_lm import count_parameters, positions_of
 
 EvaluatedSplit = Literal["train", "validation", "test", "all"]
-FIRST_TOKENS: dict[ProtocolName, str] = {
-    "disjoint": "the first of every window has no context and is not predicted",
-    "sliding": "the first of the text has no context and is not predicted",
-    "articles": "the first of every article follows an end-of-text",
-    "training": "the first of the text follows an end-of-text",
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Protocol:
                 raise UsageError(f"--{flag} {value}: it has to be 1 or more.")
         if self.context == 1 and self.name in ("disjoint", "sliding"):
             raise UsageError("--context 1: a window of one token predicts none. Try 1024.")
-        if self.stride is not None and self.name != "sliding" and self.stride != self.context:
+        if self.stride is not None and self.name != "sliding":
             raise UsageError(
                 f"--stride {self.stride}: --protocol {self.name} moves no windows. Leave it out, "
                 "or choose --protocol sliding."
@@ -99,8 +93,9 @@ class Protocol:
                 f"--context {context}: the model has {positions} positions. "
                 f"--context {positions} would work."
             )
-        stride = context if self.name == "disjoint" else self.stride
+        stride = context if self.name == "disjoint" else None
         if self.name == "sliding":
+            stride = self.stride
             stride = max(context // 2, 1) if stride is None else stride
             if stride > context:
                 raise UsageError(
@@ -165,10 +160,10 @@ def evaluate(
         )
     protocol = protocol.suited_to(positions_of(model))
     for turn in range(2):  # one process writes the tokens, the others find them
-        if (processes.rank > 0) == (turn > 0):
-            text, windows = _read(loaded, data, split, protocol)
-        processes.wait()
-    total = sum(window.end - window.first for window in windows)
+        with processes.sharing_mistakes():
+            if (processes.rank > 0) == (turn > 0):
+                text, windows = _read(loaded, data, split, protocol)
+    total = sum(window.end - window.first for window in windows) // processes.count
     found = score(
         model,
         text.ids,
@@ -193,6 +188,11 @@ def _read(
     if protocol.name == "training":
         if split == "all":
             raise UsageError("--split all: --protocol training takes train, validation or test.")
+        if data.block_size > (positions := positions_of(loaded.model)):
+            raise UsageError(
+                f"--data.block_size {data.block_size}: the model has {positions} positions. "
+                f"--data.block_size {positions} would work."
+            )
         return _read_blocks(data, split)
     assert protocol.context is not None
     context, rows = protocol.context, rows_of(data, split)
@@ -258,7 +258,8 @@ def _card(
     # as val/bits_per_byte: every token that is left is predicted, or none is
     tokens = found.predicted if training else text.tokens
     numbers = figures(found, tokens=tokens, words=words, bytes_=counts.bytes)
-    if not _covers_every_byte(loaded, data, split, protocol):
+    whole = _covers_every_byte(loaded, data, split, protocol)
+    if not whole:
         for figure in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
             numbers[figure] = None
             if numbers["intervals"]:
@@ -273,12 +274,13 @@ def _card(
         split=split,
         text=known,
         sha256=counts.sha256,
-        reading=text.reading,
+        reading=text.reading
+        + (", held out of the training text here" if split in data.taken else ""),
         cleaning=data.cleaner.name,
         protocol=protocol.name,
         context=data.block_size if training else protocol.context or 0,
         stride=protocol.stride,
-        first_token=FIRST_TOKENS[protocol.name],
+        first_token=_first_token(protocol, data),
         articles=len(counts.words) if by_harness else None,
         tokens=int(text.tokens.sum()),
         tokens_predicted=predicted,
@@ -306,9 +308,24 @@ def _card(
             protocol=protocol.name,
             reading=text.reading,
             dtype=dtype,
+            whole=whole,
         ),
         **numbers,
     )
+
+
+def _first_token(protocol: Protocol, data: WikiTextDataModule) -> str:
+    match protocol.name:
+        case "disjoint" | "sliding" if protocol.stride == protocol.context:
+            return "the first of every window has no context and is not predicted"
+        case "disjoint" | "sliding":
+            return "the first of the text has no context and is not predicted"
+        case "articles":
+            return "the first of every article follows an end-of-text"
+        case "training" if data.blocks == "pad":
+            return "the first of every row has no context and is not predicted"
+        case "training":
+            return "the first of the text follows an end-of-text"
 
 
 def _covers_every_byte(

@@ -1,10 +1,15 @@
 """The processes that torchrun started, as far as scoring needs them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
+
+from gpt2_lightning.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,30 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", 1))
         if count == 1:
             return cls()
-        torch.distributed.init_process_group("gloo")
+        # the others may wait while one downloads and tokenizes a large source
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))
         return cls(torch.distributed.get_rank(), count)
 
-    def wait(self) -> None:
-        """Wait until all processes have come here."""
+    @contextmanager
+    def sharing_mistakes(self) -> Iterator[None]:
+        """Run a block in all processes; a mistake that one of them finds is raised by all.
+
+        They have all come to its end when one leaves it.
+
+        Raises:
+            UsageError: The first process' that found one.
+        """
+        mistake: UsageError | None = None
+        try:
+            yield
+        except UsageError as error:
+            mistake = error
+        everyones = [mistake] * self.count
         if self.count > 1:
-            torch.distributed.barrier()
+            torch.distributed.all_gather_object(everyones, mistake)
+        for found in everyones:
+            if found is not None:
+                raise found
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the processes, in all of them."""

@@ -70,7 +70,13 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def comparability(
-    *, text: str | None, cleaning: str, protocol: ProtocolName, reading: str, dtype: str
+    *,
+    text: str | None,
+    cleaning: str,
+    protocol: ProtocolName,
+    reading: str,
+    dtype: str,
+    whole: bool,
 ) -> str:
     """Say with which published figures a score may be compared, or why with none.
 
@@ -80,6 +86,7 @@ def comparability(
         protocol: How the text was scored.
         reading: How its rows were read, in words.
         dtype: Type of the weights.
+        whole: Whether what was predicted are the text's every word and byte.
     """
     never = "not comparable with published figures, because "
     if cleaning != "none":
@@ -90,6 +97,8 @@ def comparability(
         return f"{never}the text is not an official one (by its sha256)"
     note = "" if dtype == "fp32" else f" ({dtype}: within about half a percent)"
     if protocol == "articles":
+        if not whole:
+            return f"{never}the tokenizer is not byte-level and loses text"
         return (
             f"comparable with: word and byte perplexity and bits per byte of "
             f"lm-evaluation-harness' wikitext task on {text}, at the same maximal length{note}"

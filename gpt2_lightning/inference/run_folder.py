@@ -59,9 +59,9 @@ def data_settings(model: str) -> dict[str, Any]:
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".ckpt":
         return dict(read_checkpoint(path)["datamodule_hyper_parameters"])
-    for folder in (path, path.parent):
-        config = folder / "config.yaml"
-        if path.is_dir() and config.is_file():
-            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-            return dict(settings.get("data") or {})
-    return {}
+    run = path.parent if path.name == "hf" else path
+    config = run / "config.yaml"
+    if not path.is_dir() or not config.is_file():
+        return {}
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return dict(settings.get("data") or {}) if isinstance(settings, dict) else {}

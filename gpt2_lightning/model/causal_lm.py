@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -122,8 +123,45 @@ def from_pretrained(
             "model.safetensors, a Hub id such as openai-community/gpt2, or null to start from "
             "scratch; behind a slow network set HF_ENDPOINT to a mirror."
         ) from error
+    if attention != "flash_attention_2":  # which runs on a GPU alone
+        check_logits(model.eval(), f"--model.pretrained {name}")
     model.train()  # it comes in eval mode, which Lightning would keep: no dropout
     return model
+
+
+@torch.inference_mode()
+def check_logits(model: PreTrainedModel, asked: str) -> None:
+    """See that a model is causal and its logits are hidden states times the output embedding.
+
+    Losses and scores take them so, a few rows at a time. A head with a bias or a soft cap, or a
+    model that looks ahead, would be scored wrongly without a word.
+
+    Args:
+        model: The model, in eval mode.
+        asked: The flag and the name by which it was asked for, for the message.
+
+    Raises:
+        UsageError: If it is another kind of model.
+    """
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.config.vocab_size
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % model.config.vocab_size
+    head = model.get_output_embeddings()
+    logits, changed = (model(given, use_cache=False).logits.float() for given in (ids, other))
+    hidden = model.base_model(ids, use_cache=False).last_hidden_state
+    ours = torch.nn.functional.linear(hidden, head.weight).float() if head is not None else logits
+    close = partial(torch.allclose, rtol=2e-2, atol=2e-2, equal_nan=True)  # weights may be half
+    plain = head is not None and close(logits, ours)
+    if not plain or not close(logits[:, :-1], changed[:, :-1]):
+        raise UsageError(
+            f"{asked}: a model of type {model.config.model_type} "
+            + (
+                "looks ahead: it is no causal language model."
+                if plain
+                else "has a head that is more than a matrix (a bias, a soft cap)."
+            )
+            + " GPT-2 and its kin work here."
+        )
 
 
 def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTrainedModel:
@@ -155,7 +193,13 @@ def fuse_gelu(model: PreTrainedModel) -> None:
 
 def positions_of(model: PreTrainedModel) -> int:
     """Return the longest context of a model, in tokens."""
-    return int(model.config.max_position_embeddings)
+    found = getattr(model.config, "max_position_embeddings", None)
+    if found is None:
+        raise UsageError(
+            f"--model: a model of type {model.config.model_type} names no longest context. GPT-2 "
+            "and its kin work here."
+        )
+    return int(found)
 
 
 def count_parameters(model: PreTrainedModel) -> int:
