@@ -8,6 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import logging
 import random
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def opinionated_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with weights three times as large: untrained, it finds all tokens alike."""
+    folder = tmp_path_factory.mktemp("opinionated") / "opinionated-gpt2"
+    shutil.copytree(tiny_model, folder)
+    model = GPT2LMHeadModel.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -158,8 +158,8 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return Refusal(400, f"{message}.", param=param and _shortened(param)).response()
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 64 else text[:64] + "…"
+def _shortened(name: str) -> str:
+    return name if len(name) <= 64 else name[:64] + "…"
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -19,7 +19,7 @@ OPEN_PATHS = re.compile(r"/(health|openapi\.json|static/.*)?")  # to those witho
 COUNTED_PATHS = ("/", "/v1/completions", "/v1/models", "/health", "/metrics", "/openapi.json")
 # An answer may be written while the question is still being sent: it is read and thrown away, or
 # the connection would end before the client has seen the answer.
-LINGER_SECONDS, LINGER_BYTES = 5.0, 2**26
+LINGER_SECONDS, LINGER_BYTES = 2.0, 2**26
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -127,7 +127,7 @@ class _Asking:
         """Read what is still to come, for a while."""
         read = 0
         with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS / 2):
+            async with asyncio.timeout(LINGER_SECONDS):
                 while not self.complete and read < LINGER_BYTES:
                     read += len((await self()).get("body", b""))
 
@@ -187,7 +187,7 @@ async def _refuse(refusal: Refusal, scope: Scope, asking: "_Asking", answer: _An
     """Answer with a refusal, as far as there is no answer yet; throw away what is still sent."""
     response = refusal.response()
     with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_SECONDS):
+        async with asyncio.timeout(2 * LINGER_SECONDS):
             if answer.status is None:
                 headers = {"connection": "close", **dict(response.headers)}
                 raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -209,7 +209,7 @@ async def _refuse(refusal: Refusal, scope: Scope, asking: "_Asking", answer: _An
 def _check_key(key: str, headers: Headers) -> None:
     scheme, _, given = headers.get("authorization", "").partition(" ")
     # compared in constant time: how long it takes tells nothing of the key
-    matches = hmac.compare_digest(given.strip().encode(), key.encode())
+    matches = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
     if scheme.lower() != "bearer" or not matches:
         raise Refusal(
             401,

@@ -7,7 +7,16 @@ are `top_k`, `min_p` and `repetition_penalty`, by vLLM's names.
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 # as they stand in JSON, nothing converted; what is unknown is refused, as it is a typo
 EXACT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -16,6 +25,20 @@ SOME = Field(min_length=1, fail_fast=True)  # a list of 100,000 mistakes tells o
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[TokenId], SOME]
 KINDS = "a string, a list of strings, a list of token ids, or a list of such lists"
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError(
+            "half_character", "it holds half a character: a surrogate without its other half"
+        ) from None
+    return text
+
+
+# JSON can write what no text has
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 def _kind(prompt: Any) -> str | None:
@@ -28,13 +51,27 @@ def _kind(prompt: Any) -> str | None:
 
 
 Prompt = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[list[str], SOME, Tag("texts")]
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], SOME, Tag("texts")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[list[Ids], SOME, Tag("id_lists")],
     Discriminator(_kind, custom_error_type="prompt", custom_error_message=f"it has to be {KINDS}"),
 ]
-StopString = Annotated[str, Len(1, 256)]
+StopString = Annotated[Text, Len(1, 256)]
+
+
+def _stop_kind(stop: Any) -> str | None:
+    return "text" if isinstance(stop, str) else "texts" if isinstance(stop, list) else None
+
+
+Stop = Annotated[
+    Annotated[StopString, Tag("text")] | Annotated[list[StopString], Len(0, 4), Tag("texts")],
+    Discriminator(
+        _stop_kind,
+        custom_error_type="stop",
+        custom_error_message="it has to be a string or a list of at most four",
+    ),
+]
 
 
 class StreamOptions(BaseModel):
@@ -50,7 +87,7 @@ class CompletionRequest(BaseModel):
 
     model_config = EXACT
 
-    model: Annotated[str, Len(1, 256)] | None = Field(
+    model: Annotated[Text, Len(1, 256)] | None = Field(
         None, description="One of /v1/models; the first of them where it is left out."
     )
     prompt: Prompt = Field(description=f"Text to continue: {KINDS}.")
@@ -74,9 +111,7 @@ class CompletionRequest(BaseModel):
     )
     n: int | None = Field(1, ge=1, le=128, description="Samples of each prompt.")
     best_of: int | None = Field(None, ge=1, le=128, description="Has to equal n.")
-    stop: StopString | Annotated[list[StopString], Len(0, 4)] | None = Field(
-        None, description="Strings before which a sample ends, four at most."
-    )
+    stop: Stop | None = Field(None, description="Strings before which a sample ends, four at most.")
     seed: int | None = Field(
         None,
         ge=-(2**63),
@@ -90,7 +125,7 @@ class CompletionRequest(BaseModel):
         None, ge=0, le=5, description="The likeliest tokens beside each, and the token's own."
     )
     echo: bool | None = Field(False, description="Answer with the prompt before its completion.")
-    user: Annotated[str, Len(0, 1024)] | None = Field(None, description="Not used.")
+    user: Annotated[Text, Len(0, 1024)] | None = Field(None, description="Not used.")
     suffix: Annotated[str, Len(0, 0)] | None = Field(None, description="Not supported.")
     presence_penalty: float | None = Field(0.0, ge=0, le=0, description="Not supported.")
     frequency_penalty: float | None = Field(0.0, ge=0, le=0, description="Not supported.")

@@ -107,6 +107,8 @@ class Writer:
         return self._release(text, finish)
 
     def _keep(self, token: int, content: bytes, logprob: Logprob | None) -> None:
+        if content and not 0x80 <= content[0] < 0xC0:  # it goes on with no character that is open
+            self._pending += self._decoder.decode(b"", final=True)
         begin = self._released + len(self._pending)
         self._pending += self._decoder.decode(content)
         self._ids.append(token)
