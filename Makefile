@@ -14,7 +14,7 @@ quickstart: $(VENV)/.run
 		--prompt "The object is"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

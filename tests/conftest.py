@@ -25,6 +25,8 @@ from tests.corpus import wiki_rows
 # they hold on to the screen as it was at the import, and would write to it in no test's name
 for library in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(library).handlers.clear()
+# a shell ignores it on behalf of what it runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # threads only wait for each other in models of this size
 
 

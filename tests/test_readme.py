@@ -65,6 +65,10 @@ def test_a_command_parses(
     assert ended.value.code in (0, None)
 
 
+def test_no_figure_is_left_to_be_filled_in() -> None:
+    assert not [text for text in DOCS if "@@" in text]
+
+
 def test_the_test_command_is_what_ci_runs() -> None:
     assert "make test" in commands(README)
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
