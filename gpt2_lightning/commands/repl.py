@@ -1,5 +1,6 @@
 """The conversation of ``generate --interactive``."""
 
+import io
 import json
 import re
 import sys
@@ -52,6 +53,8 @@ class Repl:
     def run(self) -> None:
         """Converse until the end."""
         terminal = sys.stdin.isatty()
+        if isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is one line's mistake
+            sys.stdin.reconfigure(errors="surrogateescape")
         if terminal:
             print("Type a prompt; /help lists the commands.")
         while True:
@@ -113,10 +116,11 @@ class Repl:
             return
         for seed in self.options.seeds:
             one = replace(self.options, num_return_sequences=1, seed=seed)
+            pieces = stream(model, tokenizer, prompt, one, roll=True)
             written: list[str] = []
             print(f"--- seed {seed}" if one.do_sample else "--- without sampling")
             try:
-                sample = show(prompt, stream(model, tokenizer, prompt, one, roll=True), written)
+                sample = show(prompt, pieces, written)
             except KeyboardInterrupt:
                 print(" (stopped)\n")
                 shown = seed if one.do_sample else None
