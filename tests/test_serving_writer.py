@@ -95,6 +95,19 @@ def test_a_stop_string_may_lie_across_tokens(
         assert kept.startswith(so_far)
 
 
+def test_text_comes_with_its_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    writer = Writer(TokenBytes(tokenizer), ["verX"], tokenizer.eos_token_id)
+    ids = tokenizer("The river near the river")["input_ids"]
+    told, text = 0, ""
+    for number, token in enumerate(ids, 1):
+        piece = writer.add(token, Logprob(-1.0, []), last=number == len(ids))
+        assert bool(piece.text) == bool(piece.tokens)
+        text += piece.text
+        told += len(piece.tokens)
+        assert text == tokenizer.decode(ids[:told])
+    assert text == "The river near the river"
+
+
 def test_a_stop_string_of_half_a_character_of_each_token(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:

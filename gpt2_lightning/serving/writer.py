@@ -101,8 +101,10 @@ class Writer:
             self._held = [(end, token) for _, token in self._held if token.offset < end]
             return self._release(text, "stop")
         finish: Finish | None = "stop" if ended else "length" if last else None
-        kept = 0 if finish else self._beginning_of_stop()
-        cut = len(self._pending) - kept
+        cut = len(self._pending) - (0 if finish else self._beginning_of_stop())
+        # where tokens are told of, each comes with all of its text
+        parted = [it.offset for end, it in self._held if it.offset < self._released + cut < end]
+        cut = min([cut, *(begin - self._released for begin in parted)])
         text, self._pending = self._pending[:cut], self._pending[cut:]
         return self._release(text, finish)
 
