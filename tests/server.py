@@ -3,7 +3,8 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,20 @@ def running(service: Service, send_buffer: int | None = None) -> Iterator[Runnin
         service.stopping = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not end"
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def at_rest(it: Running) -> bool:
+    """Tell whether no sample is under way or waits."""
+    engine = it.service.models[0].engine
+    return engine.running == engine.waiting == engine.slots.used == 0
 
 
 @pytest.fixture(scope="module")

@@ -13,24 +13,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpt2_lightning.inference.checkpoint import load
 from gpt2_lightning.serving.asked import drafts_of
-from tests.server import PATH, Running, error_of, events_of, running, server, service_of
+from tests.server import (
+    PATH,
+    Running,
+    at_rest,
+    error_of,
+    events_of,
+    running,
+    server,
+    service_of,
+    wait_until,
+)
 
 __all__ = ["server"]  # a fixture
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
-
-
-def wait_until(holds: Any, seconds: float = 20) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def at_rest(it: Running) -> bool:
-    engine = it.service.models[0].engine
-    return engine.running == engine.waiting == engine.slots.used == 0
 
 
 # --- answers --------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_base_and_fine_tuned_side_by_side(visit: Visit, server: Running) -> None
         *("opinionated-gpt2seed 7", "tiny-gpt20seed 7"),
         *("opinionated-gpt2seed 8", "tiny-gpt20seed 8"),
     ]
-    assert re.fullmatch(r"80 tokens in [\d.]+ s", page.inner_text("#status"))
+    assert re.fullmatch(r"\d+ tokens in [\d.]+ s", page.inner_text("#status"))
     assert page.locator("article").first.inner_text().count("cut at the limit") == 1
 
 
@@ -117,7 +117,9 @@ def test_one_model_and_the_options(visit: Visit, server: Running) -> None:
 def test_surprisal_is_shaded_when_asked(visit: Visit) -> None:
     page = visit.page
     page.select_option("#model", "opinionated-gpt2")
-    visit.ask(prompt="今天 is", max_tokens="30", n="1", temperature="1.5", top_p="1", top_k="0")
+    visit.ask(
+        prompt="今天 is", max_tokens="30", n="1", seed="3", temperature="1.5", top_p="1", top_k="0"
+    )
     texts(page)
     shaded = page.locator(".text span[class^=s]").first
     color = "getComputedStyle(document.querySelector('.text span[class^=s]')).backgroundColor"
@@ -134,9 +136,9 @@ def test_surprisal_is_shaded_when_asked(visit: Visit) -> None:
             ".text span[title]", "nodes => nodes.map(node => node.title)"
         )
     ]
-    said = re.search(r"30 tokens · ([\d.]+) bits each", page.inner_text("article footer"))
+    said = re.search(r"(\d+) tokens · ([\d.]+) bits each", page.inner_text("article footer"))
     assert said
-    assert sum(bits) / 30 == pytest.approx(float(said[1]), abs=0.1)
+    assert sum(bits) / int(said[1]) == pytest.approx(float(said[2]), abs=0.2)
 
 
 def test_it_streams_and_stops(
@@ -147,7 +149,7 @@ def test_it_streams_and_stops(
     engine = server.service.models[0].engine
     step = engine.slots.step
     monkeypatch.setattr(engine.slots, "step", lambda *args: (time.sleep(0.1), step(*args))[1])  # type: ignore[func-returns-value] # a slow model
-    visit.ask(prompt="a", max_tokens="60", n="3")
+    visit.ask(prompt="a", max_tokens="60", n="3", seed="3")
     expect(page.locator("article[aria-busy=true]")).to_have_count(3)
     expect(page.locator("article[aria-busy=true] .text span").nth(8)).to_be_visible()
     assert page.is_disabled("#start")
@@ -175,7 +177,7 @@ def test_mistakes_are_told(visit: Visit) -> None:
     expect(page.locator("#error")).to_contain_text("max_tokens: 500 is more than 64")
     expect(page.locator("article")).to_have_count(0)
     visit.complaints.clear()  # the browser's own line about the 400
-    visit.ask(max_tokens="5", n="1")
+    visit.ask(max_tokens="5", n="1", seed="3")
     assert len(texts(page)) == 1
     assert not page.is_visible("#error")
 
@@ -212,6 +214,7 @@ def test_on_a_phone_in_the_browsers_language(
     it.page.fill("#prompt", "The river")
     it.page.click("summary")
     it.page.fill("#max_tokens", "5")
+    it.page.fill("#seed", "3")
     it.page.click("#start")
     texts(it.page)
     expect(it.page.locator("#status")).to_have_text(re.compile(status))
@@ -234,6 +237,7 @@ def test_a_server_with_a_key(opinionated_model: Path, browser: Browser) -> None:
         page.fill("#key", "sesame")
         page.fill("#prompt", "a")
         page.fill("#max_tokens", "5")
+        page.fill("#seed", "3")
         page.keyboard.press("Control+Enter")
         expect(page.locator("article")).to_have_count(2)
         assert len(texts(page)[0]) > 1

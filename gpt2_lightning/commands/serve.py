@@ -1,13 +1,11 @@
 """``serve``: an HTTP server on the OpenAI completions protocol, with a page of its own."""
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Literal
 
 from gpt2_lightning.arguments import Parser, with_underscores
 from gpt2_lightning.errors import UsageError
-
-if TYPE_CHECKING:
-    from gpt2_lightning.inference.device import DtypeName
 
 EXTRA = ("fastapi", "uvicorn", "prometheus_client")  # top packages of the extra `serve`
 KEY_VARIABLE = "GPT2_LIGHTNING_API_KEY"
@@ -28,7 +26,7 @@ def serve(
     max_seconds: float = 300.0,
     api_key: str | None = None,
     device: str = "auto",
-    dtype: "DtypeName | None" = None,
+    dtype: Literal["fp32", "bf16"] | None = None,
     revision: str | None = None,
 ) -> None:
     """Serve a model over HTTP, on the OpenAI completions protocol, with a page to try it.
@@ -115,12 +113,9 @@ def _names(model: str, compare: str | None) -> dict[str, str]:
 
 
 def _name_of(model: str) -> str:
-    from pathlib import Path
-
-    path = Path(model).expanduser()
+    path = Path(model).expanduser().absolute()
     if not path.exists():
         return model  # of the Hub
-    path = path.resolve()
     return path.parent.name if path.name == "hf" else path.stem if path.is_file() else path.name
 
 

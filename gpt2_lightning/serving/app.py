@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from gpt2_lightning.serving.answer import RETRY_AFTER, Answer, EventStream
 from gpt2_lightning.serving.asked import drafts_of
-from gpt2_lightning.serving.gate import Gate
+from gpt2_lightning.serving.gate import COMPLETIONS, Gate
 from gpt2_lightning.serving.metrics import Metrics
 from gpt2_lightning.serving.protocol import (
     Completion,
@@ -44,11 +44,16 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"description": "The server is stopping; see Retry-After."},
     "4XX": {"description": "Any other mistake."},
 }
+EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "A Completion as JSON, or [DONE]."}},
+    "required": ["data"],
+}
 EVENTS = {
     200: {
-        "description": "The completions: whole, or as server-sent events, each of which is such "
-        "an object, with [DONE] as the last.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "The completions: whole, or as server-sent events, the last of which is "
+        "[DONE].",
+        "content": {"text/event-stream": {"schema": EVENT}},
     }
 }
 
@@ -84,7 +89,7 @@ def make_app(service: Service) -> ASGIApp:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
 
-    @app.post("/v1/completions", response_model=Completion, responses=EVENTS)  # type: ignore[arg-type] # dict is invariant
+    @app.post(COMPLETIONS, response_model=Completion, responses=EVENTS)  # type: ignore[arg-type] # dict is invariant
     async def complete(asked: CompletionRequest) -> Any:
         """Continue a prompt."""
         if service.stopping:
@@ -130,6 +135,9 @@ def make_app(service: Service) -> ASGIApp:
         return FileResponse(STATIC / "page.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/static", StaticFiles(directory=STATIC))
+    # the description names the models, which are known only here
+    fields = app.openapi()["components"]["schemas"]["CompletionRequest"]["properties"]
+    fields["model"]["anyOf"][0]["enum"] = [it.name for it in service.models]
     return Gate(app, service, metrics)
 
 

@@ -16,7 +16,8 @@ from gpt2_lightning.serving.refusal import Refusal
 from gpt2_lightning.serving.served import Service
 
 OPEN_PATHS = re.compile(r"/(health|openapi\.json|static/.*)?")  # to those without the key
-COUNTED_PATHS = ("/", "/v1/completions", "/v1/models", "/health", "/metrics", "/openapi.json")
+COMPLETIONS = "/v1/completions"  # the one path that takes a body
+COUNTED_PATHS = ("/", COMPLETIONS, "/v1/models", "/health", "/metrics", "/openapi.json")
 # An answer may be written while the question is still being sent: it is read and thrown away, or
 # the connection would end before the client has seen the answer.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 2**26
@@ -70,7 +71,7 @@ class Gate:
             self.service.requests -= 1
             path = scope["path"] if scope["path"] in COUNTED_PATHS else "other"
             self.metrics.requests.labels(path, answer.status or "gone").inc()
-            if path == "/v1/completions":
+            if path == COMPLETIONS:
                 self.metrics.seconds.observe(time.perf_counter() - began)
 
     async def _pass(self, scope: Scope, receive: Receive, answer: "_Answering") -> None:
@@ -78,7 +79,7 @@ class Gate:
         key = self.service.api_key
         if key is not None and not OPEN_PATHS.fullmatch(scope["path"]):
             _check_key(key, headers)
-        if scope["method"] != "POST":
+        if (scope["method"], scope["path"]) != ("POST", COMPLETIONS):
             await self.app(scope, receive, answer)
             return
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":

@@ -1,5 +1,6 @@
 """The server: a socket, signals, and an end that waits for what was begun."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -75,8 +76,10 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        number = error.errno or 0  # below 0 for a name that was not found
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise UsageError(
-            f"--host {host} --port {port}: it cannot listen there ({error.strerror}). "
+            f"--host {host} --port {port}: it cannot listen there ({reason}). "
             "Another --port may be free; --port 0 takes one that is."
         ) from error
 
