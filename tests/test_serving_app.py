@@ -28,6 +28,7 @@ from tests.server import (
 __all__ = ["server"]  # a fixture
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
+LONG = {"prompt": "a", "temperature": 0, "max_tokens": 60}  # it does not end by itself
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -281,6 +282,14 @@ def test_long_bodies(server: Running) -> None:
         assert server.refusal(413, content=content)["code"] == "body_too_long"
 
 
+def test_a_body_of_just_the_allowed_length(server: Running) -> None:
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    for longer, status in ((0, 200), (1, 413)):
+        content = body + b" " * (2**20 + longer - len(body))
+        assert server.post(content=content).status_code == status
+        assert server.post(content=iter([content])).status_code == status
+
+
 def test_a_long_body_is_refused_before_it_is_sent(server: Running) -> None:
     with connection(server) as client:
         client.sendall(head(10**12))
@@ -356,7 +365,7 @@ def test_requests_that_take_too_long(
 ) -> None:
     with running(service_of(opinionated_model, max_seconds=0.4)) as it:
         slowed(it, monkeypatch)
-        body = {"prompt": "a", "max_tokens": 60}
+        body = LONG
         error = it.refusal(408, body)
         assert (error["code"], error["message"]) == ("timeout", "It took longer than 0.4 seconds.")
         events = it.post(body | {"stream": True}).text.strip().split("\n\n")
@@ -409,7 +418,7 @@ def test_a_client_that_goes_frees_its_slots(
     engine = server.service.models[0].engine
     before = engine.new_tokens
     with connection(server) as client:
-        client.sendall(request_of({"prompt": "a", "max_tokens": 60, "n": 6, "stream": stream}))
+        client.sendall(request_of({**LONG, "n": 6, "stream": stream}))
         wait_until(lambda: engine.running == 4)  # two more wait
         if stream:
             assert b"data: " in client.recv(4000)
@@ -425,9 +434,9 @@ def test_a_client_that_goes_while_it_waits_leaves_the_queue(
     slowed(server, monkeypatch)
     engine = server.service.models[0].engine
     with connection(server) as first, connection(server) as second:
-        first.sendall(request_of({"prompt": "a", "max_tokens": 60, "n": 4}))
+        first.sendall(request_of({**LONG, "n": 4}))
         wait_until(lambda: engine.running == 4)
-        second.sendall(request_of({"prompt": "a", "max_tokens": 60}))
+        second.sendall(request_of(LONG))
         wait_until(lambda: engine.waiting == 1)
         second.close()
         wait_until(lambda: engine.waiting == 0)
@@ -455,23 +464,35 @@ def test_a_client_that_never_ends_its_request(opinionated_model: Path) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(
+def unread(it: Running) -> socket.socket:
+    """Ask for much, and read nothing of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(address_of(it))
+    body = {**LONG, "n": 16, "stream": True, "logprobs": 5}
+    client.sendall(request_of(body))
+    wait_until(lambda: it.service.requests == 1)
+    return client
+
+
+def test_a_client_that_does_not_read_holds_up_nobody(opinionated_model: Path) -> None:
+    service = service_of(opinionated_model, batch_size=16)
+    with running(service, send_buffer=4096) as it, unread(it):
+        engine = it.service.models[0].engine
+        wait_until(lambda: engine.new_tokens == 60 * 16)  # all of it, though nothing is read
+        assert it.text(prompt="a", **GREEDY)
+        assert it.service.requests == 1  # it waits for its reader
+
+
+def test_nobody_waits_for_ever_for_a_reader(
     opinionated_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # uvicorn says that the answer was not finished
     caplog.set_level(logging.CRITICAL, "uvicorn.error")
-    service = service_of(opinionated_model, batch_size=16, max_seconds=2.5)
-    with running(service, send_buffer=4096) as it, socket.socket() as client:
-        engine = it.service.models[0].engine
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(address_of(it))
-        body = {"prompt": "a", "max_tokens": 50, "n": 16, "stream": True, "logprobs": 5}
-        client.sendall(request_of(body))
-        wait_until(lambda: it.service.requests == 1)
-        wait_until(lambda: engine.new_tokens == 50 * 16)  # all of it, though nothing is read
-        assert it.text(prompt="a", **GREEDY)
-        assert it.service.requests == 1  # it waits for its reader
-        wait_until(lambda: it.service.requests == 0)  # but not for ever
+    service = service_of(opinionated_model, batch_size=16, max_seconds=0.5)
+    with running(service, send_buffer=4096) as it, unread(it):
+        wait_until(lambda: it.service.requests == 0)
+        wait_until(lambda: at_rest(it))
 
 
 # --- what else there is ---------------------------------------------------------------------------
@@ -506,6 +527,7 @@ def test_two_models(opinionated_model: Path, tiny_model: Path) -> None:
 
 def test_metrics(server: Running) -> None:
     def read() -> dict[tuple[str, str], float]:
+        wait_until(lambda: at_rest(server))
         answer = server.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain")
         return {
@@ -519,7 +541,7 @@ def test_metrics(server: Running) -> None:
 
     server.post({"prompt": "a"})
     before = read()
-    server.post({"prompt": [1, 2, 3], "max_tokens": 9})
+    server.post({"prompt": [1, 2, 3], "max_tokens": 9, "temperature": 0})
     server.post({"prompt": 1})
     after = read()
 
@@ -586,7 +608,7 @@ def test_a_server_that_stops_finishes_what_it_has_begun(
             return step(*args)
 
         monkeypatch.setattr(engine.slots, "step", held)
-        begun = pool.submit(it.post, {"prompt": "a", "max_tokens": 30, "stream": True})
+        begun = pool.submit(it.post, {**LONG, "stream": True})
         wait_until(lambda: engine.running == 1)
         it.service.stopping = True
         assert it.refusal(503, {"prompt": "a"})["code"] == "stopping"

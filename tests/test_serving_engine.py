@@ -16,7 +16,8 @@ from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.inference.windows import Window
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.serving.draft import Draft
-from gpt2_lightning.serving.engine import Engine, Job, QueueFull
+from gpt2_lightning.serving.engine import Engine, QueueFull
+from gpt2_lightning.serving.job import Job
 from gpt2_lightning.serving.token_bytes import TokenBytes
 from gpt2_lightning.serving.writer import Piece, Token
 

@@ -10,7 +10,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gpt2_lightning.serving.draft import Draft
-from gpt2_lightning.serving.engine import Job, QueueFull
+from gpt2_lightning.serving.engine import QueueFull
+from gpt2_lightning.serving.job import Job
 from gpt2_lightning.serving.metrics import Metrics
 from gpt2_lightning.serving.protocol import Choice, Completion, ErrorAnswer, Logprobs, Usage
 from gpt2_lightning.serving.refusal import Refusal

@@ -3,9 +3,8 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +12,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.causal_lm import positions_of
-from gpt2_lightning.serving.draft import Draft
+from gpt2_lightning.serving.job import Job, Row
 from gpt2_lightning.serving.logprobs import logprobs_of, prompt_logprobs
 from gpt2_lightning.serving.slots import Slots
-from gpt2_lightning.serving.writer import Logprob, Piece
+from gpt2_lightning.serving.writer import Logprob
 
 # Prompt tokens that are read between two tokens of the samples under way: those wait meanwhile.
 PROMPT_TOKENS_AT_A_TIME = 2048
@@ -26,45 +25,6 @@ log = logging.getLogger(__name__)
 
 class QueueFull(Exception):
     """So many requests wait that no other is taken."""
-
-
-class Job:
-    """The samples of a request.
-
-    Args:
-        drafts: The samples, nothing of them written.
-        notify: Told, in the engine's thread, which sample has come further, and what became final;
-            it must not wait.
-        fail: Told, in the engine's thread, that the job was given up.
-    """
-
-    def __init__(
-        self,
-        drafts: Sequence[Draft],
-        notify: Callable[[int, Piece], None],
-        fail: Callable[[Exception], None],
-    ) -> None:
-        self.drafts = list(drafts)
-        self.notify = notify
-        self.fail = fail
-        self.cancelled = False
-
-
-class Row(NamedTuple):
-    """One sample of a job, as a row of the batch or in the queue."""
-
-    job: Job
-    number: int
-
-    @property
-    def draft(self) -> Draft:
-        """The sample."""
-        return self.job.drafts[self.number]
-
-    def tell(self, piece: Piece | None) -> None:
-        """Tell of what has become final, if anything has."""
-        if piece is not None and piece != Piece("", [], None):
-            self.job.notify(self.number, piece)
 
 
 class Engine:

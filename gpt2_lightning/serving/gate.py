@@ -96,18 +96,18 @@ class Gate:
             Refusal: If it is longer than allowed; the rest is not kept.
         """
         allowed = self.service.limits.max_body_bytes
-        said = headers.get("content-length", "0")
+        refusal = Refusal(413, f"The body is longer than {allowed:,} bytes.", code="body_too_long")
+        if int(headers.get("content-length", "0")) > allowed:
+            raise refusal
         read = bytearray()
         more = True
         while more:
-            if len(read) > allowed or int(said) > allowed:
-                raise Refusal(
-                    413, f"The body is longer than {allowed:,} bytes.", code="body_too_long"
-                )
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             read += message.get("body", b"")
+            if len(read) > allowed:
+                raise refusal
             more = message.get("more_body", False)
         return bytes(read)
 
