@@ -12,6 +12,7 @@ from gpt2_lightning.data.token_store import store_name
 from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.device import DtypeName, place
+from gpt2_lightning.inference.sharded import is_sharded, read_sharded
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import check_logits, from_config
 
@@ -57,9 +58,9 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
             language model.
     """
     path = Path(name).expanduser()
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not is_sharded(path) and not (path / "config.json").is_file():
         path = _inside_run(path, flag)
-    if path.is_file():
+    if path.is_file() or is_sharded(path):
         return load_checkpoint(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -102,9 +103,19 @@ def best_checkpoint(run: Path) -> Path | None:
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read a checkpoint without unpickling code; tensors stay on the disk until used.
 
+    Args:
+        file: A ``.ckpt``; or a folder, where its state is sharded.
+
     Raises:
-        UsageError: If the file is damaged or not one of this package's checkpoints.
+        UsageError: If it is damaged or not one of this package's checkpoints.
     """
+    checkpoint = read_sharded(file) if is_sharded(file) else _read_file(file)
+    if "hf_config" not in checkpoint:
+        raise UsageError(f"{file}: not a checkpoint of gpt2_lightning (it holds no hf_config).")
+    return checkpoint
+
+
+def _read_file(file: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(file):
         raise UsageError(f"{file}: it is no checkpoint, or was cut short.")
     try:
@@ -115,8 +126,6 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise UsageError(
             f"{file}: cannot be read as a checkpoint ({' '.join(str(error).split())[:200]})."
         ) from error
-    if "hf_config" not in checkpoint:
-        raise UsageError(f"{file}: not a checkpoint of gpt2_lightning (it holds no hf_config).")
     return checkpoint
 
 

@@ -1,37 +1,52 @@
 """A folder in Hugging Face format: written whole, and verified before it counts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from gpt2_lightning.data.tokenizer import set_model_max_length
+from gpt2_lightning.data.tokenizer import keeps_every_byte, set_model_max_length
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.whole_folder import whole_folder
+
+# what a tokenizer may stumble over: spaces, line ends, marks, several scripts, characters of
+# several code points, and the end-of-text itself
+TEXTS = (
+    "The river, they said, had risen twice.",
+    " leading  and trailing \n\n\tspaces @-@ and 1,024 figures \n",
+    "naïve café — “quoted”, 你好，世界。 Привет مرحبا",
+    "👩‍🚀🇨🇭 e\u0301 \u200b don't",
+    "one<|endoftext|>two",
+)
 
 
 def write_hf_folder(
     target: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sampling: SamplingOptions,
+    sampling: SamplingOptions | None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write model, tokenizer and generation settings; the folder appears when it is verified.
 
     Args:
         target: The folder; one that is there is replaced.
-        model: A model on the CPU.
+        model: A model on the CPU; the folder has its weights in its type.
         tokenizer: Its tokenizer.
-        sampling: Becomes the folder's ``generation_config.json``.
+        sampling: Becomes the folder's ``generation_config.json``; null keeps the model's own, with
+            the tokenizer's ends.
+        finish: Is given the verified folder, to add to it, just before it takes its place.
 
     Raises:
-        RuntimeError: If the written model does not give the model's own logits.
+        RuntimeError: If the written model or tokenizer does not give what the given one does.
     """
     ends = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -39,29 +54,38 @@ def write_hf_folder(
         "pad_token_id": tokenizer.pad_token_id,
     }
     model.config.update(ends)
-    model.generation_config = GenerationConfig(
-        **ends,
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampling.do_sample,
-        **(
-            {
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k,
-                "top_p": sampling.top_p,
-            }
-            if sampling.do_sample
-            else {}
-        ),
-    )
+    if sampling is None:
+        model.generation_config.update(**ends)
+    else:
+        model.generation_config = _generation_config(sampling, ends)
     set_model_max_length(tokenizer, positions_of(model))
     with whole_folder(target, replace=True) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _verify(folder, model)
+        for file in folder.iterdir():  # safetensors keeps the weights from every other user
+            file.chmod((folder / "config.json").stat().st_mode)
+        _verify_model(folder, model)
+        _verify_tokenizer(folder, tokenizer)
+        if finish is not None:
+            finish(folder)
+
+
+def _generation_config(sampling: SamplingOptions, ends: dict[str, int | None]) -> GenerationConfig:
+    drawn = {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
+    return GenerationConfig(
+        **ends,
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=sampling.do_sample,
+        **(drawn if sampling.do_sample else {}),
+    )
 
 
 @torch.inference_mode()
-def _verify(folder: Path, model: PreTrainedModel) -> None:
+def _verify_model(folder: Path, model: PreTrainedModel) -> None:
     written = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.arange(min(16, positions_of(model))).unsqueeze(0) % model.config.vocab_size
     was_training = model.training
@@ -69,6 +93,23 @@ def _verify(folder: Path, model: PreTrainedModel) -> None:
     model.train(was_training)
     if not torch.equal(logits, written(ids).logits):
         raise RuntimeError(f"{folder}: the written model's logits differ from the model's")
+    weights = written.state_dict()
+    for name, value in model.state_dict().items():  # more than a few ids and positions touch
+        if not torch.equal(value, weights[name]):
+            raise RuntimeError(f"{folder}: the written {name} differs from the model's")
     head, embedding = written.get_output_embeddings(), written.get_input_embeddings()
     if model.config.tie_word_embeddings and head.weight is not embedding.weight:
         raise RuntimeError(f"{folder}: the written model's head is not tied to its embedding")
+
+
+def _verify_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    written = AutoTokenizer.from_pretrained(folder)
+    if written.eos_token_id != tokenizer.eos_token_id:
+        raise RuntimeError(f"{folder}: the written tokenizer ends texts with another token")
+    lossless = keeps_every_byte(tokenizer)
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        back = written.decode(ids, clean_up_tokenization_spaces=False)
+        # some put a space before every text
+        if written(text)["input_ids"] != ids or (lossless and back not in (text, f" {text}")):
+            raise RuntimeError(f"{folder}: the written tokenizer reads {text!r} otherwise")

@@ -57,7 +57,7 @@ def data_settings(model: str) -> dict[str, Any]:
         model: A run folder, its ``hf/``, or a ``.ckpt``; anything else gives nothing.
     """
     path = Path(model).expanduser()
-    if path.is_file() and path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and path.exists():  # a folder, where its state is sharded
         return dict(read_checkpoint(path)["datamodule_hyper_parameters"])
     run = path.parent if path.name == "hf" else path
     config = run / "config.yaml"
