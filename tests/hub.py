@@ -1,5 +1,9 @@
-"""A small hub on loopback: as much of the Hub's protocol as its Python clients need to read."""
+"""A small hub on loopback: as much of the Hub's protocol as its Python clients need.
 
+They can read, and write a folder of small files.
+"""
+
+import base64
 import hashlib
 import json
 import re
@@ -12,6 +16,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+TOKEN = "hf_that_may_write"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?")
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -58,7 +63,48 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._refuse("EntryNotFound")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        self.seen.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        writing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
+        if path == "/api/validate-yaml":
+            self._send(b'{"errors": [], "warnings": []}')
+        elif path != "/api/repos/create" and writing is None:
+            self._refuse("EntryNotFound")
+        elif (told := self.headers.get("Authorization")) != f"Bearer {TOKEN}":
+            status = HTTPStatus.UNAUTHORIZED if told is None else HTTPStatus.FORBIDDEN
+            self._send(b'{"error": "no"}', None, status)
+        elif writing is None:
+            self._answer_create(json.loads(body))
+        elif writing[2] == "preupload":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._send(json.dumps({"files": files}).encode())
+        else:
+            self._answer_commit(writing[1], [json.loads(line) for line in body.splitlines()])
+
+    def _answer_create(self, asked: dict[str, Any]) -> None:
+        name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+        folder = self.folder / "models" / name
+        where = json.dumps({"url": f"http://{self.headers['Host']}/{name}"}).encode()
+        if folder.is_dir():
+            return self._send(where, None, HTTPStatus.CONFLICT)
+        folder.mkdir(parents=True)
+        (self.folder / "created.json").write_text(json.dumps(asked))
+        return self._send(where)
+
+    def _answer_commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if line["key"] == "file":
+                file = self.folder / "models" / name / line["value"]["path"]
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        url = f"http://{self.headers['Host']}/{name}/commit/{COMMIT}"
+        self._send(json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode())
 
     def _answer_api(
         self, kind: str, name: str, verb: str | None, revision: str | None, below: str | None

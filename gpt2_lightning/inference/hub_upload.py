@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError
 
+from gpt2_lightning.data.sources import HUB_ID
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.export_folder import RECORD
 
@@ -18,12 +18,7 @@ def check_destination(repository: str) -> None:
     Raises:
         UsageError: If the name is none, the Hub's client is offline, or there is no token.
     """
-    try:
-        validate_repo_id(repository)
-        named = repository.count("/") == 1
-    except HFValidationError:
-        named = False
-    if not named:
+    if not HUB_ID.fullmatch(repository):
         raise UsageError(
             f"{FLAG} {repository}: it is no name of a repository. Give ORG/NAME, such as "
             "my-name/gpt2-of-mine."

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from gpt2_lightning.errors import UsageError
 
@@ -70,7 +71,7 @@ def read_sharded(folder: Path) -> dict[str, Any]:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it says that this process is alone
-            dcp.load(found, storage_reader=reader, no_dist=True)
+            load(found, storage_reader=reader, no_dist=True)
     except Exception as error:
         raise UsageError(
             f"{folder}: cannot be read as a sharded checkpoint "
@@ -81,7 +82,7 @@ def read_sharded(folder: Path) -> dict[str, Any]:
     return checkpoint
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """torch's reader, which trusts no more of the shards' description than it consists of."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
