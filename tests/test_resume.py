@@ -1,11 +1,13 @@
 """A run that was stopped and went on is the run that was not, to the last bit."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from gpt2_lightning.callbacks.curves import read_scalars
 from gpt2_lightning.cli import main
@@ -96,6 +98,29 @@ def test_from_a_checkpoint_of_a_validation_in_the_middle(
         other = fit(f"--ckpt_path={alone}", *settings, "--trainer.log_every_n_steps=1")
         ours, theirs = state(other), state(whole)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_from_a_checkpoint_of_before_an_option(
+    whole: Path, wiki_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    old = {
+        **{"max_new_tokens": 4, "do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.95},
+        **{"num_return_sequences": 3, "seed": 0},
+    }
+    run = fit(*words(wiki_folder, tiny_model), "--trainer.max_steps=3")
+    file, config = run / "checkpoints/last.ckpt", run / "config.yaml"
+    checkpoint = torch.load(file, weights_only=True)
+    assert checkpoint["hyper_parameters"]["sampling"].keys() > old.keys()
+    checkpoint["hyper_parameters"]["sampling"] = old
+    torch.save(checkpoint, file)
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["sampling"] = old
+    config.write_text(yaml.safe_dump(settings))
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(file, alone)
+    main(["fit", f"--ckpt_path={run}", "--trainer.max_steps=-1", *CALM])
+    assert_same(run, whole)
+    main(["validate", f"--ckpt_path={alone}", *CALM])  # its settings from the checkpoint itself
 
 
 @pytest.mark.parametrize(

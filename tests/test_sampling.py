@@ -167,7 +167,7 @@ def test_min_new_tokens_holds_the_end_of_text_back(model: PreTrainedModel) -> No
     ids=lambda settings: " ".join(settings),
 )
 def test_processors_are_transformers_own_in_its_order(
-    model: PreTrainedModel, settings: dict[str, Any]
+    model: PreTrainedModel, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     prompt = PROMPTS[7].unsqueeze(0)
@@ -186,11 +186,21 @@ def test_processors_are_transformers_own_in_its_order(
         ),
     )
     options = SamplingOptions(**(off | settings))
+    monkeypatch.setattr(RowNoise, "draw", lambda self, vocabulary: [torch.ones(vocabulary)])
     processors = processors_for(options, [0], prompt_tokens=5, end_of_text=END)
-    assert isinstance(processors[-1], RowNoise)
-    scores = LogitsProcessorList(processors[:-1])(cast(Any, prompt), output.logits[0].clone())
+    scores = processors(cast(Any, prompt), output.logits[0].clone())
     assert torch.equal(scores, output.scores[0])
     assert not torch.equal(scores, output.logits[0])
+
+
+def test_equals_of_the_last_of_top_k_may_be_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowNoise, "draw", lambda self, vocabulary: [torch.ones(vocabulary)] * 2)
+    scores = torch.tensor([[1.0, 5.0, 2.0, 2.0, 0.0], [4.0, 3.0, 2.0, 1.0, 0.0]])
+    options = SamplingOptions(temperature=1.0, top_k=2, top_p=0.999, num_return_sequences=1)
+    processors = processors_for(options, [0, 1], prompt_tokens=1, end_of_text=END)
+    none = -float("inf")
+    expected = [[none, 5.0, 2.0, 2.0, none], [4.0, 3.0, none, none, none]]
+    assert processors(cast(Any, torch.zeros(2, 1)), cast(Any, scores)).tolist() == expected
 
 
 def test_random_state_and_mode_are_left_alone(model: PreTrainedModel) -> None:

@@ -233,6 +233,26 @@ def test_predict_continues_prompts_in_order(
     assert [json.loads(line) for line in alone] == rows
 
 
+def test_sampling_options_of_fit_and_predict(wiki_folder: Path, opinionated_model: Path) -> None:
+    words = fine_tuning(wiki_folder, opinionated_model)
+    options = ("--model.sampling.do_sample=false", '--model.sampling.stop=["w", " t", "\\n"]')
+    options += ("--model.sampling.max_new_tokens=12", "--model.sampling.no_repeat_ngram_size=1")
+    run = fit(*words, *options, "--trainer.max_steps=1")
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().split("\n") if line]
+    assert len(rows) == 6  # three prompts before and after the step, a sample each
+    assert not any({"w", "\n"} & set(row["text"]) for row in rows)
+    assert any(row["ended"] for row in rows)
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    kept = checkpoint["hyper_parameters"]["sampling"]
+    assert kept["stop"] == ["w", " t", "\n"]
+    assert kept["num_return_sequences"] is None
+    Path("prompts.txt").write_text("the river\n")
+    main(["predict", f"--ckpt_path={run}", "--data.prompts=prompts.txt", *CALM])
+    (row,) = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    (sample,) = row["samples"]
+    assert not {"w", "\n"} & set(sample["text"])
+
+
 def test_test_and_validate_take_a_run(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,8 @@ class Repl:
                 if not self.answer(line):
                     return
             except EOFError:
+                if terminal:
+                    print()
                 return
             except KeyboardInterrupt:  # of the line that was being typed
                 print()

@@ -1,9 +1,11 @@
 """From a model's logits to the next token: transformers' processors, in its order, and noise."""
 
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import FloatTensor, LongTensor, Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -36,11 +38,40 @@ class RowNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores with noise, both of shape ``(rows, vocabulary)``."""
-        # drawn on the CPU, so that a seed means the same on every device
-        exponential = torch.stack(
-            [torch.empty(scores.shape[-1]).exponential_(generator=g) for g in self.generators]
-        )
-        return scores.float() - exponential.log().to(scores.device)
+        return scores.float() - torch.stack(self.draw(scores.shape[-1])).log().to(scores.device)
+
+    def draw(self, vocabulary: int) -> list[Tensor]:
+        """Draw from the exponential distribution for every row, ``(vocabulary,)`` each."""
+        # on the CPU, so that a seed means the same on every device
+        return [torch.empty(vocabulary).exponential_(generator=g) for g in self.generators]
+
+
+class Shortlist(LogitsProcessor):
+    """Top-k, after which only its k scores go on: warpers would sort the whole vocabulary.
+
+    It changes no draw: what top-k leaves out has no chance, and the noise is drawn for all.
+
+    Args:
+        top_k: The scores that go on; as transformers has it, equals of the last go on, too.
+        warpers: What they go through.
+        noise: What is added in the end.
+    """
+
+    def __init__(self, top_k: int, warpers: LogitsProcessorList, noise: RowNoise) -> None:
+        self.top_k = TopKLogitsWarper(top_k)
+        self.warpers = warpers
+        self.noise = noise
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores with noise, both of shape ``(rows, vocabulary)``."""
+        left = self.top_k(input_ids, scores)
+        count = int((left > -math.inf).sum(-1).max())
+        values, places = left.float().topk(count)
+        values = self.warpers(cast(LongTensor, input_ids), cast(FloatTensor, values))
+        drawn = self.noise.draw(scores.shape[-1])
+        noise = torch.stack([row[at] for row, at in zip(drawn, places.cpu(), strict=True)]).log()
+        none = torch.full_like(scores, -math.inf, dtype=torch.float)
+        return none.scatter(-1, places, values - noise.to(scores.device))
 
 
 class WithoutPadding(LogitsProcessor):
@@ -103,15 +134,16 @@ def processors_for(
         )
     if not options.do_sample:
         return LogitsProcessorList(before)
-    warpers: list[LogitsProcessor] = []
+    noise = RowNoise(seeds)
     if options.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(options.temperature)))
-    if options.top_k:
-        warpers.append(TopKLogitsWarper(options.top_k))
+        before.append(TemperatureLogitsWarper(float(options.temperature)))
+    warpers = LogitsProcessorList()
     if options.top_p < 1:
         warpers.append(TopPLogitsWarper(float(options.top_p)))
     if options.min_p > 0:
         warpers.append(MinPLogitsWarper(float(options.min_p)))
     if options.typical_p < 1:
         warpers.append(TypicalLogitsWarper(float(options.typical_p)))
-    return LogitsProcessorList([*before, *warpers, RowNoise(seeds)])
+    if options.top_k:
+        return LogitsProcessorList([*before, Shortlist(options.top_k, warpers, noise)])
+    return LogitsProcessorList([*before, *warpers, noise])
