@@ -19,7 +19,7 @@ LIGHTNING_VERBS = {
 OUR_VERBS = {
     "evaluate": "perplexity you can publish: a labelled card of a model on a text",
     "export": "a folder for other programs and the Hub, verified, with a model card",
-    "generate": "continue a prompt with a trained model",
+    "generate": "continue prompts with a trained model: at once, as it comes, or in conversation",
     "report": "a page about a run, or several side by side",
     "serve": "an HTTP server on the OpenAI completions protocol, with a page to try it",
 }

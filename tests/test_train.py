@@ -251,6 +251,9 @@ def test_sampling_options_of_fit_and_predict(wiki_folder: Path, opinionated_mode
     (row,) = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     (sample,) = row["samples"]
     assert not {"w", "\n"} & set(sample["text"])
+    settings = json.loads((run / "hf/generation_config.json").read_text())
+    assert settings["no_repeat_ngram_size"] == 1
+    assert "temperature" not in settings
 
 
 def test_test_and_validate_take_a_run(

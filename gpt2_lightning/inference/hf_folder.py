@@ -54,6 +54,9 @@ def write_hf_folder(
         "pad_token_id": tokenizer.pad_token_id,
     }
     model.config.update(ends)
+    if model.config.model_type == "gpt2":
+        # transformers has dropped it, and llama.cpp's converter looks for no other
+        model.config.update({"n_ctx": positions_of(model)})
     if sampling is None:
         model.generation_config.update(**ends)
     else:
@@ -71,17 +74,18 @@ def write_hf_folder(
 
 
 def _generation_config(sampling: SamplingOptions, ends: dict[str, int | None]) -> GenerationConfig:
-    drawn = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-    }
-    return GenerationConfig(
-        **ends,
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampling.do_sample,
-        **(drawn if sampling.do_sample else {}),
-    )
+    """Return the options for transformers; of those that are rarely set, the ones that are.
+
+    Stop strings are left out: with them its `generate` refuses to run without a tokenizer.
+    """
+    names = ["max_new_tokens", "do_sample"]
+    rare = ["min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams"]
+    if sampling.do_sample:
+        names += ["temperature", "top_k", "top_p"]
+        rare += ["min_p", "typical_p"]
+    default = SamplingOptions()
+    names += [name for name in rare if getattr(sampling, name) != getattr(default, name)]
+    return GenerationConfig(**ends, **{name: getattr(sampling, name) for name in names})
 
 
 @torch.inference_mode()
