@@ -175,7 +175,9 @@ def test_bf16(run: Path) -> None:
     cast.bfloat16()
     assert of(folder).dtype == torch.bfloat16
     assert torch.equal(of(folder), logits(cast))
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert config["n_ctx"] == config["n_positions"] == 64  # llama.cpp's converter asks for it
 
 
 def test_one_copy_of_tied_weights_in_a_file_that_others_may_read(run: Path) -> None:
