@@ -159,6 +159,8 @@ class GPT2CLI(LightningCLI):
         config.data.tokenizer = str(
             write_tokenizer_of(checkpoint, cache_folder(config.data.cache_dir))
         )
+        if self.subcommand == "validate":
+            config.trainer.logger = False  # it would lie over a point of the run's own curve
         run = run_of(file)
         if run is not None and config.trainer.logger not in (None, False):
             logger = config.trainer.logger.init_args

@@ -80,4 +80,5 @@ def test_separator_stands_in_for_end_of_text(
     assert tokenizer.pad_token == "[PAD]"
     assert "its separator [SEP] ends each text instead" in caplog.text
     assert not keeps_every_byte(tokenizer)
-    assert not cuts_at_spaces(tokenizer)
+    # no word reaches over white space, so a text may be tokenized in pieces
+    assert cuts_at_spaces(tokenizer)

@@ -9,6 +9,7 @@ import torch
 from gpt2_lightning.callbacks.curves import read_scalars
 from gpt2_lightning.cli import main
 from gpt2_lightning.inference.checkpoint import load_checkpoint
+from gpt2_lightning.report.tables import figure
 from tests.command_line import CALM, SMALL, curves, fine_tuning, fit
 
 TRAINED = ("--trainer.max_steps=12", "--trainer.max_epochs=1", "--model.learning_rate=3e-3")
@@ -49,8 +50,8 @@ def test_a_run_from_text_to_a_model(
     assert columns["train/tokens_seen"][-1] == 12 * 2 * 16
 
     screen = capsys.readouterr().out
-    assert f"{columns['val/perplexity'][0]:.4f}" in screen
-    assert f"{columns['val/perplexity'][-1]:.4f}" in screen
+    assert figure(columns["val/perplexity"][0]) in screen
+    assert figure(columns["val/perplexity"][-1]) in screen
     assert f"generate --model {run}" in screen
 
     assert {file.name for file in (run / "checkpoints").iterdir()} == {

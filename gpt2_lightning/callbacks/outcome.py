@@ -102,4 +102,3 @@ class Outcome(Callback):
             if row:
                 table.add_row(label, *(figure(row.get(name)) for name in COLUMNS))
         return table
-

@@ -331,20 +331,14 @@ class GPT2Module(LightningModule):
     def _end_eval(self) -> None:
         values = self.eval_metrics.compute()
         self.eval_results |= {name: float(value) for name, value in values.items()}
-        in_fit = self.trainer.state.fn == "fit"
         self.log_dict(
             {name: value.float() for name, value in values.items()},
             sync_dist=True,  # equal on all ranks already; without it Lightning warns
-            logger=in_fit,
         )
-        if in_fit:  # the name by which Lightning finds the x axis
-            self.log("step", float(self.global_step), sync_dist=True)
-            return
-        # Lightning would log it at step 0. What `validate` measures of a checkpoint is not logged:
-        # it would lie over a point of the run's own curve.
-        if self.trainer.state.fn == "test" or self.trainer.ckpt_path is None:
-            for logger in self.trainer.loggers:
-                logger.log_metrics(self.eval_results, step=self._trained_steps)
+        # the name by which Lightning finds the x axis; outside fit it would take 0
+        in_fit = self.trainer.state.fn == "fit"
+        step = self.global_step if in_fit else self._trained_steps
+        self.log("step", float(step), sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
