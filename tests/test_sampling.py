@@ -135,6 +135,17 @@ def test_a_greedy_batch_is_each_alone_and_transformers_own(
         assert ours != generate(model, PROMPTS, GREEDY, end_of_text=END)
 
 
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1}])
+def test_padding_is_no_text_that_was_written(
+    model: PreTrainedModel, settings: dict[str, Any]
+) -> None:
+    options = replace(GREEDY, **settings)
+    end = generate(model, [PROMPTS[1]], options, end_of_text=END)[0][0][2]  # padding, from here on
+    alone = generate(model, [PROMPTS[1]], options, end_of_text=end)[0]
+    assert len(alone[0]) == 2
+    assert generate(model, [PROMPTS[1], PROMPTS[6]], options, end_of_text=end)[0] == alone
+
+
 def test_min_new_tokens_holds_the_end_of_text_back(model: PreTrainedModel) -> None:
     free = generate(model, [PROMPTS[2]], GREEDY, end_of_text=END)[0][0]
     end = free[3]
@@ -280,10 +291,12 @@ def test_a_stop_string_ends_its_row_alone(model: PreTrainedModel, beams: int) ->
     assert all(letters(row[0]).endswith(stop) for row, end in zip(found, ended, strict=True) if end)
 
 
-def test_stop_strings_are_looked_for_in_new_text_alone(model: PreTrainedModel) -> None:
-    options = replace(GREEDY, stop=[letters(PROMPTS[1].tolist())])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_stop_strings_are_looked_for_in_new_text_alone(model: PreTrainedModel, beams: int) -> None:
+    plain = replace(GREEDY, num_beams=beams)
+    options = replace(plain, stop=[letters(PROMPTS[1].tolist())])
     found = generate(model, [PROMPTS[1]], options, end_of_text=END, decode=letters)
-    assert found == generate(model, [PROMPTS[1]], GREEDY, end_of_text=END)
+    assert found == generate(model, [PROMPTS[1]], plain, end_of_text=END)
     with pytest.raises(ValueError, match="decode"):
         generate(model, [PROMPTS[1]], options, end_of_text=END)
 

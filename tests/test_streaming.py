@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.prompts import decoder
 from gpt2_lightning.data.tokenizer import train_tokenizer
 from gpt2_lightning.inference.streaming import text_pieces
+from gpt2_lightning.model.decoding import completes_stop
 from tests.corpus import wiki_rows
 
 
@@ -85,6 +86,31 @@ def test_nothing_of_a_stop_string_is_shown(
     for piece in pieces:
         seen += piece
         assert shown.startswith(seen)
+
+
+@pytest.mark.parametrize("stop", ["从前", "前有一", "😀", "two three"])
+def test_the_token_that_completes_a_stop_string_is_seen(
+    tokenizer: PreTrainedTokenizerBase, stop: str
+) -> None:
+    decode = decoder(tokenizer)
+    ids = tokenizer("one two three four, 从前有一座山 😀 at the end")["input_ids"]
+    completed = [
+        count for count in range(1, len(ids) + 1) if completes_stop([stop], ids[:count], decode)
+    ]
+    assert completed[0] == next(
+        count for count in range(1, len(ids) + 1) if stop in decode(ids[:count])
+    )
+
+
+def test_the_tail_alone_does_not_stop_a_text() -> None:
+    def decode(ids: list[int]) -> str:
+        """Mark pieces of words where there is nothing before them, as WordPiece does."""
+        words = "".join(chr(97 + token) for token in ids)
+        return words if ids[0] == 0 else "##" + words
+
+    assert decode([1, 2]) == "##bc"
+    assert not completes_stop(["##"], [0, *[1] * 20], decode)
+    assert completes_stop(["##"], [*[1] * 20], decode)
 
 
 def test_it_reads_no_further_than_the_stop_string(tokenizer: PreTrainedTokenizerBase) -> None:
