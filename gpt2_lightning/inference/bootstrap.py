@@ -1,6 +1,6 @@
 """How sure a figure is: the bootstrap over a text's articles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ class Resamples:
 
     def __init__(
         self,
-        quantities: dict[str, npt.NDArray[np.generic]],
+        quantities: Mapping[str, npt.NDArray[np.generic]],
         *,
         count: int | None = None,
         seed: int = 0,
