@@ -236,8 +236,10 @@ def test_predict_continues_prompts_in_order(
 
 def test_sampling_options_of_fit_and_predict(wiki_folder: Path, opinionated_model: Path) -> None:
     words = fine_tuning(wiki_folder, opinionated_model)
-    options = ("--model.sampling.do_sample=false", '--model.sampling.stop=["w", " t", "\\n"]')
-    options += ("--model.sampling.max_new_tokens=12", "--model.sampling.no_repeat_ngram_size=1")
+    options = (
+        *("--model.sampling.do_sample=false", '--model.sampling.stop=["w", " t", "\\n"]'),
+        *("--model.sampling.max_new_tokens=12", "--model.sampling.no_repeat_ngram_size=1"),
+    )
     run = fit(*words, *options, "--trainer.max_steps=1")
     rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().split("\n") if line]
     assert len(rows) == 6  # three prompts before and after the step, a sample each
