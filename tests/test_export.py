@@ -104,6 +104,15 @@ def test_best_and_last_are_two_models(run: Path, tmp_path: Path) -> None:
     assert not torch.equal(by["best"], by["last"])
 
 
+def test_of_several_kept_the_best_is_taken(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    state = torch.load(best(moved), weights_only=True)
+    state["state_dict"]["model.transformer.ln_f.bias"] += 1
+    torch.save(state, moved / "checkpoints/best-step9-val_loss9.ckpt")  # the newest
+    assert torch.equal(of(export(moved)), of(run / "hf"))
+
+
 def test_from_a_run_of_two_processes(run: Path, wiki_folder: Path, tiny_model: Path) -> None:
     done = run_in_processes("fit", *fine_tuning(wiki_folder, tiny_model), *QUICK, *TWO)
     assert done.returncode == 0, done.stderr

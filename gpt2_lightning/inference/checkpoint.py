@@ -93,11 +93,20 @@ def _inside_run(run: Path, flag: str) -> Path:
 
 def best_checkpoint(run: Path) -> Path | None:
     """Return a run folder's best checkpoint, else its last one, if it has any."""
-    found = sorted((run / "checkpoints").glob("best-*.ckpt"), key=lambda file: file.stat().st_mtime)
     last = run / "checkpoints" / "last.ckpt"
+    found = sorted(last.parent.glob("best-*.ckpt"), key=_written)
+    if len(found) > 1:  # save_top_k keeps several, of which the newest need not be the best
+        newest = max([*found, last] if last.exists() else found, key=_written)
+        states = read_checkpoint(newest).get("callbacks", {}).values()
+        names = [Path(it["best_model_path"]).name for it in states if "best_model_path" in it]
+        found.sort(key=lambda file: file.name in names)
     if found:
         return found[-1]
     return last if last.exists() else None
+
+
+def _written(file: Path) -> float:
+    return file.stat().st_mtime
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
