@@ -44,7 +44,7 @@ class HFFolder(Callback):
         checkpointing = trainer.checkpoint_callback
         if isinstance(checkpointing, ModelCheckpoint):
             for path in (checkpointing.best_model_path, checkpointing.last_model_path):
-                if path and Path(path).is_file():
+                if path and Path(path).exists():  # a sharded one is a folder
                     return load_checkpoint(Path(path))
         model = from_config(module.model.config.to_dict(), attention="sdpa")
         model.load_state_dict(module.model.state_dict())
