@@ -1,7 +1,6 @@
 """``generate``: continue prompts with a trained model."""
 
 import os
-import signal
 import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Literal
@@ -173,4 +172,4 @@ def main(words: list[str]) -> None:
         generate(sampling=sampling, **options)
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows does not have
