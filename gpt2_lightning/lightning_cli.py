@@ -94,6 +94,12 @@ class GPT2CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_whole_number)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_whole_number)
 
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Set the parsers up, each under its verb's name."""
+        super().setup_parser(*args, **kwargs)
+        for verb, parser in self._subcommand_parsers.items():
+            parser.prog = f"gpt2_lightning {verb}"
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words; with a checkpoint, on top of its run's own settings."""
         assert isinstance(args, list)
@@ -205,7 +211,6 @@ def run(words: list[str]) -> None:
         SystemExit: With code 130 after Ctrl-C and 143 after SIGTERM.
     """
     quieten()
-    verbs = GPT2CLI.subcommands()
     try:
         GPT2CLI(
             GPT2Module,
@@ -215,7 +220,6 @@ def run(words: list[str]) -> None:
             auto_configure_optimizers=False,  # it would turn the schedule once an epoch
             load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
             parser_class=GPT2ArgumentParser,
-            parser_kwargs={verb: {"prog": f"gpt2_lightning {verb}"} for verb in verbs},
         )
     except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
         raise SystemExit(128 + signal.SIGTERM) from ended

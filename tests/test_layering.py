@@ -19,7 +19,9 @@ FLOORS = [
     {"report", "serving"},
     {"callbacks"},
     {"arguments", "quiet"},
-    {"commands", "lightning_cli"},
+    {"lightning_cli"},
+    {"fit_settings"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
