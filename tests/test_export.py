@@ -27,6 +27,7 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.inference import hf_folder
 from gpt2_lightning.inference.checkpoint import load_checkpoint, read_checkpoint
 from gpt2_lightning.inference.origin import public_name
+from gpt2_lightning.inference.run_folder import find_checkpoint, run_of
 from gpt2_lightning.inference.sharded import read_sharded
 from gpt2_lightning.whole_folder import whole_folder
 from tests.command_line import Mistake, fine_tuning, fit
@@ -166,6 +167,13 @@ def test_from_the_shards_of_two_processes(run: Path, sharded: Path) -> None:
     assert torch.equal(of(export(sharded)), of(run / "hf"))
     whole, ours = read_checkpoint(best(run))["state_dict"], read_sharded(sharded)["state_dict"]
     assert whole.keys() == ours.keys()
+
+
+def test_a_run_goes_on_from_its_shards(sharded: Path, tmp_path: Path) -> None:
+    assert find_checkpoint(str(sharded)) == sharded
+    shutil.copytree(sharded, tmp_path / "run/checkpoints/last.ckpt")
+    assert find_checkpoint(str(tmp_path / "run")) == tmp_path / "run/checkpoints/last.ckpt"
+    assert run_of(tmp_path / "run/checkpoints/last.ckpt") == tmp_path / "run"
 
 
 def test_shards_run_no_code(sharded: Path, tmp_path: Path, mistake: Mistake) -> None:

@@ -7,6 +7,7 @@ import yaml
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import best_checkpoint, read_checkpoint
+from gpt2_lightning.inference.sharded import is_sharded
 
 LOGS = Path("lightning_logs")
 
@@ -16,7 +17,7 @@ def find_checkpoint(name: str) -> Path:
 
     Args:
         name: ``last`` (the newest run's last checkpoint), ``best`` (its best), a run folder (its
-            last checkpoint), or a file.
+            last checkpoint), or a checkpoint: a file, or a folder where its state is sharded.
 
     Raises:
         UsageError: If there is none: a fresh start is not what was asked for.
@@ -31,12 +32,12 @@ def find_checkpoint(name: str) -> Path:
             )
         run = runs[-1].parent.parent
         return runs[-1] if name == "last" else best_checkpoint(run) or runs[-1]
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         last = path / "checkpoints" / "last.ckpt"
-        if not last.is_file():
+        if not last.exists():
             raise UsageError(f"--ckpt_path {name}: the folder has no checkpoints/last.ckpt.")
         return last
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(
             f"--ckpt_path {name}: there is no such file. Give a .ckpt, a run folder such as "
             "lightning_logs/version_0, last or best."
