@@ -59,6 +59,12 @@ class Server(uvicorn.Server):
             self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; after a second signal, uvicorn alone would leave the engines running."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens.
