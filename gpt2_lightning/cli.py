@@ -10,6 +10,9 @@ from typing import Any, NoReturn
 
 from gpt2_lightning.errors import UsageError
 
+BEFORE_VERBS = {
+    "inspect": "what the model will really see: lengths, losses, duplicates, a first block",
+}
 LIGHTNING_VERBS = {
     "fit": "train or fine-tune; evaluates, samples and saves on the way",
     "validate": "perplexity on the validation split",
@@ -26,6 +29,9 @@ OUR_VERBS = {
 HELP = """usage: python -m gpt2_lightning VERB [flags]
 
 Fine-tune GPT-2 on your own text, know exactly how good it got, and use it.
+
+before training:
+{before}
 
 training:
 {lightning}
@@ -78,9 +84,10 @@ def _is_child() -> bool:
 
 
 def _dispatch(words: list[str]) -> None:
-    verbs = [*LIGHTNING_VERBS, *OUR_VERBS]
+    verbs = [*BEFORE_VERBS, *LIGHTNING_VERBS, *OUR_VERBS]
     if words and words[0] in ("--help", "-h"):
-        print(HELP.format(lightning=_table(LIGHTNING_VERBS), ours=_table(OUR_VERBS)), end="")
+        tables = {"before": BEFORE_VERBS, "lightning": LIGHTNING_VERBS, "ours": OUR_VERBS}
+        print(HELP.format(**{group: _table(verbs) for group, verbs in tables.items()}), end="")
         return
     if not words:
         raise UsageError(f"no verb was given. Choose one of: {', '.join(verbs)}; or --help.")
@@ -94,7 +101,7 @@ def _dispatch(words: list[str]) -> None:
         from gpt2_lightning.lightning_cli import run
 
         run(words)
-    elif verb in OUR_VERBS:
+    elif verb in BEFORE_VERBS or verb in OUR_VERBS:
         command: Callable[[list[str]], Any] = import_module(f"gpt2_lightning.commands.{verb}").main
         command(words[1:])
     else:

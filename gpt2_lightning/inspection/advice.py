@@ -1,0 +1,108 @@
+"""What a user should know before training on a source, in words."""
+
+from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.data.rows import SplitName
+from gpt2_lightning.inspection.findings import Findings, SplitFigures
+
+MOST_CUT_OFF = 0.1  # share of the tokens
+MOST_UNKNOWN = 0.001  # share of the tokens
+MOST_OVERLAP = 0.05  # share of the n-grams
+
+
+def advice(findings: Findings, data: WikiTextDataModule) -> list[str]:
+    """Return what is amiss, with what would mend it.
+
+    Args:
+        findings: What was measured.
+        data: Of which.
+    """
+    found = _missing(findings)
+    for name, figures in findings.splits.items():
+        found += _of_duplicates(name, figures)
+    first = next(iter(findings.splits))
+    return (
+        found
+        + _of_vocabulary(first, findings.splits[first], trained=data.tokenizer_name is None)
+        + _of_blocks(first, findings.splits[first], data)
+    )
+
+
+def _missing(findings: Findings) -> list[str]:
+    if not findings.missing:
+        return []
+    return [
+        f"This source has no {' and no '.join(findings.missing)} split"
+        + (
+            ", so fit would refuse it, and how much of the others stands in the training text is "
+            "not known."
+            if "train" in findings.missing
+            else "."
+        )
+    ]
+
+
+def _of_vocabulary(name: SplitName, figures: SplitFigures, *, trained: bool) -> list[str]:
+    vocabulary = figures.vocabulary
+    found = []
+    if not vocabulary.suits:
+        found.append(
+            "The vocabulary does not suit this language: "
+            f"{_percent(vocabulary.pieces_of_characters)} of the {name} split's tokens hold only "
+            "a part of a character, and it takes "
+            f"{vocabulary.tokens_per_character or 0:.2f} tokens to a character (GPT-2 on English: "
+            "about 0.23). A model will spend its positions on spelling. "
+            + (
+                "A larger --data.vocab_size would have more whole characters."
+                if trained
+                else "Take a model whose tokenizer was made for it (--model.pretrained "
+                "uer/gpt2-chinese-cluecorpussmall for Chinese, say), or train one from scratch "
+                "(--model.pretrained null)."
+            )
+        )
+    if vocabulary.unknown > MOST_UNKNOWN:
+        found.append(
+            f"{_percent(vocabulary.unknown)} of the {name} split's tokens are unknown to the "
+            "vocabulary: what they stood for is lost."
+        )
+    return found
+
+
+def _of_blocks(name: SplitName, figures: SplitFigures, data: WikiTextDataModule) -> list[str]:
+    found = []
+    if figures.fill.share_cut_off > MOST_CUT_OFF:
+        found.append(
+            f"{_percent(figures.fill.share_cut_off)} of the {name} split's tokens are cut off and "
+            "never seen. --data.blocks pack keeps them all; a larger --data.block_size keeps more."
+        )
+    if data.cleaner.name == "detokenize" and not data.stores[name].manifest.marks:
+        found.append(
+            "--data.cleaning detokenize undoes WikiText's marks (such as @-@), of which there are "
+            "none here: it may join what belongs apart. Try none."
+        )
+    return found
+
+
+def _of_duplicates(name: SplitName, figures: SplitFigures) -> list[str]:
+    found = []
+    if figures.duplicates.articles:
+        found.append(
+            f"{figures.duplicates.articles:,} of the {name} split's "
+            f"{figures.original.articles:,} articles repeat an earlier one."
+        )
+    if figures.duplicates.in_training:
+        found.append(
+            f"{figures.duplicates.in_training:,} of the {name} split's "
+            f"{figures.original.articles:,} articles stand in the training split too: its "
+            "perplexity will flatter the model."
+        )
+    overlap = figures.overlap
+    if overlap is not None and overlap.share is not None and overlap.share > MOST_OVERLAP:
+        found.append(
+            f"{_percent(overlap.share)} of the {name} split's {overlap.n}-grams stand in the "
+            "training split: its perplexity will flatter the model."
+        )
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
