@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from gpt2_lightning.errors import UsageError
 
 BEFORE_VERBS = {
+    "fetch": "a model or data from the Hub, a mirror or ModelScope; or what a folder is",
     "inspect": "what the model will really see: lengths, losses, duplicates, a first block",
 }
 LIGHTNING_VERBS = {

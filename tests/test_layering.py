@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "whole_folder"},
     {"data", "model"},
     {"inference"},
-    {"report", "serving", "inspection"},
+    {"report", "serving", "fetching", "inspection"},
     {"callbacks"},
     {"arguments", "quiet"},
     {"lightning_cli"},

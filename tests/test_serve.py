@@ -80,16 +80,42 @@ def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_0(
         assert "Traceback" not in process.stdout.read()
 
 
-def test_the_first_signal_lets_finish_the_second_does_not(tiny_model: Path) -> None:
+def test_the_second_signal_gives_up_what_is_under_way(opinionated_model: Path) -> None:
+    body: dict[str, Any] = {"prompt": "a", "max_tokens": 60, "n": 64, "stream": True}
+    with (
+        serving("--model", str(opinionated_model), "--batch-size", "1") as (process, url),
+        httpx2.Client(base_url=url, timeout=60, trust_env=False) as client,
+        client.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["choices"]
+        process.send_signal(signal.SIGTERM)
+        while client.get("/health").status_code == 200:  # two signals at once would be one
+            pass
+        process.send_signal(signal.SIGTERM)
+        *_, last = (line for line in lines if line)
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
+        assert process.wait(20) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+
+
+def test_what_signals_ask_for(tiny_model: Path) -> None:
     from gpt2_lightning.serving.server import Server
 
     for number, raised_again in ((signal.SIGTERM, []), (signal.SIGINT, [signal.SIGINT])):
         server = Server(service_of(tiny_model))
         server.handle_exit(number, None)
-        assert (server.service.stopping, server.should_exit) == (True, False)
+        assert (server.service.stopping, server.giving_up, server.force_exit) == (
+            True,
+            False,
+            False,
+        )
         assert server._captured_signals == raised_again  # exit code 130 after Ctrl-C alone
         server.handle_exit(number, None)
-        assert server.should_exit
+        assert (server.giving_up, server.force_exit) == (True, False)
+        server.handle_exit(number, None)
+        assert server.force_exit
 
 
 def test_names_of_models(

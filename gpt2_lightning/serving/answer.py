@@ -102,6 +102,8 @@ class Answer:
                 arrived.append(self._come.get_nowait())
             of_each: dict[int, list[Piece]] = {}
             for item in arrived:
+                if isinstance(item, Refusal):
+                    raise item
                 if isinstance(item, Exception):
                     raise Refusal(500, "The model has failed; the server's log says how.")
                 of_each.setdefault(item[0], []).append(item[1])

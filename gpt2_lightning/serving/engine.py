@@ -99,6 +99,14 @@ class Engine:
                 self._waiting = deque(row for row in self._waiting if row.job is not job)
             self._work.notify()
 
+    def give_up(self, error: Exception) -> None:
+        """Give up what is being written and what waits, and tell so."""
+        with self._work:
+            jobs = dict.fromkeys(row.job for row in [*self._running, *self._waiting])
+        for job in jobs:
+            self.cancel(job)
+            job.fail(error)
+
     def close(self) -> None:
         """Finish what was queued, then end the thread."""
         with self._work:
@@ -126,7 +134,7 @@ class Engine:
                         self._step()
                 except Exception as error:
                     log.exception("A batch of samples was given up.")
-                    self._give_up(error, joining)
+                    self._clear(error, joining)
 
     def _next(self) -> list[Row]:
         """Take out of the queue what fits, first come, first served."""
@@ -205,7 +213,7 @@ class Engine:
                 if slot < len(self._running):
                     self._running[slot] = last
 
-    def _give_up(self, error: Exception, joining: list[Row]) -> None:
+    def _clear(self, error: Exception, joining: list[Row]) -> None:
         jobs = list(dict.fromkeys(row.job for row in [*self._running, *joining]))
         for job in jobs:
             self.cancel(job)

@@ -14,7 +14,7 @@ class Job:
         drafts: The samples, nothing of them written.
         notify: Told, in the engine's thread, which sample has come further, and what became final;
             it must not wait.
-        fail: Told, in the engine's thread, that the job was given up.
+        fail: Told, in whatever thread, that the job was given up, and why.
     """
 
     def __init__(

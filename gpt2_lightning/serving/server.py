@@ -10,6 +10,7 @@ import uvicorn
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.serving.app import make_app
+from gpt2_lightning.serving.refusal import Refusal
 from gpt2_lightning.serving.served import Service
 
 FLUSH_SECONDS = 10  # for the last bytes of the last answers
@@ -39,11 +40,12 @@ class Server(uvicorn.Server):
         )
         self.service = service
         self.listening = listening
+        self.giving_up = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; at the second signal, stop."""
-        if self.service.stopping:
-            self.should_exit = self.force_exit = True
+        """Begin to stop; at the second signal, give up what is under way; at the third, end."""
+        self.force_exit = self.giving_up
+        self.giving_up = self.service.stopping
         self.service.stopping = True
         if sig == signal.SIGINT:
             self._captured_signals.append(sig)  # raised again at the end: exit code 130
@@ -55,15 +57,13 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, whether it is time to end."""
+        if self.giving_up:  # here, as a signal may come while an engine's lock is held
+            for served in self.service.models:
+                served.engine.give_up(Refusal(503, "The server was stopped.", code="stopping"))
+            self.should_exit = True
         if self.service.stopping and not self.service.requests:
             self.should_exit = True
         return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End; after a second signal, uvicorn alone would leave the engines running."""
-        await super().shutdown(sockets)
-        if self.force_exit:
-            await self.lifespan.shutdown()
 
 
 def listen(host: str, port: int) -> socket.socket:
