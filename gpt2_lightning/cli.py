@@ -13,6 +13,7 @@ from gpt2_lightning.errors import UsageError
 BEFORE_VERBS = {
     "fetch": "a model or data from the Hub, a mirror or ModelScope; or what a folder is",
     "inspect": "what the model will really see: lengths, losses, duplicates, a first block",
+    "plan": "what a run takes: steps, memory, time and disk, and what looks wrong",
 }
 LIGHTNING_VERBS = {
     "fit": "train or fine-tune; evaluates, samples and saves on the way",

@@ -1,6 +1,7 @@
 """A small hub on loopback: as much of the Hub's protocol as its Python clients need.
 
-They can read, and write a folder of small files.
+They can read, and write a folder of small files. Large files are elsewhere, as those of the Hub:
+who asks for one is sent on to another address.
 """
 
 import base64
@@ -14,28 +15,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 TOKEN = "hf_that_may_write"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?")
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+LARGE_FILE = re.compile(r"/large/(models|datasets)/(.+)")
+LARGE = {".safetensors", ".bin", ".parquet"}  # those that git LFS keeps
 
 
 @contextmanager
-def small_hub(root: Path) -> Iterator[tuple[str, list[str]]]:
+def small_hub(
+    root: Path, handler: "type[HubHandler] | None" = None
+) -> Iterator[tuple[str, list[str]]]:
     """Serve ``root/{models,datasets}/ORG/NAME/...``, each repository with the one branch main.
+
+    Args:
+        root: What the hub holds.
+        handler: Answers the requests; null is one without faults.
 
     Yields:
         The endpoint, for HF_ENDPOINT, and the requests that came, which grow as they come.
     """
     requests: list[str] = []
 
-    class Handler(_Handler):
-        folder = root
-        seen = requests
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    answering = type("Handler", (handler or HubHandler,), {"folder": root, "seen": requests})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answering)
     thread = Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -46,12 +52,15 @@ def small_hub(root: Path) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
+    """Answers one connection's requests."""
+
     folder: Path
     seen: list[str]
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        """Answer a request for a listing or a file."""
         self.seen.append(f"{self.command} {self.path}")
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(urlsplit(self.path).path)
@@ -60,12 +69,15 @@ class _Handler(BaseHTTPRequestHandler):
         elif file := FILE.fullmatch(path):
             kind = "datasets" if file[1] else "models"
             self._answer_file(self.folder / kind / file[2], file[3], file[4])
+        elif large := LARGE_FILE.fullmatch(path):
+            self._send((self.folder / large[1] / large[2]).read_bytes())
         else:
             self._refuse("EntryNotFound")
 
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
+        """Answer a request that writes."""
         self.seen.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(urlsplit(self.path).path)
@@ -132,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             "tags": [],
             "downloads": 0,
             "likes": 0,
-            "siblings": [{"rfilename": file.relative_to(repository).as_posix()} for file in files],
+            "siblings": [_sibling(repository, file) for file in files],
         }
         return self._send(json.dumps(about).encode())
 
@@ -144,6 +156,15 @@ class _Handler(BaseHTTPRequestHandler):
         file = repository / path
         if not file.is_file():
             return self._refuse("EntryNotFound")
+        if file.suffix in LARGE:
+            where = quote(file.relative_to(self.folder).as_posix())
+            headers = {
+                # the same server by another name, as a content delivery network would be
+                "Location": f"http://localhost:{self.headers['Host'].partition(':')[2]}/large/{where}",
+                "X-Linked-ETag": f'"{sha256_of(file)}"',
+                "X-Linked-Size": str(file.stat().st_size),
+            }
+            return self._send(b"", headers, HTTPStatus.FOUND)
         return self._send(file.read_bytes(), {"ETag": f'"{_etag(file)}"'})
 
     def _refuse(self, code: str) -> None:
@@ -181,5 +202,21 @@ def _entry(repository: Path, path: Path) -> dict[str, Any]:
     return {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
 
 
+def _sibling(repository: Path, file: Path) -> dict[str, Any]:
+    size = file.stat().st_size
+    told: dict[str, Any] = {"rfilename": file.relative_to(repository).as_posix(), "size": size}
+    told["blobId"] = _etag(file)
+    if file.suffix in LARGE:
+        told["lfs"] = {"sha256": sha256_of(file), "size": size, "pointerSize": 130}
+    return told
+
+
 def _etag(file: Path) -> str:
-    return hashlib.sha1(file.read_bytes()).hexdigest()
+    """Return the name git gives a file's content."""
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

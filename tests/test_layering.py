@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "whole_folder"},
     {"data", "model"},
     {"inference"},
-    {"report", "serving", "fetching", "inspection"},
+    {"report", "serving", "fetching", "inspection", "planning"},
     {"callbacks"},
     {"arguments", "quiet"},
     {"lightning_cli"},
