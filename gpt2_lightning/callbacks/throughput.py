@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gpt2_lightning.model.causal_lm import count_parameters
+from gpt2_lightning.model.flops import training_flops_per_token
 from gpt2_lightning.model.module import GPT2Module
 
 
@@ -28,8 +28,9 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the model's operations once."""
+        model = cast(GPT2Module, pl_module).model
         block_size = cast(Any, trainer).datamodule.block_size
-        self.flops_per_token = training_flops_per_token(cast(GPT2Module, pl_module), block_size)
+        self.flops_per_token = training_flops_per_token(model, block_size)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -75,21 +76,6 @@ class Throughput(Callback):
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
-
-
-def training_flops_per_token(module: GPT2Module, block_size: int) -> float:
-    """Return the floating-point operations of forward and backward pass, per token.
-
-    6 N for the weights that multiply (positions only add) and 12 L D T for attention, with L
-    layers of width D and blocks of T tokens.
-
-    Reference: Chowdhery et al., "PaLM", https://arxiv.org/abs/2204.02311, appendix B.
-    """
-    config = module.model.config
-    positions = int(config.max_position_embeddings) * int(config.hidden_size)
-    weights = count_parameters(module.model) - positions
-    width = int(config.num_hidden_layers) * int(config.hidden_size)
-    return 6.0 * weights + 12.0 * width * block_size
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -1,0 +1,156 @@
+"""A plan on the screen."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gpt2_lightning.planning.duration import Duration
+from gpt2_lightning.planning.plan import Plan
+from gpt2_lightning.report.tables import duration as in_words
+from gpt2_lightning.report.tables import figure
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Print a plan.
+
+    Args:
+        console: Where.
+        plan: What to print.
+    """
+    for label, value in (*_run(plan), *_time(plan.duration), *_disk(plan)):
+        console.print(f"{label:11}{value}", soft_wrap=True)
+    console.print(_moments(plan))
+    console.print(_peak(plan))
+    console.print(_verdict(plan), soft_wrap=True)
+    if plan.advice:
+        console.print(_advice(plan))
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, style="yellow")
+
+
+def _run(plan: Plan) -> list[tuple[str, str]]:
+    setting, steps = plan.setting, plan.steps
+    shape, place = setting.shape, setting.place
+    parts = f" x {setting.accumulate} micro-batches" if setting.accumulate > 1 else ""
+    processes = f" x {place.processes} processes" if place.processes > 1 else ""
+    shared = f", {place.strategy}" if place.strategy != "single" else ""
+    return [
+        (
+            "model",
+            f"{shape.parameters:,} parameters: {shape.layers} layers of {shape.width}, "
+            f"{shape.vocabulary:,} tokens, {shape.positions:,} positions",
+        ),
+        (
+            "devices",
+            f"{place.processes} x {place.accelerator}{shared}, {setting.precision.name}"
+            + (", gradient checkpointing" if setting.checkpointing else ""),
+        ),
+        (
+            "a step",
+            f"{setting.batch_size} blocks{parts}{processes} = {steps.blocks_per_step:,} blocks of "
+            f"{setting.block_size:,} = {steps.tokens_per_step:,} tokens",
+        ),
+        (
+            "an epoch",
+            f"{steps.steps_per_epoch:,} steps, {steps.tokens_per_epoch:,} training tokens",
+        ),
+        (
+            "the run",
+            f"{steps.steps:,} steps, {steps.tokens:,} tokens, {figure(steps.epochs)} epochs; "
+            f"the schedule ends at {steps.schedule:,}; {steps.validations:,} validations of "
+            f"{steps.validation_tokens:,} tokens",
+        ),
+    ]
+
+
+def _time(found: Duration | None) -> list[tuple[str, str]]:
+    if found is None:
+        return [("time", "--measure takes a few steps here; --device or --device_flops estimates")]
+
+    def spread(seconds: tuple[float, float, float]) -> str:
+        likely, least, most = (_seconds(it) for it in seconds)
+        return f"{likely} ({least} to {most})"
+
+    return [
+        ("time", f"{spread(found.whole)} with validations, without samples and files"),
+        (
+            "",
+            f"a step {spread(found.step)}; an epoch {spread(found.epoch)}; validations "
+            f"{spread(found.validation)}",
+        ),
+        ("", f"from {found.source}"),
+    ]
+
+
+def _seconds(seconds: float) -> str:
+    return in_words(seconds) if seconds >= 60 else f"{figure(seconds)} s"
+
+
+def _disk(plan: Plan) -> list[tuple[str, str]]:
+    disk = plan.disk
+    return [
+        (
+            "disk",
+            f"{_gb(disk.kept)}: {disk.checkpoints} checkpoints of {_gb(disk.checkpoint)} and hf/ "
+            f"of {_gb(disk.hf)}; {_gb(disk.peak)} while one is replaced; {_gb(disk.free)} free",
+        )
+    ]
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _moments(plan: Plan) -> Table:
+    table = Table(title="Memory of each device", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("moment")
+    table.add_column("GB", justify="right")
+    for moment in plan.memory.moments:
+        table.add_row(
+            moment.name,
+            f"{moment.size / 1e9:.2f}",
+            style="bold" if moment is plan.memory.peak else "",
+        )
+    return table
+
+
+def _peak(plan: Plan) -> Table:
+    table = Table(
+        title=f"At its peak: {plan.memory.peak.name}", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("held")
+    table.add_column("GB", justify="right")
+    for term in plan.memory.peak.terms:
+        table.add_row(term.name, f"{term.size / 1e9:.2f}")
+    table.add_section()
+    table.add_row("together", f"{plan.memory.peak.size / 1e9:.2f}")
+    if plan.memory.imports:
+        table.add_row("Python and libraries, before", f"{plan.memory.imports / 1e9:.2f}")
+    return table
+
+
+def _verdict(plan: Plan) -> str:
+    place = plan.setting.place
+    needed = f"memory: {_gb(plan.memory.needed)}"
+    if place.memory is None:
+        return f"{needed}; this machine does not say what it has (--device_memory)"
+    has = f"{_gb(place.memory)} ({place.memory_from})"
+    if plan.fits:
+        return f"{needed} of {has}: it fits"
+    if plan.memory.needed <= place.memory:
+        return f"{needed} of {has}: it may just fit, with less than a tenth to spare"
+    return f"{needed} of {has}: it does not fit"
+
+
+def _advice(plan: Plan) -> Table:
+    table = Table(title="With these flags", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    table.add_column("GB", justify="right")
+    table.add_column("")
+    for change in plan.advice:
+        table.add_row(
+            change.flags, f"{change.needed / 1e9:.2f}", "fits" if change.fits else "does not fit"
+        )
+    if not any(change.fits for change in plan.advice):
+        table.caption = "Nothing of this is enough: take shorter blocks or a smaller model."
+    return table
