@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
+
 from gpt2_lightning.data.arrow import ROWS_PER_READ, open_saved, rows_of_column
 from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
@@ -150,8 +152,20 @@ def _read_text(file: Path) -> Iterator[Row]:
 def _read_table(file: Path, text_column: str) -> Iterator[Row]:
     """Yield a column's values; every row is a document."""
     with _naming_damage(file):
-        for batch in _stream(file).iter(batch_size=ROWS_PER_READ):
-            yield from rows_of_column(batch[text_column], text_column, file)
+        for values in _columns(file, text_column):
+            yield from rows_of_column(values, text_column, file)
+
+
+def _columns(file: Path, text_column: str) -> Iterator[list[Any]]:
+    """Yield a column's values, some at a time."""
+    if file.suffix == ".parquet":
+        # not through datasets, which holds a row group at a time: often that is the whole file
+        with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
+            for batch in table.iter_batches(ROWS_PER_READ, columns=[text_column]):
+                yield batch.column(0).to_pylist()
+        return
+    for batch in _stream(file).iter(batch_size=ROWS_PER_READ):
+        yield batch[text_column]
 
 
 def _stream(file: Path) -> Any:
@@ -167,12 +181,20 @@ def _check_column(files: tuple[Path, ...], text_column: str) -> None:
     for file in files:
         if file.suffix in TABLE_BUILDERS:
             with _naming_damage(file):
-                first = next(iter(_stream(file)), None)
-            if first is not None and text_column not in first:
+                names = _column_names(file)
+            if names and text_column not in names:
                 raise UsageError(
                     f"--data.text_column {text_column}: {file} has no such column. "
-                    f"It has: {', '.join(first)}."
+                    f"It has: {', '.join(names)}."
                 )
+
+
+def _column_names(file: Path) -> list[str]:
+    """Return a table's columns; none where it has no rows to tell them."""
+    if file.suffix == ".parquet":
+        names: list[str] = pyarrow.parquet.read_schema(file).names
+        return names
+    return list(next(iter(_stream(file)), ()))
 
 
 @contextmanager
