@@ -70,7 +70,7 @@ class HubHandler(BaseHTTPRequestHandler):
             kind = "datasets" if file[1] else "models"
             self._answer_file(self.folder / kind / file[2], file[3], file[4])
         elif large := LARGE_FILE.fullmatch(path):
-            self._send((self.folder / large[1] / large[2]).read_bytes())
+            self.send((self.folder / large[1] / large[2]).read_bytes())
         else:
             self._refuse("EntryNotFound")
 
@@ -83,12 +83,12 @@ class HubHandler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         writing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
         if path == "/api/validate-yaml":
-            self._send(b'{"errors": [], "warnings": []}')
+            self.send(b'{"errors": [], "warnings": []}')
         elif path != "/api/repos/create" and writing is None:
             self._refuse("EntryNotFound")
         elif (told := self.headers.get("Authorization")) != f"Bearer {TOKEN}":
             status = HTTPStatus.UNAUTHORIZED if told is None else HTTPStatus.FORBIDDEN
-            self._send(b'{"error": "no"}', None, status)
+            self.send(b'{"error": "no"}', None, status)
         elif writing is None:
             self._answer_create(json.loads(body))
         elif writing[2] == "preupload":
@@ -96,7 +96,7 @@ class HubHandler(BaseHTTPRequestHandler):
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
                 for file in json.loads(body)["files"]
             ]
-            self._send(json.dumps({"files": files}).encode())
+            self.send(json.dumps({"files": files}).encode())
         else:
             self._answer_commit(writing[1], [json.loads(line) for line in body.splitlines()])
 
@@ -105,10 +105,10 @@ class HubHandler(BaseHTTPRequestHandler):
         folder = self.folder / "models" / name
         where = json.dumps({"url": f"http://{self.headers['Host']}/{name}"}).encode()
         if folder.is_dir():
-            return self._send(where, None, HTTPStatus.CONFLICT)
+            return self.send(where, None, HTTPStatus.CONFLICT)
         folder.mkdir(parents=True)
         (self.folder / "created.json").write_text(json.dumps(asked))
-        return self._send(where)
+        return self.send(where)
 
     def _answer_commit(self, name: str, lines: list[dict[str, Any]]) -> None:
         for line in lines:
@@ -116,7 +116,7 @@ class HubHandler(BaseHTTPRequestHandler):
                 file = self.folder / "models" / name / line["value"]["path"]
                 file.write_bytes(base64.b64decode(line["value"]["content"]))
         url = f"http://{self.headers['Host']}/{name}/commit/{COMMIT}"
-        self._send(json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode())
+        self.send(json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode())
 
     def _answer_api(
         self, kind: str, name: str, verb: str | None, revision: str | None, below: str | None
@@ -133,7 +133,7 @@ class HubHandler(BaseHTTPRequestHandler):
             deep = "recursive=true" in urlsplit(self.path).query.lower()
             found = folder.rglob("*") if deep else folder.iterdir()
             entries = [_entry(repository, path) for path in sorted(found)]
-            return self._send(json.dumps(entries).encode())
+            return self.send(json.dumps(entries).encode())
         files = sorted(path for path in repository.rglob("*") if path.is_file())
         about: dict[str, Any] = {
             "id": name,
@@ -146,7 +146,7 @@ class HubHandler(BaseHTTPRequestHandler):
             "likes": 0,
             "siblings": [_sibling(repository, file) for file in files],
         }
-        return self._send(json.dumps(about).encode())
+        return self.send(json.dumps(about).encode())
 
     def _answer_file(self, repository: Path, revision: str, path: str) -> None:
         if not repository.is_dir():
@@ -157,27 +157,33 @@ class HubHandler(BaseHTTPRequestHandler):
         if not file.is_file():
             return self._refuse("EntryNotFound")
         if file.suffix in LARGE:
-            where = quote(file.relative_to(self.folder).as_posix())
-            headers = {
-                # the same server by another name, as a content delivery network would be
-                "Location": f"http://localhost:{self.headers['Host'].partition(':')[2]}/large/{where}",
-                "X-Linked-ETag": f'"{sha256_of(file)}"',
-                "X-Linked-Size": str(file.stat().st_size),
-            }
-            return self._send(b"", headers, HTTPStatus.FOUND)
-        return self._send(file.read_bytes(), {"ETag": f'"{_etag(file)}"'})
+            return self.send_on(file)
+        return self.send(file.read_bytes(), {"ETag": f'"{_etag(file)}"'})
+
+    def send_on(self, file: Path) -> None:
+        """Send the client on to where a large file is: this server by another name."""
+        where = quote(file.relative_to(self.folder).as_posix())
+        port = self.headers["Host"].partition(":")[2]
+        headers = {
+            "Location": f"http://localhost:{port}/large/{where}",
+            "X-Linked-ETag": f'"{sha256_of(file)}"',
+            "X-Linked-Size": str(file.stat().st_size),
+        }
+        self.send(b"", headers, HTTPStatus.FOUND)
 
     def _refuse(self, code: str) -> None:
-        self._send(b"{}", {"X-Error-Code": code}, HTTPStatus.NOT_FOUND)
+        self.send(b"{}", {"X-Error-Code": code}, HTTPStatus.NOT_FOUND)
 
-    def _send(
+    def send(
         self,
         body: bytes,
         headers: dict[str, str] | None = None,
-        status: HTTPStatus = HTTPStatus.OK,
+        status: int = HTTPStatus.OK,
     ) -> None:
+        """Send an answer, or the part of it that was asked for."""
         start = 0
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked and status == HTTPStatus.OK:
             start, end = int(asked[1]), int(asked[2] or len(body) - 1)
             total, body = len(body), body[start : end + 1]
             status = HTTPStatus.PARTIAL_CONTENT
@@ -189,7 +195,11 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.write(body)
+
+    def write(self, body: bytes) -> None:
+        """Send a body."""
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests' screen clean."""

@@ -70,14 +70,12 @@ def fetch(
         return
 
     from gpt2_lightning.fetching.hub import is_offline
-    from gpt2_lightning.quiet import quieten
 
     if is_offline():
         raise UsageError(
             f"fetch {asked.said}: {to} is not there yet, and HF_HUB_OFFLINE is set, so nothing may "
             "be fetched. Unset it, or run fetch where there is a network and copy the folder."
         )
-    quieten()
     pickled = False
 
     def choose(listing: "Listing") -> "list[RemoteFile]":
@@ -120,7 +118,8 @@ def _tell_fetched(to: str, folder: "Path", asked: "Asked", manifest: "Manifest")
 
     print(
         f"Fetched {asked.kind} {asked.name} at {manifest.commit} into {to}: {len(manifest.size)} "
-        f"files, {megabytes(sum(manifest.size.values()))}, each as {asked.where} lists it."
+        f"files, {megabytes(sum(manifest.size.values()))}, sizes and hashes as {asked.where} lists "
+        "them."
     )
     try:
         finding = check_folder(str(folder))
@@ -158,9 +157,7 @@ def check(folder: str) -> None:
         UsageError: If it cannot be used.
     """
     from gpt2_lightning.fetching.folder_check import check_folder
-    from gpt2_lightning.quiet import quieten
 
-    quieten()
     finding = check_folder(folder)
     _show(finding, finding.lines)
     print("Use it with:")

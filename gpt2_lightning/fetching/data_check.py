@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from gpt2_lightning.data.files import TABLE_BUILDERS, TEXT_SUFFIXES, open_path
+from gpt2_lightning.data.rows import SplitName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.whole_files import check_content, visible_files
 from gpt2_lightning.fetching.wikitext import judge, read_split
 
+ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
 SAVED = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wrote
 
 
@@ -35,7 +37,8 @@ def check_data(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     inside = [path for path in visible_files(root) if path.is_relative_to(folder)]
     verified = check_content(root, inside)
     try:
-        splits = {name: read_split(rows) for name, rows in open_path(folder, None, "text").items()}
+        found = open_path(folder, None, "text")
+        splits = {name: read_split(found[name]) for name in ORDER if name in found}
     except UsageError as error:
         raise UsageError(f"--check {folder}: {error}") from error
     counts = ", ".join(f"{name} {text.rows:,} rows" for name, text in splits.items())

@@ -106,7 +106,11 @@ def fetch_folder(
                     for file in files:
                         if not (work.files / file.path).is_file():
                             _fetch_file(listing, file, work, client, begin(file))
-                finish(work.files)
+                try:
+                    finish(work.files)
+                except UsageError:  # they came whole, and would be the same again
+                    work.clear()
+                    raise
                 manifest = write_manifest(
                     work.files, asked, listing.commit, subset, everything=everything
                 )

@@ -75,7 +75,9 @@ def _model(folder: Path, found: list[Path]) -> Finding:
 
 
 def _data(folder: Path, found: list[Path]) -> Finding:
-    lines, warnings, flags = [f"{folder}: data, complete."], [], []
+    lines: list[str] = []
+    warnings: list[str] = []
+    flags: list[str] = []
     for place in found:
         root = next(it for it in (place, *place.parents) if it == folder or _is_snapshot(it))
         told, worries = check_data(place, root)
@@ -87,7 +89,8 @@ def _data(folder: Path, found: list[Path]) -> Finding:
             if inside
             else f"--data.source {place}"
         )
-    return Finding("data", lines, flags, warnings)
+    first = f"{folder}: data{'' if warnings else ', complete'}."
+    return Finding("data", [first, *lines], flags, warnings)
 
 
 def _find(folder: Path, looks_like_it: Callable[[Path], bool]) -> list[Path]:

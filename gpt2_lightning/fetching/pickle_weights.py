@@ -1,14 +1,15 @@
 """Weights out of a pickle: tensors and nothing else, written as safetensors."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fetching.wanted import INDEX, PICKLED, WHOLE
+from gpt2_lightning.fetching.wanted import INDEX, PICKLED
 
 
 def convert(folder: Path) -> None:
@@ -24,34 +25,50 @@ def convert(folder: Path) -> None:
         UsageError: If the pickle holds more than tensors, is damaged, or does not fit config.json.
     """
     read, files = _read(folder)
-    config = AutoConfig.from_pretrained(folder)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        None,  # type: ignore[arg-type] # its annotation forgets that a state needs no name
-        config=config,
-        state_dict=dict(read),
-        dtype="auto",
-        output_loading_info=True,
-    )
-    model, loading = loaded
+    model, missing = _load(folder, read, files[0].name)
+    if missing:
+        raise UsageError(
+            f"{files[0].name}: it does not fit config.json: it has no {sorted(missing)[0]}."
+        )
     written = model.state_dict()
     prefix = model.base_model_prefix + "."
     known = {name if name in written else prefix + name: tensor for name, tensor in read.items()}
-    missing = set(loading["missing_keys"]) | set(loading["mismatched_keys"])
-    if missing:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    same = all(torch.equal(written[name], known[name]) for name in known if name in written)
+    if not same or (config.tie_word_embeddings and head.weight is not embedding.weight):
         raise UsageError(
-            f"{folder.name}/{files[0].name}: it does not fit config.json: "
-            f"{', '.join(sorted(map(str, missing))[:3])} is missing or has another shape."
+            f"{files[0].name}: config.json ties the head to the embedding, and they differ. One of "
+            "the two files is wrong; take the model from somewhere else."
         )
-    for name, tensor in known.items():
-        if name in written and not torch.equal(written[name], tensor.to(written[name].dtype)):
-            raise UsageError(
-                f"{files[0].name}: config.json ties {name} to another weight, and they differ. "
-                'Where they are meant to, config.json has to say "tie_word_embeddings": false.'
-            )
-    model.save_pretrained(folder)
-    (folder / WHOLE).chmod((folder / "config.json").stat().st_mode)
+    with tempfile.TemporaryDirectory(dir=folder) as beside:  # config.json stays the hub's own
+        model.save_pretrained(beside)
+        for file in Path(beside).glob("*.safetensors*"):
+            file.chmod((folder / "config.json").stat().st_mode)
+            file.rename(folder / file.name)
     for file in files:
         file.unlink()
+
+
+def _load(
+    folder: Path, weights: dict[str, torch.Tensor], name: str
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load weights as transformers does, old names included; return what was missing, too."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            kind = type(AutoModelForCausalLM.from_config(config))
+        model, loading = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(weights),
+            dtype=next(iter(weights.values())).dtype,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise UsageError(
+            f"{name}: it does not fit config.json ({' '.join(str(error).split())[:200]})."
+        ) from error
+    return model, set(loading["missing_keys"])
 
 
 def _read(folder: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
@@ -69,9 +86,8 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
                 f"{file.name}: it holds more than tensors, or is damaged "
                 f"({' '.join(str(error).split())[:200]}). It was not used."
             ) from error
-        if not isinstance(part, dict) or not all(
-            isinstance(value, torch.Tensor) for value in part.values()
-        ):
+        tensors = part.values() if isinstance(part, dict) else []
+        if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
             raise UsageError(f"{file.name}: it holds something else than a model's weights.")
         read |= part
     return read, [*files, *([index] if index.is_file() else [])]

@@ -54,12 +54,10 @@ def persist(
             return step()
         except (httpx2.TransportError, Unavailable) as error:
             wanted = error.wait if isinstance(error, Unavailable) else None
-            if moved() > best:
-                failures, best = 0, moved()
-            failures += 1
+            failures, best = (0, moved()) if moved() > best else (failures + 1, best)
             if failures == TRIES or (wanted or 0) > asked.timeout:
                 raise given_up(error, asked, kept()) from error
-            time.sleep(wanted if wanted is not None else min(asked.timeout, 2 ** (failures - 1)))
+            time.sleep(wanted if wanted is not None else min(asked.timeout, 2**failures / 2))
 
 
 def download(
