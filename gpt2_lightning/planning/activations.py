@@ -53,7 +53,7 @@ def _kept_by_attention(setting: Setting) -> Tensors:
         return [3 * state, state, softmax, *others]
     if drops and setting.on_cpu:  # off the fused path, and in fp32: q, k, v and three matrices
         return [*(3 * [FP32 * rows * shape.width]), state, *(3 * [FP32 * pairs])]
-    mask = [FP32 * setting.batch_size * setting.block_size**2] if setting.padded else []
+    mask = [p * setting.batch_size * setting.block_size**2] if setting.padded else []
     return [3 * state, state, FP32 * rows * shape.heads, *mask]
 
 
@@ -62,7 +62,9 @@ def kept_outside(setting: Setting) -> Tensors:
     between = _between_layers(setting)
     norm = 2 * [FP32 * setting.rows]
     embedded = _mask(setting, between // (setting.rows * setting.shape.width))
-    return [*embedded, between, *norm, between]
+    eager = setting.attention == "eager" and setting.checkpointing
+    mask = [FP32 * setting.batch_size * setting.block_size**2] if eager else []
+    return [*embedded, *mask, between, *norm, between]
 
 
 def kept_by_checkpointing(setting: Setting) -> Tensors:

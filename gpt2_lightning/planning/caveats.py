@@ -104,7 +104,8 @@ def _of_precision(setting: Setting) -> list[str]:
 def _of_validation(trainer: Any, steps: Steps) -> list[str]:
     interval, by_epoch = trainer.val_check_interval, trainer.check_val_every_n_epoch
     parts = int(trainer.accumulate_grad_batches)
-    whole = isinstance(interval, int) and not isinstance(interval, bool)
+    whole = isinstance(interval, int | float) and interval == int(interval) and interval > 1
+    interval = int(interval) if whole else interval
     if whole and interval % parts:
         near = max(parts, interval // parts * parts)
         return [

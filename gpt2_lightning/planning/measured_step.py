@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.causal_lm import Architecture
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.sampling import SamplingOptions
 
-WARM_UP, MEASURED = 2, 4  # steps of one micro-batch each
+WARM_UP, MEASURED = 2, 3  # steps of one micro-batch each
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,10 @@ def measure_step(model: Mapping[str, Any], data: WikiTextDataModule, trainer: An
             f"{len(data.train_dataloader())}. Leave it out, or give a smaller --data.batch_size."
         )
     # a schedule of these few steps would be shorter than the warm-up
-    module = GPT2Module(**{**model, "warmup_steps": 0, "schedule_steps": WARM_UP + MEASURED})
+    changed = {"warmup_steps": 0, "schedule_steps": WARM_UP + MEASURED}
+    architecture = Architecture(**model["architecture"])
+    sampling = SamplingOptions(**model["sampling"])
+    module = GPT2Module(**{**model, **changed, "architecture": architecture, "sampling": sampling})
     clock = _Clock()
     lightning = logging.getLogger("lightning.pytorch")
     level = lightning.level
@@ -99,8 +105,6 @@ class _Clock(Callback):
 
     def _lap(self, module: LightningModule) -> float:
         if module.device.type == "cuda":
-            import torch
-
             torch.cuda.synchronize(module.device)
         now = time.perf_counter()
         self._at, before = now, self._at

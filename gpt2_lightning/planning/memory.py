@@ -277,12 +277,12 @@ def _update(setting: Setting) -> Moment:
 
 
 def _validation(setting: Setting) -> Moment:
+    """Return a validation, before which Lightning drops the gradients."""
     copies = FP32 + (FP32 + setting.precision.products if setting.precision.mixed else 0)
     return Moment(
         "validation",
         (
             *_weights(setting),
-            *_gradients(setting),
             _optimizer_state(setting),
             *_gathered(setting),
             *_casts(setting, of_layers=True, of_head=True),
@@ -294,7 +294,9 @@ def _validation(setting: Setting) -> Moment:
 
 def _writing(setting: Setting) -> list[Moment]:
     """Return what is held beside the run when its files are written, in a CPU's memory."""
-    held = (*_weights(setting), *_gradients(setting), _optimizer_state(setting))
+    held = [*_weights(setting), _optimizer_state(setting)]
+    if not setting.validates:
+        held += _gradients(setting)
     found = []
     wide = setting.precision.weights
     count = setting.shape.parameters

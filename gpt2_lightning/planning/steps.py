@@ -1,6 +1,7 @@
 """Steps, tokens and validations of a run, as training counts them."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from gpt2_lightning.data.batches import EvalBatches, TrainBatches
@@ -62,7 +63,7 @@ def steps_of(
         UsageError: If the run has no end.
     """
     accumulate = int(trainer.accumulate_grad_batches)
-    limit = 1.0 if trainer.limit_train_batches is None else trainer.limit_train_batches
+    limit = _share_or_count(trainer.limit_train_batches)
     blocks = data.split_blocks("train")
     batches = TrainBatches(
         blocks,
@@ -94,8 +95,9 @@ def steps_of(
         )
     steps = min(ends)
     in_epoch = round(targets * batches.taken / len(batches))
-    validated = _validated(trainer.limit_val_batches, len(held_out))
-    by_interval = _by_interval(trainer, steps, per_epoch, batches.taken) if validated else 0
+    validated = _validated(_share_or_count(trainer.limit_val_batches), len(held_out))
+    due = _due_by_interval(trainer, steps, per_epoch, batches.taken) if validated else []
+    at_the_end = bool(validated and steps and steps not in due[-1:])
     return Steps(
         training_tokens=targets,
         training_blocks=len(blocks),
@@ -109,36 +111,40 @@ def steps_of(
         tokens=round(in_epoch * steps / per_epoch),
         schedule=schedule_steps or (ends[0] if ends[0] > 0 else steps),
         epochs=steps / per_epoch,
-        validations=max(by_interval, 1) if validated and steps else 0,
-        validations_at_own_interval=by_interval,
+        validations=len(due) + at_the_end,
+        validations_at_own_interval=len(due),
         validation_micro_batches=validated,
     )
 
 
-def _validated(limit: int | float | None, batches: int) -> int:
-    if limit is None:
-        return batches
+def _share_or_count(asked: int | float | None) -> int | float:
+    """Read a limit or an interval as Lightning does: above 1 it counts micro-batches."""
+    if asked is None:
+        return 1.0
+    return int(asked) if asked > 1 else asked
+
+
+def _validated(limit: int | float, batches: int) -> int:
     return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
 
 
-def _by_interval(trainer: Any, steps: int, per_epoch: int, micro_batches: int) -> int:
-    """Count the validations that come by the trainer's interval, as Lightning counts them."""
+def _due_by_interval(trainer: Any, steps: int, per_epoch: int, micro_batches: int) -> list[int]:
+    """Return the steps after which Lightning validates, the run's end left aside."""
     accumulate = int(trainer.accumulate_grad_batches)
-    interval = 1.0 if trainer.val_check_interval is None else trainer.val_check_interval
     by_epoch = trainer.check_val_every_n_epoch
-    if isinstance(interval, str | dict) or not isinstance(interval, int | float):
-        return 1  # by the clock, which says nothing of steps
-    if isinstance(interval, int):
-        every = interval
-    else:
-        every = max(1, int(micro_batches * interval))
-        every = -(-every // accumulate) * accumulate if every < micro_batches else every
-    if by_epoch is None:  # counted over the epochs
-        taken = steps // per_epoch * micro_batches + steps % per_epoch * accumulate
-        return taken // every
-    whole, rest = divmod(steps, per_epoch)
-    checked = sum(1 for epoch in range(1, whole + 1) if epoch % by_epoch == 0)
-    found = checked * (micro_batches // every)
-    if rest and (whole + 1) % by_epoch == 0:
-        found += min(rest * accumulate, micro_batches) // every
-    return found
+    if isinstance(trainer.val_check_interval, str | dict | timedelta):
+        return [steps]  # by the clock, which says nothing of steps
+    every = _share_or_count(trainer.val_check_interval)
+    if not isinstance(every, int):
+        every = max(1, int(micro_batches * every))
+        if every < micro_batches:
+            every = -(-every // accumulate) * accumulate
+
+    def is_due(step: int) -> bool:
+        epoch, within = divmod(step - 1, per_epoch)
+        batches = min((within + 1) * accumulate, micro_batches)
+        if by_epoch is None:
+            return (epoch * micro_batches + batches) % every == 0
+        return (epoch + 1) % by_epoch == 0 and batches % every == 0
+
+    return [step for step in range(1, steps + 1) if is_due(step)]
