@@ -1,6 +1,7 @@
 """The verb table: Lightning's verbs go to LightningCLI, each of ours to one function."""
 
 import difflib
+import io
 import os
 import sys
 import traceback
@@ -52,15 +53,28 @@ def main(argv: list[str] | None = None) -> None:
         argv: The words after the program's name; null takes the process' own.
 
     Raises:
-        SystemExit: With code 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM.
+        SystemExit: With code 2 after a user's mistake or where the system refuses, 130 after
+            Ctrl-C, 141 where nobody reads on, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # letters that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(words)
+        sys.stdout.flush()
     except UsageError as error:
         _refuse(error, debug)
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # 128 + SIGPIPE, which Windows does not have
+    except OSError as error:  # a full disk, a name that is too long
+        if not error.strerror:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(UsageError(f"{where}{error.strerror}."), debug)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit:

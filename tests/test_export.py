@@ -390,6 +390,12 @@ def test_names_of_the_hub_are_told_whole(run: Path, tmp_path: Path) -> None:
     state["hyper_parameters"]["pretrained"] = "openai-community/gpt2"
     state["datamodule_hyper_parameters"]["source"] = "Salesforce/wikitext"
     state["datamodule_hyper_parameters"]["subset"] = "wikitext-2-v1"
+    assert state["callbacks"]["Facts"]["local"] == ["data.source", "model.pretrained"]
+    torch.save(state, tmp_path / "local.ckpt")  # folders of this name lay where the run began
+    text = (export("local.ckpt", to="local") / "README.md").read_text(encoding="utf-8")
+    assert "Salesforce" not in text
+    assert "openai-community" not in text
+    state["callbacks"]["Facts"]["local"] = []
     torch.save(state, tmp_path / "a.ckpt")
     text = (export("a.ckpt") / "README.md").read_text(encoding="utf-8")
     metadata = yaml.safe_load(text.split("---")[1])

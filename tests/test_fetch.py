@@ -490,7 +490,7 @@ def test_a_pickle_in_half_precision_and_in_shards(root: Path, pickled: Pickled) 
     state = dict(GPT2LMHeadModel.from_pretrained(folder).half().state_dict())
     file = pickled({})
     file.unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, keys in enumerate((list(state)[:7], list(state)[7:]), start=1):
         name = f"pytorch_model-0000{number}-of-00002.bin"
         torch.save({key: state[key] for key in keys}, folder / name)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.commands import repl
+from gpt2_lightning.commands.repl import changed
 from gpt2_lightning.inference import drawing
 from gpt2_lightning.inference.sample import Sample, sample_file, write_samples
 from gpt2_lightning.model.sampling import SamplingOptions
@@ -225,7 +228,15 @@ def test_words_are_checked_before_anything_heavy_is_imported() -> None:
         (["--prompts_file=absent"], "--prompts_file absent: there is no such file"),
         (["--prompts_file=empty.txt"], "--prompts_file empty.txt: the file holds no prompt"),
         (["--prompts_file=latin.txt"], "--prompts_file latin.txt: not UTF-8 at byte 3"),
-        (["--prompts_file=bad.jsonl"], '--prompts_file bad.jsonl: line 2 is not of the form {"pr'),
+        (["--prompts_file=bad.jsonl"], '--prompts_file bad.jsonl: line 4 is not of the form {"pr'),
+        (["--prompts_file=null.jsonl"], '--prompts_file null.jsonl: line 1 is not of the form {"p'),
+        (["--prompts_file=deep.jsonl"], '--prompts_file deep.jsonl: line 1 is not of the form {"p'),
+        (["--prompts_file=half.jsonl"], '--prompts_file half.jsonl: line 1 is not of the form {"p'),
+        (["--prompts_file", "x" * 300], "File name too long"),
+        (["--prompt=a", "--output=empty.txt/a.txt"], "--output empty.txt/a.txt: the folder"),
+        (["--prompt=a", "--device=meta"], "--device meta: it cannot be used here"),
+        (["--prompt=a", "--temperature=1e-7"], "--temperature 1e-07: it has to be 0.000001 or"),
+        (["--prompt=a", f"--seed={2**63 - 1}"], f"it has to be from 0 to {2**63 - 3}"),
         (["--prompt=a", "--stop="], "--stop ['']: it has to be no empty string"),
         (["--prompt=a\udcff"], "--prompt: not UTF-8 at character 1"),
         (["--prompt=a", "--device=nowhere"], "--device nowhere"),
@@ -245,7 +256,10 @@ def test_mistakes(
     Path("folder.txt").mkdir()
     Path("empty.txt").write_text("\n \n")
     Path("latin.txt").write_bytes(b"abc\xff")
-    Path("bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    Path("bad.jsonl").write_text('\n{"prompt": "a"}\n\n{"text": "b"}\n')
+    Path("null.jsonl").write_text('{"prompt": null}\n')
+    Path("deep.jsonl").write_text("[" * 100_000)
+    Path("half.jsonl").write_text('{"prompt": "\\ud800"}\n')
     type_in(monkeypatch, "\n")
     found = mistake("generate", model, *words)
     assert message in found
@@ -315,14 +329,14 @@ def test_several_samples_greedy_and_beams(
     [
         ("/set", "/set: which option"),
         ("/set temperature", "/set: which option"),
-        ("/set temperature 0", "temperature 0.0: it has to be above 0 (do_sample false"),
+        ("/set temperature 0", "temperature 0.0: it has to be 0.000001 or more (do_sample"),
         ("/set temperature hot", "temperature: expected a value of type float. Found: hot"),
         ("/set temprature 1", "temprature: there is no such flag. Did you mean temperature?"),
         ("/set num_beams 3", "num_beams 3: beams look for the likeliest"),
-        ("/set stop [1, {]", "stop: "),
         ("/again", "/again: there was no prompt yet"),
         ("/save", "/save: where to?"),
         ("/save a.txt", "/save: there are no samples yet"),
+        ("/save folder.txt", "/save: there are no samples yet"),
         ("/nonsense a", "/nonsense: there is no such command"),
     ],
 )
@@ -345,6 +359,47 @@ def test_bytes_that_are_no_text_are_a_line_too(
     screen = capsys.readouterr()
     assert screen.err == "error: prompt: not UTF-8 at character 1. Write it in UTF-8.\n"
     assert "the river" in screen.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "stop"),
+    [('["a", "[b]"]', ["a", "[b]"]), ("[INST]", ["[INST]"]), ("[1, {]", ["[1, {]"]), ("a", ["a"])],
+)
+def test_stop_strings_are_taken_as_typed(typed: str, stop: list[str]) -> None:
+    assert changed(SamplingOptions(), f"stop {typed}").stop == stop
+
+
+def test_after_the_last_seed_the_options_stay_as_they_are(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: Screen
+) -> None:
+    converse(monkeypatch, model, f"/set seed {2**63 - 1}", "the river", "/again", "a tower")
+    screen = capsys.readouterr()
+    assert screen.err.count("error: seed") == 1
+    assert "a tower" in screen.out
+
+
+def test_a_token_that_only_the_tokenizer_has(
+    opinionated_model: Path, mistake: Mistake, tmp_path: Path
+) -> None:
+    folder = tmp_path / "padded"
+    shutil.copytree(opinionated_model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    found = mistake("generate", f"--model={folder}", "--prompt=a [PAD]")
+    assert "--prompt: it holds [PAD], token 300" in found
+
+
+def test_letters_that_the_screen_has_not(opinionated_model: Path) -> None:
+    command = [sys.executable, "-m", "gpt2_lightning", "generate", "--model", opinionated_model]
+    done = subprocess.run(
+        [*map(str, command), "--prompt=café", "--max_new_tokens=1"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "caf\\xe9" in done.stdout
 
 
 def test_ctrl_c_stops_the_sample_and_keeps_it(

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    pipeline,
+)
 
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference import hf_folder
 from gpt2_lightning.inference.checkpoint import load_checkpoint, load_model
 from gpt2_lightning.inference.hf_folder import write_hf_folder
@@ -83,6 +90,23 @@ def test_a_checkpoint_needs_no_folder_beside_it(run: Path, tmp_path: Path) -> No
     alone = tmp_path / "elsewhere.ckpt"
     (run / "checkpoints/last.ckpt").rename(alone)
     assert load_model(str(alone)).tokenizer.eos_token == "<|endoftext|>"
+
+
+def test_options_that_transformers_refuses_to_write(run: Path, tmp_path: Path) -> None:
+    loaded = best(run)
+    loaded.model.generation_config = GenerationConfig(temperature=0.5, max_new_tokens=7)
+    write_hf_folder(tmp_path / "out", loaded.model, loaded.tokenizer, None)
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (written.temperature, written.max_new_tokens) == (None, 7)
+    assert written.eos_token_id == loaded.tokenizer.eos_token_id
+
+
+def test_a_checkpoint_that_diverged(run: Path) -> None:
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    state["state_dict"]["model.transformer.ln_f.weight"].fill_(float("nan"))
+    torch.save(state, "diverged.ckpt")
+    with pytest.raises(UsageError, match=r"--model diverged.ckpt: its logits are not numbers"):
+        load_model("diverged.ckpt")
 
 
 def test_a_folder_that_fails_its_check_does_not_appear(

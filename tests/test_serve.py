@@ -162,6 +162,9 @@ def test_mistakes(mistake: Mistake, opinionated_model: Path, tmp_path: Path) -> 
         ((*model, "--max_prompt_tokens=-1"), "--max_prompt_tokens -1: it has to be above 0."),
         ((*model, "--port", "70000"), "--port 70000: it has to be from 0 to 65535"),
         ((*model, "--host", "256.0.0.1"), "--host 256.0.0.1 --port 8000: it cannot listen there"),
+        ((*model, "--host", ".."), "--host .. --port 8000: it cannot listen there"),
+        ((*model, "--api_key="), "--api_key: it is empty"),
+        ((*model, "--api_key=clé à"), "--api_key: it holds spaces"),
         ((*model, "--compare", str(opinionated_model)), "it is --model itself"),
         (("serve", "--port=0", "--model", str(tmp_path)), "neither a model in Hugging Face"),
     ):

@@ -173,6 +173,16 @@ def test_nulls_are_defaults(server: Running) -> None:
     assert server.text(prompt="a", seed=3, **unused) == body["choices"][0]["text"]
 
 
+def test_other_words_for_the_same(server: Running) -> None:
+    greedy = server.text(prompt="the river", temperature=0)
+    assert server.text(prompt="the river", top_p=0, seed=3) == greedy
+    all_of_them = server.text(prompt="the river", seed=3)
+    assert server.text(prompt="the river", top_k=-1, seed=3) == all_of_them
+    (card,) = server.get("/v1/models").json()["data"]
+    assert server.get(f"/v1/models/{card['id']}").json() == card
+    assert error_of(server.get("/v1/models/gpt5"))["code"] == "model_not_found"
+
+
 # --- requests that are refused --------------------------------------------------------------------
 
 
@@ -205,7 +215,8 @@ def test_nulls_are_defaults(server: Running) -> None:
         ({"prompt": "a", "temperature": -0.1}, "temperature", "greater than or equal to 0"),
         ({"prompt": "a", "temperature": float("nan")}, "temperature", "finite"),
         ({"prompt": "a", "temperature": float("inf")}, "temperature", "finite"),
-        ({"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
+        ({"prompt": "a", "top_p": -0.1}, "top_p", "greater than or equal to 0"),
+        ({"prompt": "a", "top_k": -2}, "top_k", "greater than or equal to -1"),
         ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1"),
         ({"prompt": "a", "n": 65}, "n", "1 prompts x 65 samples are more than 64"),
         ({"prompt": ["a"] * 33, "n": 2}, "n", "33 prompts x 2"),
@@ -343,6 +354,26 @@ def test_an_api_key(opinionated_model: Path) -> None:
         for path in ("/health", "/openapi.json", "/", "/static/page.js"):
             assert it.get(path).status_code == 200
         assert it.get("/openapi.json").json()["components"]["securitySchemes"]
+
+
+def test_a_page_that_lets_its_name_point_here(opinionated_model: Path) -> None:
+    service = service_of(opinionated_model)
+    service.hosts = frozenset(["localhost", "127.0.0.1", "::1"])
+    body = (b"content-type", b"application/json")
+    with running(service) as it:
+        for host, status in (
+            (b"evil.example", 403),
+            (b"evil.example:8000", 403),
+            (b"localhost.evil.example", 403),
+            (b"", 403),
+            (b"[::1", 403),
+            (b"localhost:8000", 200),
+            (b"[::1]:8000", 200),
+            (b"127.0.0.1", 200),
+        ):
+            answer = it.post(content=b'{"prompt": "a"}', headers=[body, (b"host", host)])
+            assert answer.status_code == status, host
+        assert error_of(it.get("/", headers={"host": "evil.example"}))["code"] == "unknown_host"
 
 
 def test_a_full_queue(opinionated_model: Path) -> None:

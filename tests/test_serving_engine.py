@@ -247,6 +247,33 @@ def test_the_queue_has_an_end(loaded: TextModel) -> None:
     engine.close()
 
 
+def test_a_free_slot_is_for_a_sample_not_for_a_request(loaded: TextModel) -> None:
+    engine = Engine(loaded.model, batch_size=4, max_queue=1)
+    several = [[draft(loaded, [number]) for _ in range(4)] for number in range(3)]
+    submit(engine, *several[0])
+    submit(engine, *several[1])
+    with pytest.raises(QueueFull):
+        submit(engine, *several[2])
+
+
+def test_whoever_is_given_up_is_told(loaded: TextModel) -> None:
+    engine = Engine(loaded.model, batch_size=2, max_queue=9)
+    waiting = [submit(engine, draft(loaded, [number])) for number in range(5)]
+    engine.give_up(RuntimeError("enough"))
+    assert all("enough" in str(it.error) for it in waiting)
+    assert engine.waiting == 0
+
+
+def test_memory_that_cannot_be_had(loaded: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+
+    engine = Engine(loaded.model, batch_size=7, max_queue=1)
+    monkeypatch.setattr(engine.slots, "put", full)
+    with pytest.raises(UsageError, match=r"--batch_size 7: .* can't allocate memory"):
+        engine.start()
+
+
 def test_what_was_queued_is_finished_before_the_end(loaded: TextModel) -> None:
     engine = Engine(loaded.model, batch_size=2, max_queue=9)
     engine.start()

@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gpt2_lightning.serving.token_bytes import TokenBytes
-from gpt2_lightning.serving.writer import Finish, Logprob, Token, Writer
+from gpt2_lightning.serving.writer import Finish, Logprob, Piece, Token, Writer
 
 TEXT = "Née in 今天 🙂\r\n\t“x”<|endoftext|>\u0000 end"
 
@@ -118,9 +118,11 @@ def test_a_stop_string_of_half_a_character_of_each_token(
 def test_stop_strings_of_the_prompt_stop_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     writer = Writer(TokenBytes(tokenizer), ["river"], tokenizer.eos_token_id)
     ids = tokenizer("a river 今")["input_ids"]
-    echo = writer.add_prompt(ids[:-1], None)
+    echo = writer.add_prompt(ids[:-1], None, last=False)
     assert echo.text == "a river "  # the character that the cut went through is still to come
     assert writer.add(ids[-1], None, last=False).text == "今"
+    writer = Writer(TokenBytes(tokenizer), [], tokenizer.eos_token_id)
+    assert writer.add_prompt(ids[:-1], None, last=True) == Piece("a river \ufffd", [], "length")
 
 
 def test_a_tokenizer_of_words_is_decoded_as_a_whole() -> None:

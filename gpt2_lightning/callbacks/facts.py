@@ -38,6 +38,7 @@ class Facts(Callback):
     def __init__(self, words: list[str]) -> None:
         self.words = words
         self.facts: dict[str, Any] = {}
+        self.local: list[str] | None = None
         self._parameters = 0
         self._begun = 0.0
         self._seconds_before = 0.0
@@ -45,6 +46,14 @@ class Facts(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and count the parameters while each process has them whole."""
         self._begun = time.perf_counter()
+        if self.local is None:
+            named = {
+                "data.source": cast(Any, trainer).datamodule.source,
+                "model.pretrained": cast(Any, pl_module).hparams.pretrained,
+            }
+            self.local = [
+                flag for flag, name in named.items() if name and Path(name).expanduser().exists()
+            ]
         self._parameters = count_parameters(cast(GPT2Module, pl_module).model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,12 +82,21 @@ class Facts(Callback):
             "model": _model(module, self._parameters),
             "steps": _steps(trainer, module, data),
             "data": {split: split_facts(data, split) for split in data.stores},
+            "local": self.local,
             "cleaning": {"name": data.cleaner.name, "lossless": data.cleaner.lossless},
             "no_bits_per_byte": data.original_bytes("validation")[1] or None,
             "xz_bits_per_byte": earlier.get("xz_bits_per_byte"),
             "outcome": earlier.get("outcome"),
         }
         self._write(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tell every checkpoint which names are paths: from elsewhere it could not be seen."""
+        return {"local": self.local}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was seen where the run began."""
+        self.local = state_dict["local"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the duration up to here, should the run be killed."""

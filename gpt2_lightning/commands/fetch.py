@@ -1,6 +1,7 @@
 """``fetch``: a model or data from the Hub, a mirror or ModelScope; or what a folder is."""
 
 import sys
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from gpt2_lightning.arguments import Parser, with_underscores
@@ -136,11 +137,12 @@ def _show(finding: "Finding", lines: list[str]) -> None:
 
 def _tell(to: str, manifest: "Manifest") -> None:
     """Print the command to type next."""
+    place = quote(to)
     if manifest.kind == "model":
-        words = f"--model.pretrained {to} --data.source my_book.txt"
+        words = f"--model.pretrained {place} --data.source my_book.txt"
     else:
         subset = f" --data.subset {manifest.subset}" if manifest.subset else ""
-        words = f"--model.pretrained openai-community/gpt2 --data.source {to}{subset}"
+        words = f"--model.pretrained openai-community/gpt2 --data.source {place}{subset}"
     print(
         f"Next, with no network needed for {to} (HF_HUB_OFFLINE=1 holds everything to that):\n"
         f"  python -m gpt2_lightning fit --config configs/finetune.yaml {words}"

@@ -1,6 +1,5 @@
 """``generate``: continue prompts with a trained model."""
 
-import os
 import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Literal
@@ -117,13 +116,13 @@ def _from_standard_input() -> list[str]:
     from gpt2_lightning.data.prompts import read_lines
 
     terminal = sys.stdin is None or sys.stdin.isatty()
-    lines = [] if terminal else read_lines(sys.stdin.buffer.read(), "standard input")
+    lines = {} if terminal else read_lines(sys.stdin.buffer.read(), "standard input")
     if not lines:
         raise UsageError(
             '--prompt: what shall be continued? Write --prompt "Once upon a time", give '
             "--prompts_file, or --interactive."
         )
-    return lines
+    return list(lines.values())
 
 
 def _stream(loaded: "TextModel", prompt: str, sampling: SamplingOptions) -> "Sample":
@@ -168,8 +167,4 @@ def main(words: list[str]) -> None:
     options |= {name: values for name, values in given.items() if values}
     names = [field.name for field in fields(SamplingOptions)]
     sampling = SamplingOptions(**{name: options.pop(name) for name in names})
-    try:
-        generate(sampling=sampling, **options)
-    except BrokenPipeError:  # the reader has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows does not have
+    generate(sampling=sampling, **options)

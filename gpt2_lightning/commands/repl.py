@@ -95,14 +95,16 @@ class Repl:
             case "/again":
                 if self.prompt is None:
                     raise UsageError("/again: there was no prompt yet. Type one.")
-                self.options = replace(self.options, seed=self.options.seeds[-1] + 1)
+                following = replace(self.options, seed=self.options.seeds[-1] + 1)
+                following.check()
+                self.options = following
                 self.write(self.prompt)
             case "/save":
                 self.save(rest)
             case _ if command.startswith("/") and not command.startswith("//"):
                 raise UsageError(f"{command}: there is no such command. /help lists them.")
             case _:
-                self.prompt = line.removeprefix("/") if line.startswith("//") else line
+                self.prompt = re.sub(r"^(\s*)//", r"\1/", line)
                 self.write(self.prompt)
         return True
 
@@ -143,6 +145,14 @@ class Repl:
         print(f"{len(self.samples)} samples: {file}")
 
 
+def _is_list_of_text(value: str) -> bool:
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return False
+    return isinstance(found, list) and all(isinstance(it, str) for it in found)
+
+
 def changed(options: SamplingOptions, words: str) -> SamplingOptions:
     """Return options with one of them changed.
 
@@ -157,7 +167,7 @@ def changed(options: SamplingOptions, words: str) -> SamplingOptions:
     value = value.strip()
     if not value:
         raise UsageError("/set: which option, and to what? Write /set temperature 0.9.")
-    if name == "stop" and not value.startswith("["):
+    if name == "stop" and not _is_list_of_text(value):
         value = json.dumps([value])
     parser = Parser(prog="/set")
     parser.add_class_arguments(SamplingOptions)

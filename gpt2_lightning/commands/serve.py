@@ -1,6 +1,7 @@
 """``serve``: an HTTP server on the OpenAI completions protocol, with a page of its own."""
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ def serve(
     max_body_bytes: int = 2**20,
     max_seconds: float = 300.0,
     api_key: str | None = None,
+    allowed_host: str | None = None,
     device: str = "auto",
     dtype: Literal["fp32", "bf16"] | None = None,
     revision: str | None = None,
@@ -46,6 +48,9 @@ def serve(
         max_seconds: Seconds from a request's first byte to its answer's last.
         api_key: What clients have to send as a bearer token. Other users of this machine can read
             a command line; the environment variable GPT2_LIGHTNING_API_KEY they cannot.
+        allowed_host: A name, besides localhost, by which a proxy on this machine asks. Without a
+            key, a server that listens on this machine alone refuses others: a page of another site
+            could let its own name point here.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: fp32 or bf16; null leaves the weights as they are.
         revision: Branch, tag or commit of --model on the Hub.
@@ -79,6 +84,11 @@ def serve(
         max_seconds=max_seconds,
     )
     limits.check()
+    key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE)
+    _check_key(key)
+    hosts = None
+    if key is None and host in LOOPBACK:
+        hosts = frozenset([*LOOPBACK, *([allowed_host] if allowed_host is not None else [])])
     quieten()
     listener = listen(host, port)  # before the models, which take a while
     served = []
@@ -86,7 +96,6 @@ def serve(
         chosen = revision if wanted == model else None
         loaded = load(wanted, revision=chosen, device=device, dtype=dtype)
         served.append(Served(name, loaded, batch_size=batch_size, max_queue=max_queue))
-    key = api_key or os.environ.get(KEY_VARIABLE) or None
     bound, at = listener.getsockname()[:2]
 
     def announce() -> None:
@@ -100,7 +109,17 @@ def serve(
             print("Without --api_key: whoever reaches this address may use it.")
         print(f"Serving at http://{f'[{bound}]' if ':' in bound else bound}:{at}/", flush=True)
 
-    run(Service(served, limits, key), listener, announce)
+    run(Service(served, limits, key, hosts), listener, announce)
+
+
+def _check_key(key: str | None) -> None:
+    """Refuse a key that no client could send, or that an unset variable has left empty."""
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        found = "it is empty" if not key else "it holds spaces, or letters that are not ASCII"
+        raise UsageError(
+            f"--api_key: {found}. Give another one, or leave it and {KEY_VARIABLE} out to serve "
+            "without."
+        )
 
 
 def _names(model: str, compare: str | None) -> dict[str, str]:

@@ -28,20 +28,24 @@ def read_prompts(file: str, *, flag: str = "--data.prompts") -> list[str]:
     if not lines:
         raise UsageError(f"{flag} {file}: the file holds no prompt; write one a line.")
     if path.suffix != ".jsonl":
-        return lines
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            prompts.append(str(json.loads(line)["prompt"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f'{flag} {file}: line {number} is not of the form {{"prompt": "..."}}.'
-            ) from error
-    return prompts
+        return list(lines.values())
+    return [_prompt_of(line, f"{flag} {file}: line {number}") for number, line in lines.items()]
 
 
-def read_lines(data: bytes, name: str) -> list[str]:
-    """Return the lines of a text that are not blank.
+def _prompt_of(line: str, name: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+        if isinstance(prompt, str):
+            prompt.encode()
+            return prompt
+        found: Exception | None = None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = error
+    raise UsageError(f'{name} is not of the form {{"prompt": "..."}}, in UTF-8.') from found
+
+
+def read_lines(data: bytes, name: str) -> dict[int, str]:
+    """Return the lines of a text that are not blank, by their numbers from 1.
 
     Args:
         data: The text, as it is on the disk or comes through a pipe.
@@ -57,7 +61,7 @@ def read_lines(data: bytes, name: str) -> list[str]:
             f"{name}: not UTF-8 at byte {error.start}. Convert the text first."
         ) from error
     lines = text.replace("\r\n", "\n").split("\n")
-    return [line for line in lines if line.strip()]
+    return {number: line for number, line in enumerate(lines, 1) if line.strip()}
 
 
 class PromptBatches:

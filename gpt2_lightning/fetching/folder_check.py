@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.data_check import check_data, looks_like_data
@@ -71,7 +72,7 @@ def _model(folder: Path, found: list[Path]) -> Finding:
             + "."
         )
     (place,) = found
-    return Finding("model", check_model(place), [f"--model.pretrained {place}"])
+    return Finding("model", check_model(place), [f"--model.pretrained {quote(str(place))}"])
 
 
 def _data(folder: Path, found: list[Path]) -> Finding:
@@ -85,9 +86,9 @@ def _data(folder: Path, found: list[Path]) -> Finding:
         warnings += worries
         inside = place != root
         flags.append(
-            f"--data.source {place.parent} --data.subset {place.name}"
+            f"--data.source {quote(str(place.parent))} --data.subset {quote(place.name)}"
             if inside
-            else f"--data.source {place}"
+            else f"--data.source {quote(str(place))}"
         )
     first = f"{folder}: data{'' if warnings else ', complete'}."
     return Finding("data", [first, *lines], flags, warnings)

@@ -35,7 +35,7 @@ def convert(folder: Path) -> None:
     known = {name if name in written else prefix + name: tensor for name, tensor in read.items()}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     same = all(torch.equal(written[name], known[name]) for name in known if name in written)
-    if not same or (config.tie_word_embeddings and head.weight is not embedding.weight):
+    if not same or (model.config.tie_word_embeddings and head.weight is not embedding.weight):
         raise UsageError(
             f"{files[0].name}: config.json ties the head to the embedding, and they differ. One of "
             "the two files is wrong; take the model from somewhere else."

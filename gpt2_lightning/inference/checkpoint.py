@@ -61,7 +61,7 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
     if path.is_dir() and not is_sharded(path) and not (path / "config.json").is_file():
         path = _inside_run(path, flag)
     if path.is_file() or is_sharded(path):
-        return load_checkpoint(path)
+        return load_checkpoint(path, flag=flag)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(path) if path.is_dir() else name,
@@ -138,8 +138,16 @@ def _read_file(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_checkpoint(file: Path) -> TextModel:
-    """Load the model and the tokenizer that a checkpoint carries."""
+def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:
+    """Load the model and the tokenizer that a checkpoint carries.
+
+    Args:
+        file: A ``.ckpt``; or a folder, where its state is sharded.
+        flag: Which named it, for messages.
+
+    Raises:
+        UsageError: If it is damaged, not one of this package's, or its logits are not numbers.
+    """
     checkpoint = read_checkpoint(file)
     model = from_config(checkpoint["hf_config"], attention="sdpa")
     weights = {
@@ -148,9 +156,10 @@ def load_checkpoint(file: Path) -> TextModel:
         if key.startswith(WEIGHTS_PREFIX)
     }
     model.load_state_dict(weights)
+    check_logits(model.eval(), f"{flag} {file}")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, Path(folder))))
-    return TextModel(model.eval(), tokenizer)
+    return TextModel(model, tokenizer)
 
 
 def write_tokenizer_of(checkpoint: dict[str, Any], cache: Path) -> Path:

@@ -25,6 +25,8 @@ def place(model: PreTrainedModel, device: str, dtype: DtypeName | None = None) -
         UsageError: If the device cannot be used.
     """
     try:
+        if torch.device(_best() if device == "auto" else device).type == "meta":
+            raise RuntimeError("it holds no numbers")
         cast(torch.nn.Module, model).to(
             torch.device(_best() if device == "auto" else device),
             dtype=None if dtype is None else DTYPES[dtype],

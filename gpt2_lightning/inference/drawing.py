@@ -59,7 +59,7 @@ def draw(
             may not roll.
     """
     options.check()
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = [_encoded(model, tokenizer, prompt) for prompt in prompts]
     if encoded and not (roll and options.num_beams == 1):
         check_room(model, max(map(len, encoded)), options)
     seeds = options.seeds if options.num_beams == 1 else [options.seed]
@@ -119,10 +119,21 @@ def stream(
                 f"--{flag} {number}: only one sample can be shown as it comes. Ask for 1, or do "
                 "not stream."
             )
-    row = _Row(prompt, encode_prompt(tokenizer, prompt), options.seed)
+    row = _Row(prompt, _encoded(model, tokenizer, prompt), options.seed)
     if not roll:
         check_room(model, len(row.ids), options)
     return _pieces(model, tokenizer, row, options)
+
+
+def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
+    ids = encode_prompt(tokenizer, prompt)
+    if (highest := int(ids.max())) >= model.config.vocab_size:
+        raise UsageError(
+            f"--prompt: it holds {tokenizer.convert_ids_to_tokens(highest)}, token {highest}, "
+            f"which was added to the tokenizer; the model's ids end at "
+            f"{model.config.vocab_size - 1}. Leave it out of the prompt."
+        )
+    return ids
 
 
 def _pieces(

@@ -26,6 +26,8 @@ def export_folder(name: str, *, overwrite: bool) -> Path:
         UsageError: If it may not be written.
     """
     folder = Path(name).expanduser().resolve()
+    if Path.cwd().is_relative_to(folder):  # a shell would be left in a folder that is gone
+        raise UsageError(f"--to {name}: it is the folder you are in. Give one in it.")
     if not folder.exists():
         above = next(parent for parent in folder.parents if parent.exists())
         if not above.is_dir():

@@ -19,6 +19,7 @@ from gpt2_lightning.whole_folder import whole_folder
 
 # what a tokenizer may stumble over: spaces, line ends, marks, several scripts, characters of
 # several code points, and the end-of-text itself
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options of sampling
 TEXTS = (
     "The river, they said, had risen twice.",
     " leading  and trailing \n\n\tspaces @-@ and 1,024 figures \n",
@@ -58,7 +59,7 @@ def write_hf_folder(
         # transformers has dropped it, and llama.cpp's converter looks for no other
         model.config.update({"n_ctx": positions_of(model)})
     if sampling is None:
-        model.generation_config.update(**ends)
+        model.generation_config = _kept(model.generation_config, ends)
     else:
         model.generation_config = _generation_config(sampling, ends)
     set_model_max_length(tokenizer, positions_of(model))
@@ -86,6 +87,18 @@ def _generation_config(sampling: SamplingOptions, ends: dict[str, int | None]) -
     default = SamplingOptions()
     names += [name for name in rare if getattr(sampling, name) != getattr(default, name)]
     return GenerationConfig(**ends, **{name: getattr(sampling, name) for name in names})
+
+
+def _kept(given: GenerationConfig, ends: dict[str, int | None]) -> GenerationConfig:
+    """Return a model's own options, but for those that transformers would refuse to write."""
+    if not given.do_sample:
+        given.update(**dict.fromkeys(DRAWING))  # they mean nothing without it
+    given.update(**ends)
+    try:
+        given.validate(strict=True)
+    except ValueError:
+        return GenerationConfig(**ends)
+    return given
 
 
 @torch.inference_mode()

@@ -121,11 +121,14 @@ def _of_checkpoint(file: Path, run: Path | None) -> Origin:
         "model": checkpoint.get("hyper_parameters", {}),
         "data": checkpoint.get("datamodule_hyper_parameters", {}),
     }
+    facts = _facts(run)
+    local = checkpoint.get("callbacks", {}).get("Facts", facts).get("local")
+    settings = _settings(run) | {name: group for name, group in settings.items() if group}
     return Origin(
         weights=str(file),
         run=run,
-        settings=_settings(run) | {name: group for name, group in settings.items() if group},
-        facts=_facts(run),
+        settings=_with_paths(settings, local),
+        facts=facts,
         step=checkpoint.get("global_step"),
         figures=checkpoint.get("callbacks", {}).get("Outcome", {}).get("last", {}),
     )
@@ -135,7 +138,8 @@ def _of_hf_folder(folder: Path, run: Path) -> Origin:
     facts = _facts(run)
     outcome = facts.get("outcome") or {}
     figures = outcome.get("best") or outcome.get("last") or {}
-    return Origin(str(folder), run, _settings(run), facts, figures=figures)
+    settings = _with_paths(_settings(run), facts.get("local"))
+    return Origin(str(folder), run, settings, facts, figures=figures)
 
 
 def _settings(run: Path | None) -> dict[str, Any]:
@@ -150,6 +154,16 @@ def _facts(run: Path | None) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         found = run and json.loads((run / "facts.json").read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
+
+
+def _with_paths(settings: dict[str, Any], local: list[str] | None) -> dict[str, Any]:
+    """Return settings in which a name that was a path where the run began looks like one."""
+    for flag in local or []:
+        group, _, name = flag.partition(".")
+        given = settings.get(group, {}).get(name)
+        if given and not Path(given).is_absolute():
+            settings = settings | {group: settings[group] | {name: f"./{given}"}}
+    return settings
 
 
 def hub_id(name: str | None) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,15 +52,18 @@ def sample_file(name: str, *, flag: str) -> Path:
         raise UsageError(f"{flag} {name}: its name has to end with .txt or .jsonl.")
     if file.is_dir():
         raise UsageError(f"{flag} {name}: it is a folder. Give a file in it.")
-    if not os.access(file.absolute().parent, os.W_OK):
-        raise UsageError(
-            f"{flag} {name}: the folder {file.absolute().parent} is missing or cannot be written."
-        )
+    parent = file.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{flag} {name}: the folder {parent} is missing or cannot be written.")
     return file
 
 
 def write_samples(samples: Sequence[Sample], file: Path) -> None:
-    """Write samples whole or not at all: .jsonl a row each, .txt as they are shown."""
+    """Write samples whole or not at all: .jsonl a row each, .txt as they are shown.
+
+    Raises:
+        UsageError: If the disk refuses.
+    """
     if file.suffix == ".jsonl":
         names = ("prompt", "seed", "text", "ended")
         rows = [{name: getattr(sample, name) for name in names} for sample in samples]
@@ -70,5 +74,8 @@ def write_samples(samples: Sequence[Sample], file: Path) -> None:
     try:
         beside.write_text(text, encoding="utf-8")
         beside.replace(file)
+    except OSError as error:
+        raise UsageError(f"{file}: it cannot be written ({error.strerror}).") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it has taken its place, or could not be written
+            beside.unlink()

@@ -63,7 +63,7 @@ class SamplingOptions:
             ),
             "temperature": (
                 1e-6 <= self.temperature < math.inf,  # logits over less are no numbers any more
-                "above 0 (--do_sample false for greedy)",
+                "0.000001 or more (--do_sample false for greedy)",
             ),
             "top_k": (self.top_k >= 0, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -77,7 +77,7 @@ class SamplingOptions:
             "num_beams": (self.num_beams >= 1, "1 or more"),
             "stop": (all(self.stop), "no empty string"),
             "num_return_sequences": (count >= 1, "1 or more"),
-            "seed": (0 <= self.seed <= 2**63 - count, "from 0 to 2**63"),
+            "seed": (0 <= self.seed <= 2**63 - count, f"from 0 to {2**63 - count}"),
         }
         for name, (holds, range_) in rules.items():
             if not holds:

@@ -28,7 +28,7 @@ from gpt2_lightning.serving.protocol import (
     ModelList,
 )
 from gpt2_lightning.serving.refusal import Refusal
-from gpt2_lightning.serving.served import Service
+from gpt2_lightning.serving.served import Served, Service
 
 STATIC = Path(__file__).parent / "static"
 UNSUPPORTED = "Not supported."  # of a field's description
@@ -59,7 +59,7 @@ EVENTS = {
 
 
 def make_app(service: Service) -> ASGIApp:
-    """Return the server as an ASGI application; it starts and closes the engines.
+    """Return the server as an ASGI application; it closes the engines at its end.
 
     Args:
         service: What is served.
@@ -68,8 +68,6 @@ def make_app(service: Service) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for served in service.models:
-            served.engine.start()
         yield
         for served in service.models:
             served.engine.close()
@@ -108,11 +106,12 @@ def make_app(service: Service) -> ASGIApp:
     @app.get("/v1/models")
     async def models() -> ModelList:
         """List the models that are served."""
-        cards = [
-            ModelCard(id=it.name, created=it.created, max_model_len=it.positions)
-            for it in service.models
-        ]
-        return ModelList(data=cards)
+        return ModelList(data=[_card(served) for served in service.models])
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> ModelCard:
+        """Tell of one model."""
+        return _card(service.find(name))
 
     @app.get("/health", responses={503: {"model": Health, "description": "It is stopping."}})
     async def health(response: Response) -> Health:
@@ -139,6 +138,10 @@ def make_app(service: Service) -> ASGIApp:
     fields = app.openapi()["components"]["schemas"]["CompletionRequest"]["properties"]
     fields["model"]["anyOf"][0]["enum"] = [it.name for it in service.models]
     return Gate(app, service, metrics)
+
+
+def _card(served: Served) -> ModelCard:
+    return ModelCard(id=served.name, created=served.created, max_model_len=served.positions)
 
 
 async def _refused(_: Request, refusal: Exception) -> Response:

@@ -75,13 +75,13 @@ def _split(request: CompletionRequest) -> tuple[list[str], list[list[int]]]:
 
 
 def _options(request: CompletionRequest) -> SamplingOptions:
-    temperature = _or(request.temperature, 1.0)
+    temperature, top_p = _or(request.temperature, 1.0), _or(request.top_p, 1.0)
     return SamplingOptions(
         max_new_tokens=_or(request.max_tokens, 16),
-        do_sample=temperature >= LOWEST_TEMPERATURE,
+        do_sample=temperature >= LOWEST_TEMPERATURE and top_p > 0,  # else the likeliest token
         temperature=max(temperature, LOWEST_TEMPERATURE),
-        top_k=_or(request.top_k, 0),
-        top_p=_or(request.top_p, 1.0),
+        top_k=max(_or(request.top_k, 0), 0),
+        top_p=top_p,
         min_p=_or(request.min_p, 0.0),
         repetition_penalty=_or(request.repetition_penalty, 1.0),
         stop=[request.stop] if isinstance(request.stop, str) else _or(request.stop, []),

@@ -68,8 +68,7 @@ class Draft:
         self.ended = self.max_tokens == 0
         if not self.echo:
             return None
-        piece = self._writer.add_prompt(self.prompt, logprobs)
-        return piece._replace(finish="length") if self.ended else piece
+        return self._writer.add_prompt(self.prompt, logprobs, last=self.ended)
 
     def add(self, token: int, logprob: Logprob | None) -> Piece:
         """Take the next token; return what has become final."""

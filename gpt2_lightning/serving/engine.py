@@ -43,6 +43,7 @@ class Engine:
         self.prompt_tokens = self.new_tokens = self.steps = 0  # since the start
         self.slots = Slots(batch_size, positions_of(model))
         self._running: list[Row] = []  # the sample in each slot in use
+        self._joining: list[Row] = []  # out of the queue, on their way to a slot
         self._waiting: deque[Row] = deque()
         self._closing = False
         self._work = threading.Condition()
@@ -52,20 +53,29 @@ class Engine:
         """Try the model, take the cache's memory, and begin.
 
         Raises:
-            UsageError: If the model's logits are not numbers.
+            UsageError: If the model's logits are not numbers, or memory is short.
         """
-        with torch.inference_mode():
-            ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
-            hidden, cache = self._read(ids, torch.ones_like(ids))
-            logits = self.model.get_output_embeddings()(hidden[:, -1])
-            self.slots.put(cache, 0, 1)
-            self.slots.drop(0)
+        try:
+            self._try()
+        except (RuntimeError, MemoryError) as error:  # on a CPU, torch has no class of its own
+            raise UsageError(
+                f"--batch_size {self.batch_size}: the key-value cache of so many samples cannot be "
+                f"had ({str(error).splitlines()[0][:200]}). Give a smaller one."
+            ) from error
+        self._thread.start()
+
+    @torch.inference_mode()
+    def _try(self) -> None:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        hidden, cache = self._read(ids, torch.ones_like(ids))
+        logits = self.model.get_output_embeddings()(hidden[:, -1])
+        self.slots.put(cache, 0, 1)
+        self.slots.drop(0)
         if not bool(logits.isfinite().all()):
             raise UsageError(
                 "--model: its logits are not numbers (NaN or infinite). The weights are damaged, "
                 "or its training has diverged; with --dtype bf16, try fp32."
             )
-        self._thread.start()
 
     @property
     def running(self) -> int:
@@ -85,8 +95,8 @@ class Engine:
             QueueFull: If too many wait.
         """
         with self._work:
-            free = self.batch_size - len(self._running)
-            if self._queued() - free >= self.max_queue:
+            free = max(0, self.batch_size - len(self._running) - len(self._joining))
+            if sum(row.number == 0 for row in islice(self._waiting, free, None)) >= self.max_queue:
                 raise QueueFull
             self._waiting.extend(Row(job, number) for number in range(len(job.drafts)))
             self._work.notify()
@@ -102,7 +112,8 @@ class Engine:
     def give_up(self, error: Exception) -> None:
         """Give up what is being written and what waits, and tell so."""
         with self._work:
-            jobs = dict.fromkeys(row.job for row in [*self._running, *self._waiting])
+            rows = [*self._running, *self._joining, *self._waiting]
+            jobs = dict.fromkeys(row.job for row in rows)
         for job in jobs:
             self.cancel(job)
             job.fail(error)
@@ -123,7 +134,7 @@ class Engine:
                 with self._work:
                     while not (self._waiting or self._running or self._closing):
                         self._work.wait()
-                    joining = self._next()
+                    joining = self._joining = self._next()
                 self._leave(lambda row: row.job.cancelled)
                 if not (joining or self._running) and self._closing:
                     return
@@ -134,7 +145,8 @@ class Engine:
                         self._step()
                 except Exception as error:
                     log.exception("A batch of samples was given up.")
-                    self._clear(error, joining)
+                    self._clear(error)
+                self._joining = []
 
     def _next(self) -> list[Row]:
         """Take out of the queue what fits, first come, first served."""
@@ -213,8 +225,8 @@ class Engine:
                 if slot < len(self._running):
                     self._running[slot] = last
 
-    def _clear(self, error: Exception, joining: list[Row]) -> None:
-        jobs = list(dict.fromkeys(row.job for row in [*self._running, *joining]))
+    def _clear(self, error: Exception) -> None:
+        jobs = list(dict.fromkeys(row.job for row in [*self._running, *self._joining]))
         for job in jobs:
             self.cancel(job)
             job.fail(error)

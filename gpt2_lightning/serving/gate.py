@@ -7,6 +7,7 @@ import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +63,12 @@ class Gate:
         except TimeoutError:
             seconds = self.service.limits.max_seconds
             await _refuse(
-                Refusal(408, f"It took longer than {seconds:g} seconds.", code="timeout"),
+                Refusal(
+                    408,
+                    f"It took longer than {seconds:g} seconds.",
+                    code="timeout",
+                    headers={"X-Should-Retry": "false"},  # OpenAI's clients would, by themselves
+                ),
                 scope,
                 asking,
                 answer,
@@ -76,6 +82,7 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, answer: "_Answering") -> None:
         headers = Headers(scope=scope)
+        _check_host(self.service.hosts, headers)
         key = self.service.api_key
         if key is not None and not OPEN_PATHS.fullmatch(scope["path"]):
             _check_key(key, headers)
@@ -207,10 +214,28 @@ async def _refuse(refusal: Refusal, scope: Scope, asking: "_Asking", answer: _An
                 await answer({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _check_host(hosts: frozenset[str] | None, headers: Headers) -> None:
+    """Refuse a name that is not this server's.
+
+    A page may let its own name point to this machine, and would then be of the same origin.
+    """
+    given = headers.get("host", "")
+    name = None
+    with suppress(ValueError):
+        name = urlsplit(f"//{given}").hostname
+    if hosts is not None and name not in hosts:
+        raise Refusal(
+            403,
+            f"Host: {given[:64]!r} is no name of this server. Ask for localhost; for a proxy, "
+            "start it with --allowed_host NAME.",
+            code="unknown_host",
+        )
+
+
 def _check_key(key: str, headers: Headers) -> None:
     scheme, _, given = headers.get("authorization", "").partition(" ")
     # compared in constant time: how long it takes tells nothing of the key
-    matches = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+    matches = hmac.compare_digest(given.strip(" \t").encode("latin-1"), key.encode())
     if scheme.lower() != "bearer" or not matches:
         raise Refusal(
             401,

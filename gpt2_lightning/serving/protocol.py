@@ -98,10 +98,10 @@ class CompletionRequest(BaseModel):
         1.0, ge=0, le=2, description="0 takes the likeliest token; 1 draws as the model says."
     )
     top_p: float | None = Field(
-        1.0, gt=0, le=1, description="Draw from the likeliest tokens of this probability."
+        1.0, ge=0, le=1, description="Draw from the likeliest tokens of this probability."
     )
     top_k: int | None = Field(
-        0, ge=0, le=1_000_000, description="Draw from the k likeliest tokens; 0 for all."
+        0, ge=-1, le=1_000_000, description="Draw from the k likeliest tokens; 0 or -1 for all."
     )
     min_p: float | None = Field(
         0.0, ge=0, le=1, description="Draw from tokens this share as likely as the likeliest."

@@ -40,6 +40,7 @@ class Service:
         models: Those that are served, the default first.
         limits: What a client may ask for.
         api_key: What a client has to know; null for nothing.
+        hosts: Names by which the server may be asked for, in the header Host; null for any.
         stopping: Whether no further request is taken.
         requests: Requests that are being answered.
     """
@@ -47,6 +48,7 @@ class Service:
     models: list[Served]
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = None
+    hosts: frozenset[str] | None = None
     stopping: bool = False
     requests: int = 0
 

@@ -50,6 +50,16 @@ class Server(uvicorn.Server):
         if sig == signal.SIGINT:
             self._captured_signals.append(sig)  # raised again at the end: exit code 130
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the engines, then serve until a signal comes.
+
+        Raises:
+            UsageError: If a model cannot be used, or memory is short.
+        """
+        for served in self.service.models:
+            served.engine.start()
+        super().run(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
         await super().startup(sockets)
@@ -81,9 +91,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        number = error.errno or 0  # below 0 for a name that was not found
-        reason = os.strerror(number) if number > 0 else error.strerror
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be none
+        number = getattr(error, "errno", None) or 0  # below 0 for a name that was not found
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", "no such name")
         raise UsageError(
             f"--host {host} --port {port}: it cannot listen there ({reason}). "
             "Another --port may be free; --port 0 takes one that is."
@@ -98,4 +108,8 @@ def run(service: Service, listener: socket.socket, listening: Callable[[], None]
         listener: A socket that listens.
         listening: Called once it answers.
     """
-    Server(service, listening).run(sockets=[listener])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; inherited by every connection
+        # a client that reads nothing more would keep its connection, and what it was sent
+        milliseconds = min(int(service.limits.max_seconds * 1000), 2**31 - 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    Server(service, listening).run([listener])

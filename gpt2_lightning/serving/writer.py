@@ -69,17 +69,26 @@ class Writer:
         self._released = 0  # characters
         self._held: list[tuple[int, Token]] = []  # tokens, and where their text ends
 
-    def add_prompt(self, ids: Sequence[int], logprobs: Sequence[Logprob] | None) -> Piece:
+    def add_prompt(
+        self, ids: Sequence[int], logprobs: Sequence[Logprob] | None, *, last: bool
+    ) -> Piece:
         """Take an echoed prompt, in which stop strings stop nothing.
 
+        Args:
+            ids: Its ids.
+            logprobs: What the model gave each, where that is asked for.
+            last: Whether no token will follow.
+
         Returns:
-            All of it but a last character that is cut.
+            All of it but, unless it is the last, a last character that is cut.
         """
         for number, token in enumerate(ids):
             content = self._tokens.of(token, self._ids)
             self._keep(token, content, None if logprobs is None else logprobs[number])
+        if last:
+            self._pending += self._decoder.decode(b"", final=True)
         text, self._pending = self._pending, ""
-        return self._release(text, None)
+        return self._release(text, "length" if last else None)
 
     def add(self, token: int, logprob: Logprob | None, *, last: bool) -> Piece:
         """Take the next token.

@@ -1,0 +1,56 @@
+"""The tutorial as a notebook: it runs from download to web service, without a hub too."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
+
+DOCS = Path(__file__).parents[1] / "docs"
+NAMES = ("tutorial.ipynb", "tutorial.zh.ipynb")
+EXITED_WELL = "assert _exit_code == 0, _exit_code"  # of the last line that began with !
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    cells = json.loads((DOCS / name).read_text(encoding="utf-8"))
+    return cast(nbformat.NotebookNode, nbformat.from_dict(cells))
+
+
+def code(notebook: nbformat.NotebookNode) -> list[str]:
+    return [str(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_both_have_the_same_code_and_no_output() -> None:
+    ours, theirs = map(read, NAMES)
+    assert code(ours) == code(theirs)
+    assert [cell.cell_type for cell in ours.cells] == [cell.cell_type for cell in theirs.cells]
+    for cell in [*ours.cells, *theirs.cells]:
+        assert not cell.get("outputs")
+
+
+def test_it_runs_to_the_end_without_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "configs").symlink_to(DOCS.parent / "configs")
+    notebook = read(NAMES[0])
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and cell.source.startswith("!"):
+            cells.append(new_code_cell(EXITED_WELL))
+    notebook.cells = cells
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    said = [
+        "".join(it.get("text", "") for it in cell.outputs if it.output_type == "stream")
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source != EXITED_WELL
+    ]
+    assert "No hub in reach" in said[0]
+    assert "Skipped: the weights and WikiText-2 come from a hub" in said[1]
+    assert "report.html" in "".join(said)
+    assert (tmp_path / "my-gpt2/model.safetensors").is_file()
+    assert said[-1].strip()  # what the server wrote
