@@ -1,6 +1,5 @@
 """The tutorial as a notebook: it runs from download to web service, without a hub too."""
 
-import json
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +14,8 @@ EXITED_WELL = "assert _exit_code == 0, _exit_code"  # of the last line that bega
 
 
 def read(name: str) -> nbformat.NotebookNode:
-    cells = json.loads((DOCS / name).read_text(encoding="utf-8"))
-    return cast(nbformat.NotebookNode, nbformat.from_dict(cells))
+    text = (DOCS / name).read_text(encoding="utf-8")
+    return cast(nbformat.NotebookNode, nbformat.reads(text, as_version=4))
 
 
 def code(notebook: nbformat.NotebookNode) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_lightning.cli import main
+from gpt2_lightning.fetching import hub as fetching_hub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +53,13 @@ def test_a_command_parses(
         with pytest.raises(SystemExit):
             main(words)
         assert f"{words[1]}: there is no such" in capsys.readouterr().err
+        return
+    if words[0] == "fetch":  # nor has it; nothing is fetched without a network
+        monkeypatch.setattr(fetching_hub, "is_offline", lambda: True)
+        with pytest.raises(SystemExit):
+            main(words)
+        said = capsys.readouterr().err
+        assert "HF_HUB_OFFLINE is set" in said or "there is no such folder" in said
         return
     monkeypatch.chdir(ROOT)
     if "--ckpt_path" in words:  # a run that a test has not got

@@ -591,7 +591,9 @@ def test_metrics(server: Running) -> None:
 
 def test_the_description_is_complete(server: Running) -> None:
     description = server.get("/openapi.json").json()
-    assert set(description["paths"]) == {PATH, "/v1/models", "/health", "/metrics"}
+    assert set(description["paths"]) == {
+        *(PATH, "/v1/models", "/v1/models/{name}", "/health", "/metrics")
+    }
     operation = description["paths"][PATH]["post"]
     assert {"200", "400", "401", "404", "408", "413", "415", "429", "500", "503"} <= set(
         operation["responses"]

@@ -270,7 +270,7 @@ def test_memory_that_cannot_be_had(loaded: TextModel, monkeypatch: pytest.Monkey
 
     engine = Engine(loaded.model, batch_size=7, max_queue=1)
     monkeypatch.setattr(engine.slots, "put", full)
-    with pytest.raises(UsageError, match=r"--batch_size 7: .* can't allocate memory"):
+    with pytest.raises(UsageError, match=r"--batch_size 7: .*can't allocate memory"):
         engine.start()
 
 
