@@ -116,15 +116,16 @@ def test_lengths() -> None:
     assert found.mean == 250 / 8
     assert found.percentile_95 == 128
     assert [one for one in found.bins if one.units] == [
-        Bin(1, 2, 2),
-        Bin(4, 6, 4),
-        Bin(96, 128, 1),
-        Bin(128, 192, 1),
+        Bin(1, 1, 2),
+        Bin(5, 6, 4),
+        Bin(97, 128, 2),
     ]
-    assert found.bins[0].low == 1
-    assert all(a.high == b.low for a, b in zip(found.bins, found.bins[1:], strict=False))
+    assert (found.bins[0].low, found.bins[-1].high) == (1, 128)
+    assert all(a.high + 1 == b.low for a, b in zip(found.bins, found.bins[1:], strict=False))
+    (none,) = measure_lengths([np.array([0, 0])])[0].bins
+    assert none == Bin(0, 0, 2)
     assert [edge for edge, _ in zip(edges(), range(9), strict=False)] == [
-        0, 1, 2, 3, 4, 6, 8, 12, 16,
+        -1, 0, 1, 2, 3, 4, 6, 8, 12,
     ]  # fmt: skip
 
 

@@ -4,11 +4,11 @@ import io
 import sys
 from contextlib import redirect_stdout
 from json import dumps
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
-from gpt2_lightning.commands.inspect_tables import print_comparison, print_findings
+from gpt2_lightning.commands.inspect_screen import show
 from gpt2_lightning.data.cleaning import CLEANERS, CleaningName
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.rows import SplitName
@@ -21,7 +21,7 @@ from gpt2_lightning.inspection.findings import Findings, find
 def inspect(
     settings: FitSettings,
     *,
-    split: SplitName | None = None,
+    split: Literal["all", "train", "validation", "test"] = "all",
     compare: bool = False,
     ngram: int = 13,
     rows: int = 3,
@@ -31,7 +31,7 @@ def inspect(
 
     Args:
         settings: What `fit` would be told.
-        split: Look at this split alone; null looks at all that the source has.
+        split: Look at this split alone, or at all that the source has.
         compare: Put the cleaners none, detokenize and tutorial side by side.
         ngram: Tokens of the n-grams that are looked for in the training split.
         rows: Rows to show before and after cleaning.
@@ -44,6 +44,7 @@ def inspect(
         raise UsageError(f"--ngram {ngram}: it has to be 1 or more. Try 13.")
     if rows < 0:
         raise UsageError(f"--rows {rows}: it has to be 0 or more.")
+    wanted: SplitName | None = None if split == "all" else split
     given: dict[str, Any] = settings.values.data.as_dict()
     cleaners: list[CleaningName] = [given["cleaning"]]
     if compare:
@@ -54,23 +55,20 @@ def inspect(
     with redirect_stdout(sys.stderr):
         for name in cleaners:
             data = WikiTextDataModule(**given | {"cleaning": name})
-            findings = find(data, split=split, ngram=ngram, samples=rows, working=messages.status)
+            findings = find(data, split=wanted, ngram=ngram, samples=rows, working=messages.status)
             found[name] = findings, data
-    chosen = found[cleaners[0]]
-    ordered = {name: found[name] for name in CLEANERS if name in found}
+    chosen = cleaners[0]
+    found = {name: found[name] for name in CLEANERS if name in found}
     if json:
-        document = as_document(*chosen)
+        document = as_document(*found[chosen])
         if compare:
-            document["compare"] = {name: as_document(*one) for name, one in ordered.items()}
+            document["compare"] = {name: as_document(*one) for name, one in found.items()}
         print(dumps(document, indent=2, allow_nan=False))
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
         # text of any script has to come onto a terminal of any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console(highlight=False, markup=False, emoji=False)
-    print_findings(console, *chosen, alone=not compare)
-    if compare:
-        print_comparison(console, ordered)
+    show(Console(highlight=False, markup=False, emoji=False), found, chosen)
 
 
 def main(words: list[str]) -> None:

@@ -16,15 +16,14 @@ def advice(findings: Findings, data: WikiTextDataModule) -> list[str]:
         findings: What was measured.
         data: Of which.
     """
+    first = next(iter(findings.splits))
+    figures = findings.splits[first]
     found = _missing(findings)
+    found += _of_vocabulary(first, figures, trained=data.tokenizer_name is None)
+    found += _of_blocks(first, figures, data)
     for name, figures in findings.splits.items():
         found += _of_duplicates(name, figures)
-    first = next(iter(findings.splits))
-    return (
-        found
-        + _of_vocabulary(first, findings.splits[first], trained=data.tokenizer_name is None)
-        + _of_blocks(first, findings.splits[first], data)
-    )
+    return found
 
 
 def _missing(findings: Findings) -> list[str]:

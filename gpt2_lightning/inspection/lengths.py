@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Bin:
-    """Units of at least ``low`` and fewer than ``high`` tokens."""
+    """Units of ``low`` to ``high`` tokens, both included."""
 
     low: int
     high: int
@@ -29,7 +29,8 @@ class Lengths:
         mean: Tokens.
         percentile_95: Tokens that 95 % of the units do not exceed.
         longest: Tokens.
-        bins: The histogram; edges are powers of two, and half-way between them.
+        bins: The histogram; the longest of a bin are powers of two, and half-way between them, so
+            that what a block of so many tokens holds stands below what it cuts.
     """
 
     units: int
@@ -63,8 +64,8 @@ def measure_lengths(pieces: Iterable[npt.NDArray[np.int64]]) -> tuple[Lengths, C
         return int(ordered[np.searchsorted(below, share * total)])
 
     bins = [
-        Bin(low, high, int(units_of[(ordered >= low) & (ordered < high)].sum()))
-        for low, high in pairwise(_edges(int(ordered[0]), int(ordered[-1])))
+        Bin(below_it + 1, high, int(units_of[(ordered > below_it) & (ordered <= high)].sum()))
+        for below_it, high in pairwise(_edges(int(ordered[0]), int(ordered[-1])))
     ]
     lengths = Lengths(
         units=total,
@@ -79,8 +80,8 @@ def measure_lengths(pieces: Iterable[npt.NDArray[np.int64]]) -> tuple[Lengths, C
 
 
 def edges() -> Iterator[int]:
-    """Yield 0, 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
-    yield from (0, 1, 2, 3)
+    """Yield -1, 0, 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
+    yield from (-1, 0, 1, 2, 3)
     power = 4
     while True:
         yield power
@@ -89,13 +90,13 @@ def edges() -> Iterator[int]:
 
 
 def _edges(shortest: int, longest: int) -> list[int]:
-    """Return the edges around some lengths."""
+    """Return the longest of each bin that some lengths need, after the longest below them."""
     found: list[int] = []
     for edge in edges():
-        if edge <= shortest:
+        if edge < shortest:
             found = [edge]
         else:
             found.append(edge)
-        if edge > longest:
+        if edge >= longest:
             return found
     raise AssertionError("edges never end")
