@@ -9,6 +9,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ from tests.corpus import hub_rows, wiki_rows
 from tests.faulty_hub import Faults, faulty_hub
 from tests.hub import COMMIT, small_hub
 
-MODEL = ("fetch", "model", "openai-community/gpt2", "--to", "gpt2", "--timeout", "0.3")
-TEXT = ("fetch", "data", "Salesforce/wikitext", "--to", "wikitext", "--timeout", "0.3")
+MODEL = ("fetch", "model", "openai-community/gpt2", "--to", "gpt2")
+TEXT = ("fetch", "data", "Salesforce/wikitext", "--to", "wikitext")
 SUBSET = ("--subset", "wikitext-2-v1")
 NEEDED = {
     ".fetch.json",
@@ -48,6 +49,15 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when the client was imported
+
+
+@pytest.fixture(autouse=True)
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let no time pass between two tries; return the seconds that would have been waited."""
+    seconds: list[float] = []
+    clock = SimpleNamespace(sleep=seconds.append)
+    monkeypatch.setattr("gpt2_lightning.fetching.transfer.time", clock)
+    return seconds
 
 
 @pytest.fixture
@@ -245,15 +255,14 @@ def test_a_damaged_file_is_refused_and_nothing_stays(
 
 def test_a_silent_server(root: Path, mistake: Mistake) -> None:
     with faulty_hub(root, Faults(silent={""})) as (endpoint, requests):
-        message = mistake(*MODEL, "--endpoint", endpoint)
+        message = mistake(*MODEL, "--timeout", "0.3", "--endpoint", endpoint)
         assert len(requests) == transfer.TRIES
     assert "was silent for 0.3 seconds, time after time" in message
     assert "--endpoint https://hf-mirror.com" in message
     assert left() == []
     with faulty_hub(root, Faults(silent={"/large/"})) as (endpoint, _):
-        message = mistake(*MODEL, "--endpoint", endpoint)
+        message = mistake(*MODEL, "--timeout", "0.3", "--endpoint", endpoint)
     assert "silent" in message
-    assert "The same command" not in message
     assert left() == [".gpt2.fetching"]
 
 
@@ -283,6 +292,7 @@ def test_what_the_hub_refuses(
         said = mistake(*MODEL, "--endpoint", endpoint)
         tries = len([request for request in requests if path in request])
     assert message in said
+    assert "  " not in said
     assert said.startswith("error: model openai-community/gpt2: ")
     assert tries == (transfer.TRIES if status in (429, 503) and not headers else 1)
     if status == 401:
@@ -292,7 +302,7 @@ def test_what_the_hub_refuses(
 
 
 def test_a_passing_fault_is_outlived(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = Faults(status={"/large/": (503, {"Retry-After": "0.2"})})
+    faults = Faults(status={"/large/": (503, {"Retry-After": "7"})})
     waited: list[float] = []
 
     def wait(seconds: float) -> None:
@@ -302,7 +312,15 @@ def test_a_passing_fault_is_outlived(root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("gpt2_lightning.fetching.transfer.time.sleep", wait)
     with faulty_hub(root, faults) as (endpoint, _):
         main([*MODEL, "--endpoint", endpoint])
-    assert waited == [0.2]
+    assert waited == [7]
+
+
+def test_it_waits_longer_from_try_to_try(mistake: Mistake, waited: list[float]) -> None:
+    mistake(*MODEL, "--endpoint", "http://127.0.0.1:9")
+    assert waited == [1, 2, 4]
+    waited.clear()
+    mistake(*MODEL, "--endpoint", "http://127.0.0.1:9", "--timeout", "1.5")
+    assert waited == [1, 1.5, 1.5]
 
 
 def test_no_server(mistake: Mistake) -> None:

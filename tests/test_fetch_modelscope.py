@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -20,7 +21,6 @@ from tests.modelscope_hub import ModelScopeHandler
 
 MODEL = ("fetch", "model", "AI-ModelScope/gpt2", "--to", "ours", "--from", "modelscope")
 TEXT = ("fetch", "data", "some/wikitext", "--to", "text", "--from", "modelscope")
-QUICK = ("--timeout", "0.3")
 WEIGHTS = "model.safetensors"
 CLIENT = Path(sys.executable).parent / "modelscope"
 
@@ -28,6 +28,8 @@ CLIENT = Path(sys.executable).parent / "modelscope"
 @pytest.fixture(autouse=True)
 def _online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    clock = SimpleNamespace(sleep=lambda seconds: None)  # no time passes between two tries
+    monkeypatch.setattr("gpt2_lightning.fetching.transfer.time", clock)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_the_endpoint_of_the_environment(
 def test_a_cut_connection_is_resumed_where_it_ended(root: Path) -> None:
     faults = Faults(cut={WEIGHTS: [20_000], "tokenizer.json": [1_000]})
     with faulty_hub(root, faults, ModelScopeHandler) as (endpoint, _):
-        main([*MODEL, *QUICK, "--endpoint", endpoint])
+        main([*MODEL, "--endpoint", endpoint])
     assert faults.ranges[WEIGHTS] == [None, "bytes=20000-"]
     whole = content(str(root / "models/AI-ModelScope/gpt2"))
     for name in (WEIGHTS, "tokenizer.json"):  # of which it sends the whole once more
@@ -104,7 +106,7 @@ def test_a_cut_connection_is_resumed_where_it_ended(root: Path) -> None:
 
 def test_a_damaged_file_is_refused_and_nothing_stays(root: Path, mistake: Mistake) -> None:
     with faulty_hub(root, Faults(damaged={WEIGHTS}), ModelScopeHandler) as (endpoint, _):
-        message = mistake(*MODEL, *QUICK, "--endpoint", endpoint)
+        message = mistake(*MODEL, "--endpoint", endpoint)
     assert f"{WEIGHTS} came damaged (its sha256 is " in message
     assert sorted(path.name for path in Path().iterdir()) == ["hub"]
 
@@ -123,7 +125,8 @@ def test_what_modelscope_refuses(
     root: Path, mistake: Mistake, faults: Faults, message: str
 ) -> None:
     with faulty_hub(root, faults, ModelScopeHandler) as (endpoint, requests):
-        said = mistake(*MODEL, *QUICK, "--endpoint", endpoint)
+        patience = ("--timeout", "0.3") if faults.silent else ()
+        said = mistake(*MODEL, *patience, "--endpoint", endpoint)
     assert message in said
     assert said.startswith("error: model AI-ModelScope/gpt2: ModelScope (")
     assert len(requests) == (transfer.TRIES if faults.silent else 1)
@@ -131,12 +134,12 @@ def test_what_modelscope_refuses(
 
 def test_what_is_not_there(root: Path, mistake: Mistake) -> None:
     with small_hub(root, ModelScopeHandler) as (endpoint, _):
-        at = (*QUICK, "--endpoint", endpoint)
+        at = ("--endpoint", endpoint)
         assert "HTTP 404" in mistake(*MODEL[:2], "AI-ModelScope/gpt3", *MODEL[3:], *at)
         assert "Check --revision" in mistake(*MODEL, *at, "--revision", "v2")
         assert "--subset wikitext-2-raw-v1 or" in mistake(*TEXT, *at)
     with small_hub(root) as (endpoint, _):  # the Hub, at that address
-        assert "HTTP 404" in mistake(*MODEL, *QUICK, "--endpoint", endpoint)
+        assert "HTTP 404" in mistake(*MODEL, "--endpoint", endpoint)
 
 
 def test_the_token_is_sent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,8 +79,10 @@ def test_fit_from_a_hub_and_again_without_one(hub_folder: Path) -> None:
         first = run(*FIT, f"--data.revision={COMMIT}", endpoint=endpoint)
         assert first.returncode == 0, first.stderr
     fetched = [request.removeprefix("GET ") for request in requests if "GET" in request]
-    assert f"/openai-community/gpt2/resolve/{COMMIT}/model.safetensors" in fetched
-    assert f"/datasets/Salesforce/wikitext/resolve/{COMMIT}/{PARQUET}" in fetched
+    # where a large file's address sends the client on to
+    assert "/large/models/openai-community/gpt2/model.safetensors" in fetched
+    assert f"/large/datasets/Salesforce/wikitext/{PARQUET}" in fetched
+    assert f"HEAD /datasets/Salesforce/wikitext/resolve/{COMMIT}/{PARQUET}" in requests
     assert not any("wikitext-2-raw-v1/train" in path for path in fetched)
     again = run(*FIT, f"--data.revision={COMMIT}", endpoint=endpoint, offline=True)
     assert again.returncode == 0, again.stderr

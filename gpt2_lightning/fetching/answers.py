@@ -90,7 +90,7 @@ def given_up(error: Exception, asked: Asked, kept: str) -> UsageError:
         kept: What is kept of the transfer, as a sentence.
     """
     what = f"{asked.said}: {asked.where}"
-    again = f"{kept} Try the same command again, or {MIRRORS[asked.hub]}."
+    again = f"{kept} Try the same command again, or {MIRRORS[asked.hub]}.".lstrip()
     match error:
         case Unavailable(status=429):
             wait = f" and asks to wait {error.wait:,.0f} seconds" if error.wait else ""
