@@ -383,6 +383,29 @@ def test_which_subset(root: Path, mistake: Mistake) -> None:
     assert "wikitext-2-v1/train-00000-of-00001.parquet" in names("wikitext")
 
 
+def test_a_subset_more(root: Path, capsys: pytest.CaptureFixture[str], mistake: Mistake) -> None:
+    other = ("--subset", "wikitext-2-raw-v1")
+    with small_hub(root) as (endpoint, requests):
+        at = ("--endpoint", endpoint)
+        main([*TEXT, *SUBSET, *at])
+        before = names("wikitext")
+        Path("wikitext/wikitext-2-raw-v1").mkdir()
+        assert "its wikitext-2-raw-v1 was not fetched with it" in mistake(*TEXT, *other, *at)
+        Path("wikitext/wikitext-2-raw-v1").rmdir()
+        asked = len(requests)
+        main([*TEXT, *other, *at])
+        assert f"/api/datasets/Salesforce/wikitext/revision/{COMMIT}" in requests[asked]
+        assert not any("wikitext-2-v1" in request for request in requests[asked:])
+    assert len(names("wikitext")) == len(before) + 3
+    assert left() == ["wikitext"]
+    for subset in (SUBSET, other):
+        capsys.readouterr()
+        main([*TEXT, *subset])
+        shown = capsys.readouterr().out
+        assert "wikitext is there already, with all its files" in shown
+        assert f"--data.subset {subset[1]}" in shown
+
+
 def test_text_that_is_not_what_its_name_says(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from tests.command_line import CALM, SMALL, curves
 from tests.corpus import hub_rows, wiki_rows
 from tests.hub import COMMIT, small_hub
-from tests.test_readme import OURS, README, ROOT, commands
+from tests.test_readme import README, ROOT, commands
 
 PARQUET = "wikitext-2-v1/train-00000-of-00001.parquet"
 TEXT = ("--data.source=Salesforce/wikitext", "--data.subset=wikitext-2-v1")
@@ -55,22 +55,20 @@ def hub_folder(tmp_path: Path, tiny_model: Path) -> Path:
 
 def run(*words: str, endpoint: str, offline: bool = False) -> "subprocess.CompletedProcess[str]":
     """Run our program in a process of its own: the clients read the endpoint when imported."""
-    return start([sys.executable, "-m", "gpt2_lightning", *words], endpoint, offline)
-
-
-def start(
-    words: list[str], endpoint: str, offline: bool = False
-) -> "subprocess.CompletedProcess[str]":
     settings = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(Path("hf-home").absolute()),
         "HF_HUB_OFFLINE": "1" if offline else "0",
         "HF_HUB_DISABLE_XET": "1",
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     return subprocess.run(
-        words, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "gpt2_lightning", *words],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -117,16 +115,18 @@ def test_no_hub_at_the_endpoint(hub_folder: Path) -> None:
     assert "HF_ENDPOINT" in refused.stderr.splitlines()[-1]
 
 
-def test_the_tutorials_downloads_as_the_readme_has_them(hub_folder: Path) -> None:
-    downloads = [line for line in commands(README) if line.startswith("hf download")]
-    (fit,) = [line for line in OURS if "configs/tutorial.yaml" in line]
+def test_the_tutorials_steps_as_the_readme_has_them(hub_folder: Path) -> None:
+    steps = [shlex.split(line)[3:] for line in commands(README) if "python -m gpt2" in line]
+    (fit,) = [words for words in steps if words[0] == "fit" and "configs/tutorial.yaml" in words]
+    fetches = [words for words in steps if words[:2] in (["fetch", "model"], ["fetch", "data"])]
+    here = [words for words in fetches if not {"--endpoint", "--from"} & set(words)]
+    assert len(here) >= 3
     with small_hub(hub_folder) as (endpoint, _):
-        for line in downloads:
-            done = start(shlex.split(line), endpoint)
+        for words in here:
+            done = run(*words, endpoint=endpoint)
             assert done.returncode == 0, done.stderr
-    assert len(downloads) == 2
     cut = ("--data.block_size=32", "--trainer.max_steps=2", "--samples.enabled=false", *CALM)
-    words = [word.replace("configs/", f"{ROOT}/configs/") for word in shlex.split(fit)[3:]]
+    words = [word.replace("configs/", f"{ROOT}/configs/") for word in fit]
     done = run(*words, *cut, endpoint=endpoint, offline=True)
     assert done.returncode == 0, done.stderr
     assert "not comparable with published figures" in " ".join(done.stdout.split())

@@ -1,6 +1,7 @@
 """``fetch``: a model or data from the Hub, a mirror or ModelScope; or what a folder is."""
 
 import sys
+from dataclasses import replace
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
@@ -45,7 +46,8 @@ def fetch(
         endpoint: Address of a mirror; null is what HF_ENDPOINT (MODELSCOPE_ENDPOINT) says, or the
             hub's own.
         revision: Branch, tag or commit; null is the main branch.
-        subset: Folder of the data; null is the only one.
+        subset: Folder of the data; null is the only one. It may be added to a fetched folder that
+            has others.
         everything: Take all files, needed or not.
         allow_pickle: Take weights that are there only as a pickle, and turn them into safetensors.
         timeout: Seconds without a connection or a byte, after which a transfer has stalled.
@@ -62,13 +64,17 @@ def fetch(
         raise UsageError("--allow_pickle: data is never read from a pickle. Leave it out.")
     asked = asked_for(kind, name, hub, revision, endpoint, timeout)
     folder = target_folder(to)
-    if manifest := already_there(folder, asked, subset, everything=everything):
+    subset = subset.strip("/") if subset else None
+    earlier = already_there(folder, asked, subset, everything=everything)
+    if earlier is not None and not earlier.lacks(subset):
         print(
             f"{to} is there already, with all its files: {asked.kind} {asked.name} at "
-            f"{manifest.commit}. Nothing was fetched; to fetch it anew, move the folder away."
+            f"{earlier.commit}. Nothing was fetched; to fetch it anew, move the folder away."
         )
-        _tell(to, manifest)
+        _tell(to, earlier, subset)
         return
+    if earlier is not None:  # a subset more, of the same state
+        asked = replace(asked, revision=earlier.commit)
 
     from gpt2_lightning.fetching.hub import is_offline
 
@@ -105,12 +111,13 @@ def fetch(
             finish=finish,
             # the converted weights stand beside the pickle for a moment
             extra=lambda files: sum(file.size or 0 for file in files) if pickled else 0,
+            earlier=earlier,
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         raise
     _tell_fetched(to, folder, asked, manifest)
-    _tell(to, manifest)
+    _tell(to, manifest, subset)
 
 
 def _tell_fetched(to: str, folder: "Path", asked: "Asked", manifest: "Manifest") -> None:
@@ -135,14 +142,15 @@ def _show(finding: "Finding", lines: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _tell(to: str, manifest: "Manifest") -> None:
+def _tell(to: str, manifest: "Manifest", subset: str | None) -> None:
     """Print the command to type next."""
     place = quote(to)
     if manifest.kind == "model":
         words = f"--model.pretrained {place} --data.source my_book.txt"
     else:
-        subset = f" --data.subset {manifest.subset}" if manifest.subset else ""
-        words = f"--model.pretrained openai-community/gpt2 --data.source {place}{subset}"
+        named = subset or next(iter(manifest.subsets), None)
+        words = f"--model.pretrained openai-community/gpt2 --data.source {place}"
+        words += f" --data.subset {quote(named)}" if named else ""
     print(
         f"Next, with no network needed for {to} (HF_HUB_OFFLINE=1 holds everything to that):\n"
         f"  python -m gpt2_lightning fit --config configs/finetune.yaml {words}"

@@ -37,7 +37,7 @@ def already_there(
     """Tell whether a folder is what is asked for, without asking a hub.
 
     Returns:
-        What it was fetched as; None if there is nothing yet.
+        What it was fetched as, perhaps without the subset; None if there is nothing yet.
 
     Raises:
         UsageError: If it holds something else.
@@ -60,6 +60,11 @@ def already_there(
             f"--to {folder}: since it was fetched, {', '.join(damaged[:3])} changed or went. Move "
             "the folder away and fetch it again."
         )
+    if manifest.lacks(subset) and (folder / str(subset)).exists():
+        raise UsageError(
+            f"--to {folder}: its {subset} was not fetched with it. Move that away, or give another "
+            "folder."
+        )
     return manifest
 
 
@@ -72,6 +77,7 @@ def fetch_folder(
     choose: Callable[[Listing], list[RemoteFile]],
     finish: Callable[[Path], None],
     extra: Callable[[list[RemoteFile]], int] = lambda files: 0,
+    earlier: Manifest | None = None,
 ) -> Manifest:
     """Fetch a folder; it appears when every file in it is what the hub says.
 
@@ -83,6 +89,7 @@ def fetch_folder(
         choose: Which files to take.
         finish: Is given the files, to do with them what is left before they take their place.
         extra: How many bytes that will need.
+        earlier: What the folder was fetched as before; the subset is added to it.
 
     Raises:
         UsageError: If the hub does not give it, or not as it lists it, or the disk is too small.
@@ -112,9 +119,17 @@ def fetch_folder(
                     work.clear()
                     raise
                 manifest = write_manifest(
-                    work.files, asked, listing.commit, subset, everything=everything
+                    work.files,
+                    asked,
+                    listing.commit,
+                    subset,
+                    everything=everything,
+                    earlier=earlier,
                 )
-                work.finish()
+                if earlier is None:
+                    work.finish()
+                else:
+                    work.finish_inside(str(subset))
         except OSError as error:
             raise UsageError(f"--to {target}: it cannot be written ({error}).") from error
     return manifest

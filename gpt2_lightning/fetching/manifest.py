@@ -23,7 +23,7 @@ class Manifest:
         endpoint: Its address.
         revision: As asked for.
         commit: What it stood for.
-        subset: Of the data.
+        subsets: Of the data; none where it has no name, or all files were taken.
         everything: Whether all files were taken.
         sha256: Of each file, by its path, in hexadecimal.
         size: Of each file, in bytes.
@@ -35,7 +35,7 @@ class Manifest:
     endpoint: str
     revision: str | None
     commit: str
-    subset: str | None
+    subsets: list[str]
     everything: bool
     sha256: dict[str, str]
     size: dict[str, int]
@@ -48,9 +48,13 @@ class Manifest:
             return f"revision {self.revision or 'of the main branch'} ({self.commit[:12]})"
         if everything and not self.everything:
             return "fewer files, without --all"
-        if subset not in (None, self.subset) and not self.everything:
-            return f"--subset {self.subset}" if self.subset else "without --subset"
+        if subset is not None and not self.subsets and not self.everything:
+            return "without --subset"
         return None
+
+    def lacks(self, subset: str | None) -> bool:
+        """Tell whether a subset is not there yet, beside those that are."""
+        return bool(subset and self.subsets and subset not in self.subsets and not self.everything)
 
     def damaged(self, folder: Path) -> list[str]:
         """Return the files that are no longer there, or at another size."""
@@ -68,8 +72,18 @@ def write_manifest(
     subset: str | None,
     *,
     everything: bool,
+    earlier: Manifest | None = None,
 ) -> Manifest:
-    """Write down what a folder is, with the hash of each file in it."""
+    """Write down what a folder is, with the hash of each file in it.
+
+    Args:
+        folder: Where the files are.
+        asked: What they were asked for as.
+        commit: What its revision stood for.
+        subset: Of the data.
+        everything: Whether all files were taken.
+        earlier: The folder that they will be added to.
+    """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != NAME)
     paths = {file.relative_to(folder).as_posix(): file for file in files}
     manifest = Manifest(
@@ -77,12 +91,14 @@ def write_manifest(
         name=asked.name,
         hub=asked.hub,
         endpoint=asked.endpoint,
-        revision=asked.revision,
+        revision=earlier.revision if earlier else asked.revision,
         commit=commit,
-        subset=subset,
+        subsets=[*(earlier.subsets if earlier else []), *([subset] if subset else [])],
         everything=everything,
-        sha256={name: sha256_of(file) for name, file in paths.items()},
-        size={name: file.stat().st_size for name, file in paths.items()},
+        sha256=(earlier.sha256 if earlier else {})
+        | {name: sha256_of(file) for name, file in paths.items()},
+        size=(earlier.size if earlier else {})
+        | {name: file.stat().st_size for name, file in paths.items()},
     )
     try:
         ours: str | None = version("gpt2-lightning")

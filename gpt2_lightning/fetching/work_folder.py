@@ -89,6 +89,15 @@ class WorkFolder:
         self.files.rename(self.target)
         self.clear()
 
+    def finish_inside(self, inner: str) -> None:
+        """Let one folder of the files, and the notes beside it, go into the target as a whole."""
+        place = self.target / inner
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (self.files / inner).rename(place)
+        for note in self.files.glob(".*"):
+            note.replace(self.target / note.name)
+        self.clear()
+
     def clear(self) -> None:
         """Remove all that is there."""
         for folder in (self.files, self.parts):
