@@ -328,7 +328,7 @@ def test_as_many_samples_as_make_sense_where_no_number_is_given() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "--temperature 0.0: it has to be above 0"),
+        ({"temperature": 0.0}, "--temperature 0.0: it has to be 0.000001 or more"),
         ({"temperature": float("nan")}, "--temperature nan"),
         ({"top_p": 1.5}, "--top_p 1.5"),
         ({"top_k": -1}, "--top_k -1"),

@@ -34,7 +34,7 @@ def test_every_answer_is_one_that_is_described(opinionated_model: Path, tmp_path
             env=os.environ | {"HOME": str(tmp_path)},
         )
         assert run.returncode == 0, run.stdout + run.stderr
-        assert "Operations:       4 selected / 4 total" in run.stdout
+        assert "Operations:       5 selected / 5 total" in run.stdout
         metrics = server.get("/metrics").text
         answered = [line for line in metrics.splitlines() if "requests_total{" in line]
         assert any('path="/v1/completions",status="200"' in line for line in answered)

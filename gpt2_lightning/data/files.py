@@ -15,6 +15,7 @@ from gpt2_lightning.errors import UsageError
 
 TEXT_SUFFIXES = {".txt", ".raw", ".tokens"}  # .raw and .tokens: the original WikiText archives
 TABLE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
 SHARD = re.compile(r"(?P<split>[\w.]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet")
 
 
@@ -160,7 +161,8 @@ def _columns(file: Path, text_column: str) -> Iterator[list[Any]]:
     """Yield a column's values, some at a time."""
     if file.suffix == ".parquet":
         # not through datasets, which holds a row group at a time: often that is the whole file
-        with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
+        options = {"pre_buffer": False, "buffer_size": READ_AT_ONCE}
+        with pyarrow.parquet.ParquetFile(file, **options) as table:
             for batch in table.iter_batches(ROWS_PER_READ, columns=[text_column]):
                 yield batch.column(0).to_pylist()
         return

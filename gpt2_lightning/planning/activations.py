@@ -72,13 +72,6 @@ def kept_by_checkpointing(setting: Setting) -> Tensors:
     return [_between_layers(setting)]
 
 
-def made_on_the_way(setting: Setting) -> Tensors:
-    """Return what a block makes and frees again between what it keeps: outputs that are added."""
-    p = setting.precision.products
-    state = p * setting.rows * setting.shape.width
-    return (4 if setting.shape.dropout else 2) * [state]
-
-
 def gradients_on_the_way(setting: Setting) -> Tensors:
     """Return the gradients of hidden states that the backward pass holds at a block's widest."""
     p, shape = setting.precision.products, setting.shape

@@ -10,7 +10,6 @@ from gpt2_lightning.planning.activations import (
     kept_by_a_layer,
     kept_by_checkpointing,
     kept_outside,
-    made_on_the_way,
 )
 from gpt2_lightning.planning.setting import Setting
 
@@ -97,13 +96,26 @@ def account(setting: Setting) -> Account:
         return Account(tuple(_with(moment, context) for moment in moments), 0)
     moments += _writing(setting)
     libraries = Term("libraries, loaded when used", LIBRARIES)
-    kept = max(_small(moment) for moment in _training(setting))
+    heap = _heap(setting)
     whole = [_with(moments[0], libraries)]
     for moment in moments[1:]:
-        # what was freed in small pieces serves the next need, and is never given back
-        idle = Term("kept by the allocator", max(kept - _small(moment), 0))
+        idle = Term("kept by the allocator", max(heap - _small(moment), 0))
         whole.append(_with(moment, libraries, *([idle] if idle.size else [])))
     return Account(tuple(whole), IMPORTS)
+
+
+def _heap(setting: Setting) -> int:
+    """Return what small pieces take of a process' memory, once it has trained for a while.
+
+    What is freed in small pieces is never given back, and serves the next need but in part: where
+    pieces come and go, half as much as they take lies in holes between them. That is Knuth's
+    unused memory rule (The Art of Computer Programming, volume 1, section 2.5): a share of
+    k / (k + 2) is unused where holes are k times as large as pieces. Here k is 1, since a hole of
+    a piece's own size does not serve it: room for the alignment is sought beside it.
+    """
+    lasting = sum(term.small for term in (*_weights(setting), _optimizer_state(setting)))
+    most = max(_small(moment) for moment in _training(setting))
+    return most + (most - lasting) // 2
 
 
 def _with(moment: Moment, *terms: Term) -> Moment:
@@ -181,12 +193,7 @@ def _training(setting: Setting) -> list[Moment]:
 def _activations(setting: Setting) -> list[Term]:
     layers, checkpointing = setting.shape.layers, setting.checkpointing
     each = kept_by_checkpointing(setting) if checkpointing else kept_by_a_layer(setting)
-    found = [_term("activations", [*each * layers, *kept_outside(setting)])]
-    if setting.on_cpu and not checkpointing:
-        # glibc's aligned allocation cannot take a hole of the very size that is asked for
-        holes = _term("holes between them", made_on_the_way(setting) * layers)
-        found.append(Term(holes.name, holes.small, holes.small))
-    return found
+    return [_term("activations", [*each * layers, *kept_outside(setting)])]
 
 
 def _logits(setting: Setting, copies: int) -> int:
