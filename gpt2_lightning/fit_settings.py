@@ -5,9 +5,7 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.lightning_cli import GPT2CLI, GPT2ArgumentParser
-from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.lightning_cli import GPT2CLI
 from gpt2_lightning.quiet import quieten
 
 
@@ -35,16 +33,7 @@ class FitSettings(GPT2CLI):
         """
         quieten()
         self._verb, self._own = verb, own
-        super().__init__(
-            GPT2Module,
-            WikiTextDataModule,
-            args=["fit", *words],
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_class=GPT2ArgumentParser,
-            parser_kwargs={"fit": {"description": (own.__doc__ or "").splitlines()[0]}},
-        )
+        super().__init__(["fit", *words], fit={"description": (own.__doc__ or "").splitlines()[0]})
         self.values = self.config.fit
         self.own = {name: self.values[name] for name in self._own_names}
 

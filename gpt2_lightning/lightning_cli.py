@@ -82,7 +82,24 @@ class GPT2ArgumentParser(LightningArgumentParser):
 
 
 class GPT2CLI(LightningCLI):
-    """Fills in what follows from other flags, and refuses what contradicts them."""
+    """Fills in what follows from other flags, and refuses what contradicts them.
+
+    Args:
+        words: A verb of Lightning's, and its flags.
+        parser_kwargs: Of each verb's parser, by verb.
+    """
+
+    def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
+        super().__init__(
+            GPT2Module,
+            WikiTextDataModule,
+            args=words,
+            seed_everything_default=1,  # a run can be repeated unless asked otherwise
+            auto_configure_optimizers=False,  # it would turn the schedule once an epoch
+            load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
+            parser_class=GPT2ArgumentParser,
+            parser_kwargs=parser_kwargs,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that flags can change, and the links of plain values."""
@@ -212,15 +229,7 @@ def run(words: list[str]) -> None:
     """
     quieten()
     try:
-        GPT2CLI(
-            GPT2Module,
-            WikiTextDataModule,
-            args=words,
-            seed_everything_default=1,  # a run can be repeated unless asked otherwise
-            auto_configure_optimizers=False,  # it would turn the schedule once an epoch
-            load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
-            parser_class=GPT2ArgumentParser,
-        )
+        GPT2CLI(words)
     except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
         raise SystemExit(128 + signal.SIGTERM) from ended
     except SystemExit as ended:

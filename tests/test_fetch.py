@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 from gpt2_lightning.cli import main
+from gpt2_lightning.data.wikitext import RAW_SHA256, ROWS
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching import transfer
 from gpt2_lightning.fetching.asked import asked_for
 from gpt2_lightning.fetching.listing import safe_path
-from gpt2_lightning.fetching.wikitext import RAW_SHA256, ROWS, SplitText, judge
+from gpt2_lightning.fetching.official import SplitText, judge
 from tests.command_line import SMALL, Mistake, fit
 from tests.corpus import hub_rows, wiki_rows
 from tests.faulty_hub import Faults, faulty_hub
@@ -181,7 +182,7 @@ def test_a_second_call_does_nothing_and_says_so(
 def test_without_a_network_by_the_users_own_wish(
     mistake: Mistake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set, so nothing may be fetched" in mistake(*MODEL)
 
 

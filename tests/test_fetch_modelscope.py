@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from huggingface_hub import constants
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.fetching import transfer
@@ -28,6 +29,7 @@ CLIENT = Path(sys.executable).parent / "modelscope"
 @pytest.fixture(autouse=True)
 def _online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when the client was imported
     clock = SimpleNamespace(sleep=lambda seconds: None)  # no time passes between two tries
     monkeypatch.setattr("gpt2_lightning.fetching.transfer.time", clock)
 

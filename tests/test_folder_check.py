@@ -11,10 +11,10 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.fetching import wikitext
+from gpt2_lightning.fetching import official as official_text
 from gpt2_lightning.fetching.content import git_sha1_of, sha256_of
 from gpt2_lightning.fetching.folder_check import check_folder
-from gpt2_lightning.fetching.wikitext import judge, read_split
+from gpt2_lightning.fetching.official import judge, read_split
 from tests.command_line import Mistake
 from tests.corpus import hub_rows, wiki_rows
 from tests.hub import COMMIT
@@ -163,7 +163,7 @@ def test_the_original_archive(
         split: sha256_of(wiki_folder / f"wiki.{name}.raw")
         for split, name in (("train", "train"), ("validation", "valid"), ("test", "test"))
     }
-    monkeypatch.setattr(wikitext, "RAW_SHA256", official)
+    monkeypatch.setattr(official_text, "RAW_SHA256", official)
     shown, warnings = check(str(wiki_folder))
     assert "the official WikiText-2, raw, by the SHA-256 of each split" in shown
     assert shown.splitlines()[-1] == f"  --data.source {wiki_folder}"

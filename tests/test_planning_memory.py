@@ -8,12 +8,13 @@ import torch
 
 from gpt2_lightning.model.causal_lm import Architecture, AttentionName, count_parameters
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.planning.account import Account
 from gpt2_lightning.planning.activations import (
     kept_by_a_layer,
     kept_by_checkpointing,
     kept_outside,
 )
-from gpt2_lightning.planning.memory import Account, account
+from gpt2_lightning.planning.memory import account
 from gpt2_lightning.planning.place import Place
 from gpt2_lightning.planning.precision import precision_of
 from gpt2_lightning.planning.setting import Setting

@@ -76,9 +76,9 @@ def fetch(
     if earlier is not None:  # a subset more, of the same state
         asked = replace(asked, revision=earlier.commit)
 
-    from gpt2_lightning.fetching.hub import is_offline
+    from huggingface_hub import is_offline_mode
 
-    if is_offline():
+    if is_offline_mode():
         raise UsageError(
             f"fetch {asked.said}: {to} is not there yet, and HF_HUB_OFFLINE is set, so nothing may "
             "be fetched. Unset it, or run fetch where there is a network and copy the folder."

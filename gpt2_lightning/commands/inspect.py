@@ -1,6 +1,5 @@
 """``inspect``: what the model will really see of a source."""
 
-import io
 import sys
 from contextlib import redirect_stdout
 from json import dumps
@@ -65,9 +64,6 @@ def inspect(
             document["compare"] = {name: as_document(*one) for name, one in found.items()}
         print(dumps(document, indent=2, allow_nan=False))
         return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # text of any script has to come onto a terminal of any encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
     show(Console(highlight=False, markup=False, emoji=False), found, chosen)
 
 

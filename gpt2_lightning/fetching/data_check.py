@@ -5,8 +5,8 @@ from pathlib import Path
 from gpt2_lightning.data.files import TABLE_BUILDERS, TEXT_SUFFIXES, open_path
 from gpt2_lightning.data.rows import SplitName
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fetching.official import judge, read_split
 from gpt2_lightning.fetching.whole_files import check_content, visible_files
-from gpt2_lightning.fetching.wikitext import judge, read_split
 
 ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
 SAVED = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wrote

@@ -1,20 +1,11 @@
 """What a repository of the Hub, or of a mirror of it, holds."""
 
-import os
-
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 
 from gpt2_lightning.fetching.answers import check_status
 from gpt2_lightning.fetching.asked import Asked
 from gpt2_lightning.fetching.listing import Listing, RemoteFile, safe_path
-
-OFFLINE = {"1", "on", "yes", "true"}  # what the Hub's client takes for yes
-
-
-def is_offline() -> bool:
-    """Tell whether the user has asked that nothing be fetched."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE
 
 
 def list_hub(asked: Asked) -> Listing:

@@ -3,17 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt2_lightning.data.wikitext import RAW_SHA256
+
 ProtocolName = Literal["disjoint", "sliding", "articles", "training"]
 
-# SHA-256 of the original files, whose text the Hub's rows give back.
-OFFICIAL_TEXTS = {
-    sha256: f"WikiText-2 raw, {split}"
-    for split, sha256 in {
-        "train": "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57",
-        "validation": "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7",
-        "test": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
-    }.items()
-}
+# By the SHA-256 of their original text.
+OFFICIAL_TEXTS = {sha256: f"WikiText-2 raw, {split}" for split, sha256 in RAW_SHA256.items()}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from typing import Any
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.planning.account import Account
 from gpt2_lightning.planning.advice import Advice, advice, fits
 from gpt2_lightning.planning.caveats import caveats
 from gpt2_lightning.planning.disk import Disk, disk_of
 from gpt2_lightning.planning.duration import Duration, from_measured, from_rate
 from gpt2_lightning.planning.gpus import GPU
 from gpt2_lightning.planning.measured_step import measure_step
-from gpt2_lightning.planning.memory import Account, account
+from gpt2_lightning.planning.memory import account
 from gpt2_lightning.planning.place import Place, place_of
 from gpt2_lightning.planning.precision import precision_of
 from gpt2_lightning.planning.setting import Setting
