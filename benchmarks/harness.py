@@ -87,7 +87,8 @@ def by_evaluate(
     from gpt2_lightning.data.datamodule import WikiTextDataModule
     from gpt2_lightning.inference.checkpoint import load_model
     from gpt2_lightning.inference.device import place
-    from gpt2_lightning.inference.evaluation import Protocol, evaluate, rows_of
+    from gpt2_lightning.inference.evaluation import evaluate, rows_of
+    from gpt2_lightning.inference.protocol import Protocol
 
     loaded = load_model(model)
     place(loaded.model, "cpu", "fp32")

@@ -136,20 +136,6 @@ def test_a_process_of_its_own_with_the_environments_mirror(root: Path) -> None:
     assert len([line for line in done.stderr.splitlines() if ".parquet (" in line]) == 3
 
 
-def test_help_and_mistakes_need_no_heavy_import() -> None:
-    code = (
-        "import sys\nfrom gpt2_lightning.cli import main\n"
-        "for words in (['--help'], ['model', 'a/b', '--too', 'c']):\n"
-        "    try: main(['fetch', *words])\n"
-        "    except SystemExit as end: print('code', end.code)\n"
-        "heavy = ('torch', 'transformers', 'datasets', 'huggingface_hub', 'httpx2', 'lightning')\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["code 2", "[]"]
-    assert "Did you mean --to?" in done.stderr
-
-
 def test_all_files(root: Path) -> None:
     with small_hub(root) as (endpoint, _):
         main([*MODEL, "--endpoint", endpoint, "--all"])

@@ -196,19 +196,6 @@ def test_a_reader_that_leaves(opinionated_model: Path) -> None:
     assert ended.stderr == b""
 
 
-def test_words_are_checked_before_anything_heavy_is_imported() -> None:
-    code = (
-        "import sys\n"
-        "from gpt2_lightning.cli import main\n"
-        "try: main(['generate', '--model=a', '--prompt=b', '--num_beams=2'])\n"
-        "except SystemExit as end: assert end.code == 2\n"
-        "print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])\n"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
-    assert "--do_sample false" in found.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -67,10 +67,44 @@ def test_package_files_are_empty_but_for_load() -> None:
     assert defined == ["__getattr__"]
 
 
+HEAVY = ("torch", "transformers", "lightning", "datasets", "huggingface_hub", "httpx2", "fastapi")
+
+
+def loaded_by(code: str) -> tuple[list[str], str]:
+    """Run code in a new process; return what it prints, heavy modules last, and its messages."""
+    after = f"import sys\nprint([name for name in {HEAVY} if name in sys.modules])"
+    words = [sys.executable, "-c", f"{code}\n{after}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines(), done.stderr
+
+
 def test_importing_the_package_is_light() -> None:
-    code = (
-        "import sys, gpt2_lightning; "
-        "print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert loaded_by("import gpt2_lightning") == (["[]"], "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "--model=a", "--prompt=b", "--num_beams=2"], "--do_sample false"),
+        (["evaluate", "--model=a", "--data.source=b", "--stride=0"], "--stride 0: it has to be"),
+        (["evaluate", "--model=a"], "--data.source: which text?"),
+        (["export", "--model=a", "--too=c"], "Did you mean --to?"),
+        (["report", "--outptu=c"], "Did you mean --output?"),
+        (["serve", "--modle=a"], "Did you mean --model?"),
+        (["fetch", "model", "a/b", "--too", "c"], "Did you mean --to?"),
+    ],
+    ids=" ".join,
+)
+def test_words_are_checked_before_anything_heavy_is_imported(
+    words: list[str], message: str
+) -> None:
+    code = f"""
+from gpt2_lightning.cli import main
+for words in ({[words[0], "--help"]}, {words}):
+    try: main(words)
+    except SystemExit as end: print("code", end.code)
+"""
+    lines, said = loaded_by(code)
+    assert "code 0" in lines
+    assert lines[-2:] == ["code 2", "[]"]
+    assert message in said

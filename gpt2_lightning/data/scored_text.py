@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.articles import has_titles
 from gpt2_lightning.data.cleaning import Cleaner, get_cleaner
 from gpt2_lightning.data.harness import detokenize_article
-from gpt2_lightning.data.rows import Row, Rows
+from gpt2_lightning.data.rows import JoinerName, Row, Rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.errors import UsageError
 
 READING_VERSION = 2  # of how rows are joined and articles detokenised
-JoinerName = Literal["newlines", "nothing"]
 JOINERS: dict[JoinerName, str] = {"newlines": "\n\n", "nothing": ""}
 
 

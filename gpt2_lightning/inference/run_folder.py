@@ -1,12 +1,9 @@
 """Run folders: which checkpoint ``last``, a folder or a file means."""
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import best_checkpoint, read_checkpoint
+from gpt2_lightning.inference.checkpoint import best_checkpoint
 from gpt2_lightning.inference.sharded import is_sharded
 
 LOGS = Path("lightning_logs")
@@ -49,20 +46,3 @@ def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder that a checkpoint lies in, if it does."""
     folder = checkpoint.absolute().parent
     return folder.parent if folder.name == "checkpoints" else None
-
-
-def data_settings(model: str) -> dict[str, Any]:
-    """Return the ``--data.*`` settings that a model was trained with, as far as they are known.
-
-    Args:
-        model: A run folder, its ``hf/``, or a ``.ckpt``; anything else gives nothing.
-    """
-    path = Path(model).expanduser()
-    if path.suffix == ".ckpt" and path.exists():  # a folder, where its state is sharded
-        return dict(read_checkpoint(path)["datamodule_hyper_parameters"])
-    run = path.parent if path.name == "hf" else path
-    config = run / "config.yaml"
-    if not path.is_dir() or not config.is_file():
-        return {}
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return dict(settings.get("data") or {}) if isinstance(settings, dict) else {}
