@@ -27,7 +27,7 @@ def text(rows: Rows) -> str:
 def test_whole_articles_are_held_out_and_nothing_is_lost() -> None:
     parts = articles(200)
     splitting = split_rows(as_rows(parts), ["validation", "test"])
-    assert splitting.by_article
+    assert splitting.articles is not None
     found = {name: list(rows) for name, rows in splitting.rows.items()}
     assert sorted(row for rows in found.values() for row in rows) == sorted(
         row for part in parts for row in part
@@ -51,7 +51,7 @@ def test_few_articles_are_cut_by_position_at_line_ends() -> None:
     lines = [f"line {index} {'x' * (index % 7)}\n" for index in range(400)]
     rows = Rows(lambda: (Row(line, index == 0) for index, line in enumerate(lines)))
     splitting = split_rows(rows, ["validation", "test"])
-    assert not splitting.by_article
+    assert splitting.articles is None
     parts = [text(splitting.rows[name]) for name in ("train", "validation", "test")]
     assert "".join(parts) == "".join(lines)
     assert all(part.endswith("\n") for part in parts)

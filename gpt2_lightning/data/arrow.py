@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.hub_errors import reason
 
 ROWS_PER_READ = 1000
 
@@ -49,7 +50,7 @@ def open_hub(
             )
         raise UsageError(
             f"--data.source {source}: not a local path, and the Hub did not give it: "
-            f"{' '.join(text.split())} {advice}"
+            f"{reason(error)}. {advice}"
         ) from error
     assert isinstance(loaded, DatasetDict)  # no split was asked for, so all come
     return _rows_of_datasets(loaded, text_column, Path(source))

@@ -16,7 +16,7 @@ from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
 from gpt2_lightning.data.rows import Rows, SplitName
 from gpt2_lightning.data.sources import open_source
-from gpt2_lightning.data.splitting import FEWEST_ARTICLES, split_rows
+from gpt2_lightning.data.splitting import FEWEST_ARTICLES, HELD_OUT_SHARE, split_rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.tokenizer import (
     keeps_every_byte,
@@ -163,9 +163,11 @@ class WikiTextDataModule(LightningDataModule):
         if missing and "train" in splits:
             splitting = split_rows(splits["train"], missing)
             how = (
-                f"5 % each of the training text's {splitting.articles} articles"
-                if splitting.by_article
-                else f"the last 5 % each of the training text, which has fewer than "
+                f"about {HELD_OUT_SHARE:.0%} of the text each, "
+                + " and ".join(str(splitting.articles[name]) for name in missing)
+                + f" of {sum(splitting.articles.values())} articles"
+                if splitting.articles
+                else f"the last {HELD_OUT_SHARE:.0%} of the text each, which has fewer than "
                 f"{FEWEST_ARTICLES} articles"
             )
             log.info("%s has no %s split: taking %s.", self.source, " and no ".join(missing), how)

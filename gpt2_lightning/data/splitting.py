@@ -21,13 +21,12 @@ class Splitting:
 
     Attributes:
         rows: The marked rows of every split.
-        by_article: Whether whole articles were chosen; otherwise the text was cut by position.
-        articles: How many articles the source has.
+        articles: How many articles of the source went to each split; null where the text was cut
+            by position instead.
     """
 
     rows: dict[SplitName, Rows]
-    by_article: bool
-    articles: int
+    articles: dict[SplitName, int] | None
 
 
 def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
@@ -68,7 +67,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
             name: Rows(partial(_of_articles, rows, owners, name), rows.files, f"{identity} {name}")
             for name in names
         }
-        return Splitting(by_split, True, len(sizes))
+        return Splitting(by_split, {name: owners.count(name) for name in names})
     edges = _edges(sum(sizes), names)
     # in a stretch as long as the longest line, a line begins
     part = LINE if longest_line <= HELD_OUT_SHARE * sum(sizes) else WORD
@@ -78,7 +77,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
         )
         for name in names
     }
-    return Splitting(by_split, False, len(sizes))
+    return Splitting(by_split, None)
 
 
 def _owners(sizes: list[int], hashes: list[bytes], missing: list[SplitName]) -> list[SplitName]:

@@ -10,16 +10,19 @@ from pathlib import Path
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.hub_errors import reason
 from gpt2_lightning.whole_folder import whole_folder
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows it
 BYTES = 256  # a byte-level BPE begins with one token for each
 
+FLAG = "--data.tokenizer (unless given, that of --model.pretrained)"
+
 log = logging.getLogger(__name__)
 
 
 def load_tokenizer(
-    name: str, revision: str | None = None, *, flag: str = "--data.tokenizer"
+    name: str, revision: str | None = None, *, flag: str = FLAG
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer and see that it can end a text and pad a batch.
 
@@ -39,9 +42,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:
         raise UsageError(
-            f"{flag} {name}: no tokenizer was found there "
-            f"({' '.join(str(error).split())[:300]}). Give a folder that holds tokenizer.json, or "
-            "a Hub id such as openai-community/gpt2."
+            f"{flag} {name}: no tokenizer was found there ({reason(error)}). Give a folder that "
+            "holds tokenizer.json, or a Hub id such as openai-community/gpt2."
         ) from error
     if len(tokenizer) <= 1:
         raise UsageError(

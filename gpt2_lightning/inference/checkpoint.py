@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from gpt2_lightning.data.token_store import store_name
 from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.hub_errors import reason
 from gpt2_lightning.inference.device import DtypeName, place
 from gpt2_lightning.inference.sharded import is_sharded, read_sharded
 from gpt2_lightning.inference.text_model import TextModel
@@ -71,7 +72,7 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
         )
     except Exception as error:
         raise UsageError(
-            f"{flag} {name}: no model was found there ({' '.join(str(error).split())[:300]}). "
+            f"{flag} {name}: no model was found there ({reason(error)}). "
             "Give a run folder such as lightning_logs/version_0, a .ckpt, a folder in Hugging "
             "Face format, or a Hub id such as openai-community/gpt2."
         ) from error

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.hub_errors import reason
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT2Config's names
 AttentionName = Literal["sdpa", "eager", "flash_attention_2"]
@@ -118,10 +119,11 @@ def from_pretrained(
         raise
     except Exception as error:
         raise UsageError(
-            f"--model.pretrained {name}: the model cannot be loaded "
-            f"({' '.join(str(error).split())[:400]}). Give a folder with config.json and "
-            "model.safetensors, a Hub id such as openai-community/gpt2, or null to start from "
-            "scratch; behind a slow network set HF_ENDPOINT to a mirror."
+            f"--model.pretrained {name}: the model cannot be loaded ({reason(error)}). Give a "
+            "folder with config.json and model.safetensors, a Hub id such as "
+            "openai-community/gpt2, or null to start from scratch. Where the Hub is out of reach, "
+            "set HF_ENDPOINT to a mirror (https://hf-mirror.com, say), or fetch a folder from "
+            "one, or from ModelScope: python -m gpt2_lightning fetch --help."
         ) from error
     if attention != "flash_attention_2":  # which runs on a GPU alone
         check_logits(model.eval(), f"--model.pretrained {name}")

@@ -1,0 +1,49 @@
+"""Why a hub's client brought nothing, in words that help."""
+
+from collections.abc import Iterator
+
+LONGEST = 300  # characters of a library's own words
+
+
+def reason(error: BaseException) -> str:
+    """Say why a model, tokenizer or data set did not load.
+
+    The libraries say "couldn't connect" of a hub that is out of reach, one that refuses, and one
+    that they were told not to ask.
+
+    Args:
+        error: What a library raised, with its causes.
+    """
+    # needed where something has failed, and by then imported
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    links = list(_chain(error))
+
+    def among(*kinds: type[BaseException]) -> BaseException | None:
+        return next((link for link in links if isinstance(link, kinds)), None)
+
+    if (refused := among(HfHubHTTPError)) is not None:
+        return _words(refused)
+    if among(HFValidationError):
+        return "there is no such folder, and a Hub id has one slash at most"
+    # datasets raises a ConnectionError and keeps its cause to itself
+    if constants.is_offline_mode() and among(LocalEntryNotFoundError, ConnectionError):
+        return (
+            "no folder here has this name, the cache does not hold it, and HF_HUB_OFFLINE=1 keeps "
+            "the Hub out"
+        )
+    if among(httpx2.TransportError):
+        return f"no folder here has this name, and {constants.ENDPOINT} cannot be reached"
+    return _words(error)
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split())[:LONGEST].rstrip(".")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
