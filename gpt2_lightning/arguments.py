@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -46,6 +47,11 @@ def gather(words: list[str], flag: str) -> tuple[list[str], list[str]]:
     return rest, values
 
 
+def summary(verb: Callable[..., Any]) -> str:
+    """Return the beginning of a verb's docstring, for its --help."""
+    return (verb.__doc__ or "").partition("\n\n")[0]
+
+
 def value_of(words: list[str], flag: str) -> str | None:
     """Return a flag's last value among the words, or None where it has none."""
     value = None
@@ -71,6 +77,9 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
         close = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]}?" if close else " --help lists the flags."
         raise UsageError(f"{flag}: there is no such flag.{hint}")
+    if missing := re.search(r"the following arguments are required: (.*)", text):
+        names = ", ".join(f"--{name}" for name in missing[1].split(", "))
+        raise UsageError(f"{names}: it has to be given. --help lists the flags.")
     raise UsageError(_plain(text))
 
 

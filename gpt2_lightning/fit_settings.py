@@ -52,7 +52,9 @@ class FitSettings(GPT2CLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words under the verb's own name."""
-        self._subcommand_parsers["fit"].prog = f"gpt2_lightning {self._verb}"
+        own = self._subcommand_parsers["fit"]
+        own.prog = f"gpt2_lightning {self._verb}"
+        own.usage = f"python -m gpt2_lightning {self._verb} [--config FILE] [flags]"
         super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:

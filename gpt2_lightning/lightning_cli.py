@@ -53,6 +53,17 @@ DEFAULTS = {
     "checkpoint.auto_insert_metric_name": False,
     "checkpoint.enable_version_counter": False,
 }
+MOST_USED = """The flags that most runs need:
+  --model.pretrained --data.source --data.block_size --data.batch_size
+  --model.learning_rate --trainer.max_epochs --trainer.max_time DD:HH:MM:SS
+  --trainer.accumulate_grad_batches --trainer.precision --trainer.devices
+  --ckpt_path last"""
+DESCRIPTIONS = {
+    "fit": f"Train or fine-tune; evaluates, samples and saves on the way.\n{MOST_USED}",
+    "validate": "Perplexity on the validation split, measured as in training.",
+    "test": "Perplexity on the test split, measured as in training.",
+    "predict": "Continue every prompt of a file, spread over the devices.",
+}
 # What a checkpoint's run may change without changing its losses.
 FREE_TO_CHANGE = {
     # the schedule's length is compared as such, when it is known
@@ -116,6 +127,9 @@ class GPT2CLI(LightningCLI):
         super().setup_parser(*args, **kwargs)
         for verb, parser in self._subcommand_parsers.items():
             parser.prog = f"gpt2_lightning {verb}"
+            parser.usage = f"python -m gpt2_lightning {verb} [--config FILE] [flags]"
+            if verb in ("validate", "test"):  # Outcome prints the numbers
+                parser.set_defaults({"verbose": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words; with a checkpoint, on top of its run's own settings."""
@@ -229,7 +243,7 @@ def run(words: list[str]) -> None:
     """
     quieten()
     try:
-        GPT2CLI(words)
+        GPT2CLI(words, **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()})
     except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
         raise SystemExit(128 + signal.SIGTERM) from ended
     except SystemExit as ended:

@@ -30,7 +30,13 @@ SILENCED = [
     (r".*Experiment logs directory .* exists and is not empty.*", Warning),
 ]
 # promotion, hardware that few have, and an end that a table of our own tells of
-UNSAID = ("Tip: ", "TPU available: False", "`Trainer.fit` stopped: ")
+UNSAID = (
+    # texts are scored unpadded, an end-of-text at their beginning
+    "We strongly recommend passing in an `attention_mask`",
+    "Tip: ",
+    "TPU available: False",
+    "`Trainer.fit` stopped: ",
+)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
@@ -47,7 +53,11 @@ def quieten() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message, category in SILENCED:
         warnings.filterwarnings("ignore", message, category)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.trainer.setup",
+        "transformers.modeling_utils",
+    ):
         logging.getLogger(name).addFilter(_worth_saying)
     # shards of small models load and save in no time; downloads keep their bars
     transformers_logging.disable_progress_bar()

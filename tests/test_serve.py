@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.commands.serve import KEY_VARIABLE
+from gpt2_lightning.commands.serve import EXTRA, KEY_VARIABLE
 from gpt2_lightning.serving.served import Service
 from tests.command_line import Mistake
 from tests.server import service_of
@@ -154,7 +154,7 @@ def test_names_of_models(
 def test_mistakes(mistake: Mistake, opinionated_model: Path, tmp_path: Path) -> None:
     model = ("serve", "--model", str(opinionated_model))
     for words, message in (
-        (("serve",), "required: model"),
+        (("serve",), "--model: it has to be given"),
         ((*model, "--prot", "1"), "--prot: there is no such flag. Did you mean --port?"),
         ((*model, "--batch_size", "0"), "--batch_size 0: it has to be 1 or more."),
         ((*model, "--max-queue", "0"), "--max_queue 0: it has to be above 0."),
@@ -179,17 +179,22 @@ def test_a_port_that_is_taken(mistake: Mistake, opinionated_model: Path) -> None
     assert "--port 0 takes one that is" in message
 
 
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
-def test_without_the_extra(
-    package: str, mistake: Mistake, opinionated_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("gpt2_lightning.serving.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    assert mistake("serve", "--model", str(opinionated_model)) == (
-        f'error: serve: {package} is not installed. pip install -c constraints.txt -e ".[serve]" '
-        "installs what it needs."
+@pytest.mark.parametrize("missing", [EXTRA, *[(package,) for package in EXTRA]], ids=", ".join)
+def test_without_the_extra(missing: tuple[str, ...], opinionated_model: Path) -> None:
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"
+        "from gpt2_lightning.cli import main\n"
+        f"main(['serve', '--model', {str(opinionated_model)!r}])"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    found = re.fullmatch(
+        r"error: serve: (\w+) is not installed\. pip install -c constraints\.txt -e "
+        r'"\.\[serve\]" installs what it needs\.\n',
+        done.stderr,
+    )
+    assert found is not None, done.stderr
+    assert found[1] in missing
 
 
 def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:

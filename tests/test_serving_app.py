@@ -183,6 +183,13 @@ def test_other_words_for_the_same(server: Running) -> None:
     assert error_of(server.get("/v1/models/gpt5"))["code"] == "model_not_found"
 
 
+def test_a_route_that_is_not_there(server: Running) -> None:
+    message = error_of(server.client.post("/v1/chat/completions"))["message"]
+    assert message.startswith("There is no /v1/chat/completions here; /openapi.json says what is.")
+    assert "POST /v1/completions" in message
+    assert "chat" not in error_of(server.get("/v2"))["message"]
+
+
 # --- requests that are refused --------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """What came of a run: a short table on the screen at its end."""
 
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -7,21 +8,23 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt2_lightning.callbacks.run_folder import run_folder
+from gpt2_lightning.callbacks.stop import Stopped
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import figure
 
 COLUMNS = {
-    "val/perplexity": "perplexity",
-    "val/loss": "nats per token",
-    "val/bits_per_byte": "bits per byte",
+    "perplexity": "perplexity",
+    "loss": "nats per token",
+    "bits_per_byte": "bits per byte",
 }
 
 
 class Outcome(Callback):
     """Prints the validation numbers before training, at best and at last, and where the model is.
 
-    Where the text is short enough, what xz needs for it stands beside them.
+    Where the text is short enough, what xz needs for it stands beside them. After `validate` and
+    `test`, it prints their numbers.
     """
 
     def __init__(self) -> None:
@@ -36,11 +39,17 @@ class Outcome(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the numbers of this validation."""
+        if trainer.state.fn == "validate":
+            self._print_numbers(trainer, "Validation", "val/")
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.last = dict(cast(GPT2Module, pl_module).eval_results)
         if not self.best or self.last["val/loss"] < self.best["val/loss"]:
             self.best = self.last
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the numbers of the test split."""
+        self._print_numbers(trainer, "Test", "test/")
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the numbers for a run that goes on."""
@@ -56,16 +65,29 @@ class Outcome(Callback):
         if not trainer.is_global_zero:
             return
         console = Console()
-        if table := self._table(cast(Any, trainer).datamodule):
-            console.print(table)
+        data = cast(Any, trainer).datamodule
+        rows = {"before": self.before, "best": self.best, "last": self.last}
+        rows["xz"] = self._of_xz(data)
+        if any(rows.values()):
+            console.print(_table("Validation", rows, "val/", data))
         self._print_place(trainer, console)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Print where the model of an interrupted run is."""
-        if trainer.is_global_zero and trainer.state.fn == "fit":
-            self._print_place(trainer, Console())
+        """Print where the model of an interrupted run is, and how it goes on."""
+        if not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        console = Console()
+        self._print_place(trainer, console)
+        run = run_folder(trainer)
+        if isinstance(exception, Stopped) and run and (run / "checkpoints/last.ckpt").is_file():
+            console.print(
+                f"Stopped after step {trainer.global_step:,}. Go on with it:\n"
+                f"            python -m gpt2_lightning fit --ckpt_path {run}",
+                soft_wrap=True,
+                highlight=False,
+            )
 
     @staticmethod
     def _print_place(trainer: Trainer, console: Console) -> None:
@@ -78,27 +100,37 @@ class Outcome(Callback):
         ):
             console.print(line, soft_wrap=True, highlight=False)
 
-    def _table(self, data: Any) -> Table | None:
-        rows = {"before": self.before, "best": self.best, "last": self.last}
-        if "val/bits_per_byte" in self.best:
-            splits = data.stores["train"], data.stores["validation"]
-            if (xz := xz_bits_per_byte(*splits, data.tokenizer)) is not None:
-                rows["xz"] = {"val/bits_per_byte": xz}
-        if not any(rows.values()):
-            return None
-        notes = []
-        if "xz" in rows:
-            notes.append("xz: a compressor that has seen the training text")
-        if not data.cleaner.lossless:
-            notes.append(
-                f"of text that --data.cleaning {data.cleaner.name} has cut: not comparable with "
-                "published figures"
-            )
-        table = Table(title="Validation", title_justify="left", caption="\n".join(notes) or None)
-        table.add_column("")
-        for title in COLUMNS.values():
-            table.add_column(title, justify="right")
-        for label, row in rows.items():
-            if row:
-                table.add_row(label, *(figure(row.get(name)) for name in COLUMNS))
-        return table
+    def _of_xz(self, data: Any) -> dict[str, float]:
+        if "val/bits_per_byte" not in self.best:
+            return {}
+        splits = data.stores["train"], data.stores["validation"]
+        found = xz_bits_per_byte(*splits, data.tokenizer)
+        return {} if found is None else {"val/bits_per_byte": found}
+
+    @staticmethod
+    def _print_numbers(trainer: Trainer, title: str, prefix: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        file = trainer.ckpt_path
+        label = Path(file).name if isinstance(file, str | Path) else "model"
+        rows = {label: cast(GPT2Module, trainer.lightning_module).eval_results}
+        Console().print(_table(title, rows, prefix, cast(Any, trainer).datamodule))
+
+
+def _table(title: str, rows: dict[str, dict[str, float]], prefix: str, data: Any) -> Table:
+    notes = []
+    if rows.get("xz"):
+        notes.append("xz: a compressor that has seen the training text")
+    if not data.cleaner.lossless:
+        notes.append(
+            f"of text that --data.cleaning {data.cleaner.name} has cut: not comparable with "
+            "published figures"
+        )
+    table = Table(title=title, title_justify="left", caption="\n".join(notes) or None)
+    table.add_column("")
+    for name in COLUMNS.values():
+        table.add_column(name, justify="right")
+    for label, row in rows.items():
+        if row:
+            table.add_row(label, *(figure(row.get(prefix + name)) for name in COLUMNS))
+    return table

@@ -11,6 +11,17 @@ from gpt2_lightning.model.module import GPT2Module
 class ProgressBar(RichProgressBar):
     """Lightning's rich bar with two numbers beside it, and gone before the outcome is printed."""
 
+    @property
+    def sanity_check_description(self) -> str:
+        """Name the validation before training by what it is here."""
+        return "Step 0"
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Count epochs from 1, where Lightning shows the first of two as 0/1."""
+        epochs = self.trainer.max_epochs
+        of = f" of {epochs}" if epochs is not None and epochs > 0 else ""
+        return f"Epoch {current_epoch + 1}{of}"
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the last logged training loss and validation perplexity.
 

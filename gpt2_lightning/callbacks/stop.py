@@ -1,5 +1,6 @@
 """A run's end that loses nothing: by ``max_steps``, SIGTERM or Ctrl-C."""
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -13,6 +14,8 @@ from torch import Tensor
 from gpt2_lightning.errors import UsageError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STANDARD_ERROR = 2
+STOPPING = b"\nStopping where nothing is lost; a second signal ends the run at once.\n"
 
 
 class Stopped(SystemExit):
@@ -30,15 +33,17 @@ class Stop(Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._speaks = False
         self._put_off = False  # another callback asked for the end in the middle of a step
         self._after_validation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that validations, and so checkpoints, fall on whole steps.
+        """Find who speaks, and see that validations, and so checkpoints, fall on whole steps.
 
         Raises:
             UsageError: If they do not.
         """
+        self._speaks = trainer.is_global_zero
         interval, parts = trainer.val_check_interval, trainer.accumulate_grad_batches
         if stage == "fit" and isinstance(interval, int) and interval % parts:
             near = max(parts, interval // parts * parts)
@@ -66,6 +71,8 @@ class Stop(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
+        if self._speaks:
+            os.write(STANDARD_ERROR, STOPPING)  # a stream may be in the middle of a write
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

@@ -22,7 +22,7 @@ class Totals(Callback):
         blocks = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         total = module.total_steps()
         log.info(
-            "%s parameters; %s training tokens in %s blocks of %d; a step takes %s blocks (%s "
+            "%s parameters; %s tokens to predict in %s blocks of %d; a step takes %s blocks (%s "
             "tokens), an epoch %s steps, the schedule %s.",
             f"{count_parameters(module.model):,}",
             f"{int(batches.blocks.target_counts.sum()):,}",

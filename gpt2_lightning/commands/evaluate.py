@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpt2_lightning.arguments import Parser, with_underscores
+from gpt2_lightning.arguments import Parser, summary, with_underscores
 from gpt2_lightning.data.rows import JoinerName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.evaluated_text import EvaluatedText
@@ -215,8 +215,7 @@ def main(words: list[str]) -> None:
     Raises:
         SystemExit: With code 1 if a published figure was not met.
     """
-    description = "Score a text with a model: perplexity, with all that is needed to compare it."
-    parser = Parser(prog="gpt2_lightning evaluate", description=description)
+    parser = Parser(prog="gpt2_lightning evaluate", description=summary(evaluate))
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
     parser.add_function_arguments(evaluate, as_group=False, skip={"data", "reference"})
     parser.add_argument(

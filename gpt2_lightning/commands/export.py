@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpt2_lightning.arguments import Parser, with_underscores
+from gpt2_lightning.arguments import Parser, summary, with_underscores
 from gpt2_lightning.errors import UsageError
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
@@ -163,9 +163,9 @@ def _tell(folder: "Path", loaded: "TextModel", origin: "Origin", license: str | 
 
 def main(words: list[str]) -> None:
     """Parse the words and run the verb."""
-    parser = Parser(prog="gpt2_lightning export", description=export.__doc__)
+    parser = Parser(prog="gpt2_lightning export", description=summary(export))
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
-    parser.add_function_arguments(export, skip={"overwrite"})
+    parser.add_function_arguments(export, as_group=False, skip={"overwrite"})
     parser.add_argument(
         "--overwrite",
         type=bool,

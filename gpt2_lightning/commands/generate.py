@@ -4,7 +4,7 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from gpt2_lightning.arguments import Parser, gather, with_underscores
+from gpt2_lightning.arguments import Parser, gather, summary, with_underscores
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.sampling import SamplingOptions
 
@@ -137,9 +137,7 @@ def _stream(loaded: "TextModel", prompt: str, sampling: SamplingOptions) -> "Sam
 
 def main(words: list[str]) -> None:
     """Parse the words and run the verb."""
-    parser = Parser(
-        prog="gpt2_lightning generate", description="Continue prompts with a trained model."
-    )
+    parser = Parser(prog="gpt2_lightning generate", description=summary(generate))
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
     texts = {
         "prompt": "Text to continue; may be repeated. Without any, and without --prompts_file, "
@@ -156,7 +154,7 @@ def main(words: list[str]) -> None:
         parser.add_argument(
             f"--{name}", type=bool, nargs="?", const=True, default=False, help=meaning
         )
-    parser.add_function_arguments(generate, skip={"sampling", *texts, *switches})
+    parser.add_function_arguments(generate, as_group=False, skip={"sampling", *texts, *switches})
     parser.add_class_arguments(SamplingOptions, skip={"stop"})
     # taken out first: the parser would read null, or [1, 2], as something else than text
     rest, given = words, {}

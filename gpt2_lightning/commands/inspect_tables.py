@@ -73,6 +73,7 @@ def _lines(data: WikiTextDataModule, cleaning: str, ngrams: str) -> list[_Line]:
         _Line(f"blocks: {data.blocks}, {data.block_size:,} tokens"),
         _Line(f"{unit} with text", lambda it: _count(it.lengths.units)),
         _Line("blocks per epoch", lambda it: _count(it.fill.blocks)),
+        _Line("tokens to predict", lambda it: _count(it.fill.targets)),
         _Line("positions used", lambda it: _share(it.fill.share_used)),
         _Line("positions padded", lambda it: _share(it.fill.share_padded)),
         _Line("tokens cut off", lambda it: _share(it.fill.share_cut_off)),

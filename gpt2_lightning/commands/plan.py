@@ -43,6 +43,7 @@ def plan(
             device=gpu,
             device_memory=device_memory,
             device_flops=device_flops,
+            working=Console(stderr=True).status,
         )
     if json:
         print(dumps(as_document(found), indent=2, allow_nan=False))

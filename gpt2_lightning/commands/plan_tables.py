@@ -52,13 +52,17 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
         ),
         (
             "an epoch",
-            f"{steps.steps_per_epoch:,} steps, {steps.tokens_per_epoch:,} training tokens",
+            f"{steps.steps_per_epoch:,} steps, {steps.tokens_per_epoch:,} tokens to predict",
         ),
         (
             "the run",
             f"{steps.steps:,} steps, {steps.tokens:,} tokens, {figure(steps.epochs)} epochs; "
-            f"the schedule ends at {steps.schedule:,}; {steps.validations:,} validations of "
-            f"{steps.validation_tokens:,} tokens",
+            f"the schedule ends at {steps.schedule:,}",
+        ),
+        (
+            "",
+            f"{steps.validations:,} validations of {steps.validation_tokens:,} tokens"
+            + (", and one before the first step" if steps.baseline_micro_batches else ""),
         ),
     ]
 

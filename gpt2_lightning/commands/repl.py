@@ -167,6 +167,8 @@ def changed(options: SamplingOptions, words: str) -> SamplingOptions:
     value = value.strip()
     if not value:
         raise UsageError("/set: which option, and to what? Write /set temperature 0.9.")
+    if name not in {option.name for option in fields(SamplingOptions)}:
+        raise UsageError(f"/set {name}: there is no such option. /options lists them.")
     if name == "stop" and not _is_list_of_text(value):
         value = json.dumps([value])
     parser = Parser(prog="/set")

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from gpt2_lightning.arguments import Parser, with_underscores
+from gpt2_lightning.arguments import Parser, summary, with_underscores
 from gpt2_lightning.errors import UsageError
 
-EXTRA = ("fastapi", "uvicorn", "prometheus_client")  # top packages of the extra `serve`
+# what the extra `serve` brings, and our own files import
+EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
 KEY_VARIABLE = "GPT2_LIGHTNING_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -65,10 +66,11 @@ def serve(
         from gpt2_lightning.serving.served import Served, Service
         from gpt2_lightning.serving.server import listen, run
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
             raise
         raise UsageError(
-            f"serve: {error.name} is not installed. "
+            f"serve: {package} is not installed. "
             'pip install -c constraints.txt -e ".[serve]" installs what it needs.'
         ) from error
     from gpt2_lightning.inference.checkpoint import load
@@ -140,9 +142,9 @@ def _name_of(model: str) -> str:
 
 def main(words: list[str]) -> None:
     """Parse the words and run the verb."""
-    parser = Parser(prog="gpt2_lightning serve", description=serve.__doc__)
+    parser = Parser(prog="gpt2_lightning serve", description=summary(serve))
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
-    parser.add_function_arguments(serve)
+    parser.add_function_arguments(serve, as_group=False)
     options = parser.parse_args(with_underscores(words)).as_dict()
     del options["config"]
     serve(**options)

@@ -40,26 +40,25 @@ class Duration:
         )
 
 
-def from_measured(measured: MeasuredStep, setting: Setting, steps: Steps, before: int) -> Duration:
+def from_measured(measured: MeasuredStep, setting: Setting, steps: Steps) -> Duration:
     """Return what a run takes at the speed of a few steps on this machine.
 
     Args:
         measured: Their times.
         setting: The run.
         steps: How far it goes.
-        before: Micro-batches of validation before training.
     """
     parts = setting.accumulate
     pairs = zip(measured.micro_batch, measured.update, strict=True)
     step = [parts * micro + update for micro, update in pairs]
-    micro_batches = before + steps.validations * steps.validation_micro_batches
+    micro_batches = _validation_micro_batches(steps)
     validation = [
         seconds * micro_batches if micro_batches else 0.0 for seconds in measured.validation
     ]
     return _duration(step, validation, steps, "steps measured on this machine")
 
 
-def from_rate(rate: float, source: str, setting: Setting, steps: Steps, before: int) -> Duration:
+def from_rate(rate: float, source: str, setting: Setting, steps: Steps) -> Duration:
     """Return what a run takes at a device's peak rate and the usual share of it.
 
     Forward and backward pass take ``flops_per_token`` for each position; gradient checkpointing a
@@ -70,16 +69,19 @@ def from_rate(rate: float, source: str, setting: Setting, steps: Steps, before: 
         source: Where it comes from.
         setting: The run.
         steps: How far it goes.
-        before: Micro-batches of validation before training.
     """
     flops = setting.shape.flops_per_token * setting.rows
     again = 4 / 3 if setting.checkpointing else 1.0
     least, most = UTILIZATION
     shares = ((least * most) ** 0.5, most, least)
     step = [setting.accumulate * flops * again / (rate * share) for share in shares]
-    micro_batches = before + steps.validations * steps.validation_micro_batches
+    micro_batches = _validation_micro_batches(steps)
     validation = [micro_batches * flops / 3 / (rate * share) for share in shares]
     return _duration(step, validation, steps, source)
+
+
+def _validation_micro_batches(steps: Steps) -> int:
+    return steps.baseline_micro_batches + steps.validations * steps.validation_micro_batches
 
 
 def _duration(step: list[float], validation: list[float], steps: Steps, source: str) -> Duration:

@@ -57,9 +57,10 @@ def measure_step(model: Mapping[str, Any], data: WikiTextDataModule, trainer: An
     sampling = SamplingOptions(**model["sampling"])
     module = GPT2Module(**{**model, **changed, "architecture": architecture, "sampling": sampling})
     clock = _Clock()
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "gpt2_lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:  # what is said of a run is not true of these few steps
+        logger.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
             Trainer(
@@ -81,7 +82,8 @@ def measure_step(model: Mapping[str, Any], data: WikiTextDataModule, trainer: An
                 callbacks=[clock],
             ).fit(module, data)
     finally:
-        lightning.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
     return MeasuredStep(
         _summary(clock.micro_batches), _summary(clock.updates), _summary(clock.validations, 1)
     )

@@ -1,6 +1,7 @@
 """A plan: all that can be said of a run before anything is spent."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def plan_of(
     device: GPU | None,
     device_memory: float | None,
     device_flops: float | None,
+    working: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Plan:
     """Plan a run; the text is read and tokenized, as fit would find it.
 
@@ -67,6 +69,7 @@ def plan_of(
         device: The GPU of another machine.
         device_memory: Memory of each device there, in 10^9 bytes.
         device_flops: Its peak rate, in operations/s.
+        working: Makes a context, in which something is done that takes its time.
 
     Raises:
         UsageError: If a flag says what cannot be.
@@ -85,8 +88,9 @@ def plan_of(
     model: Mapping[str, Any] = values.model.as_dict()
     if values.model.hf_config is None and values.model.pretrained is not None:
         shape_of(model, data.block_size, data.vocab_size)  # a mistake comes before the text is read
-    data.prepare(["train", "validation"])
-    data.setup("fit")
+    with working("Reading the text"):
+        data.prepare(["train", "validation"])
+        data.setup("fit")
     shape = shape_of(model, data.block_size, int(values.model.vocab_size or data.vocab_size))
     setting = Setting(
         shape=shape,
@@ -105,13 +109,15 @@ def plan_of(
     steps = steps_of(data, values.trainer, values.model.schedule_steps, place.processes)
     needed = account(setting)
     disk = disk_of(setting, steps, values.checkpoint, _folder(values.trainer.logger))
+    with working("Taking a few steps") if measure else nullcontext():
+        duration = _duration(values, model, data, setting, steps, measure, device, device_flops)
     short = place.memory is not None and not fits(needed.needed, place.memory)
     return Plan(
         setting=setting,
         steps=steps,
         memory=needed,
         advice=advice(setting) if short else [],
-        duration=_duration(values, model, data, setting, steps, measure, device, device_flops),
+        duration=duration,
         disk=disk,
         warnings=caveats(values, setting, steps, disk),
     )
@@ -135,19 +141,16 @@ def _duration(
     device: GPU | None,
     device_flops: float | None,
 ) -> Duration | None:
-    asked = values.trainer.num_sanity_val_steps
-    before = steps.validation_micro_batches
-    before = before if asked is None or asked < 0 else min(int(asked), before)
     if measure:
-        return from_measured(measure_step(model, data, values.trainer), setting, steps, before)
+        return from_measured(measure_step(model, data, values.trainer), setting, steps)
     if device_flops is not None:
-        return from_rate(device_flops, "--device_flops", setting, steps, before)
+        return from_rate(device_flops, "--device_flops", setting, steps)
     if device is not None:
         half = setting.precision.products == 2
         rate = device.half if half else device.full
         kind = "half-precision" if half else "fp32"
         source = f"{device.name}: {rate:g} TFLOP/s in {kind} products ({device.source})"
-        return from_rate(rate * 1e12, source, setting, steps, before)
+        return from_rate(rate * 1e12, source, setting, steps)
     return None
 
 

@@ -29,6 +29,7 @@ class Steps:
         validations: Of the run, the one at its end among them, without the one before training.
         validations_at_own_interval: Of these, those that come by ``val_check_interval``.
         validation_micro_batches: Micro-batches of a process in each.
+        baseline_micro_batches: Micro-batches of a process in the validation before training.
     """
 
     training_tokens: int
@@ -46,6 +47,7 @@ class Steps:
     validations: int
     validations_at_own_interval: int
     validation_micro_batches: int
+    baseline_micro_batches: int
 
 
 def steps_of(
@@ -97,6 +99,7 @@ def steps_of(
     in_epoch = round(targets * batches.taken / len(batches))
     validated = _validated(_share_or_count(trainer.limit_val_batches), len(held_out))
     due = _due_by_interval(trainer, steps, per_epoch, batches.taken) if validated else []
+    baseline = trainer.num_sanity_val_steps
     at_the_end = bool(validated and steps and steps not in due[-1:])
     return Steps(
         training_tokens=targets,
@@ -114,6 +117,9 @@ def steps_of(
         validations=len(due) + at_the_end,
         validations_at_own_interval=len(due),
         validation_micro_batches=validated,
+        baseline_micro_batches=validated
+        if baseline is None or baseline < 0
+        else min(int(baseline), validated),
     )
 
 

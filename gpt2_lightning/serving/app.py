@@ -173,9 +173,14 @@ def _shortened(name: str) -> str:
     return name if len(name) <= 64 else name[:64] + "…"
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return Refusal(error.status_code, f"{error.detail}.", headers=error.headers).response()
+    message = f"{error.detail}."
+    if error.status_code == 404:
+        message = f"There is no {_shortened(request.url.path)} here; /openapi.json says what is."
+        if "chat" in request.url.path:
+            message += " GPT-2 continues text and does not chat: POST /v1/completions."
+    return Refusal(error.status_code, message, headers=error.headers).response()
 
 
 async def _failed(_: Request, error: Exception) -> Response:
