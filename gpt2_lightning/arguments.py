@@ -73,7 +73,13 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
     text = " ".join(message.split())
     if unknown := re.search(r"(?:Unrecognized arguments|unrecognized arguments): (.*)", text):
         words = [word.partition("=")[0] for word in unknown[1].split() if word.startswith("--")]
-        flag = words[0] if words else unknown[1]
+        if not words:
+            stray = unknown[1].split()
+            raise UsageError(
+                f"{stray[0]}{' ...' if len(stray) > 1 else ''}: it stands behind no flag, and a "
+                "flag takes one value. Of several files, give the folder."
+            )
+        flag = words[0]
         close = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]}?" if close else " --help lists the flags."
         raise UsageError(f"{flag}: there is no such flag.{hint}")
@@ -85,6 +91,12 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
 
 def _plain(message: str) -> str:
     """Turn jsonargparse's words for a value of the wrong type into a user's."""
+    if "any of the Union subtypes" in message:
+        flag, found = message.partition(":")[0], re.search(r"Given value: (.*)", message)
+        kinds = re.findall(r"typing\.Literal\[(.*?)\]", message.partition(" Errors: ")[0])
+        choices = dict.fromkeys(choice for kind in kinds for choice in kind.split(", "))
+        if found and choices:
+            message = f"{flag}: expected one of {', '.join(choices)}. Found: {found[1]}"
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1.", message)
     message = re.sub(r"Expected a <class '(\w+)'>", r"expected a value of type \1", message)

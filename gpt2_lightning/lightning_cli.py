@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -30,7 +31,7 @@ from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModul
 from gpt2_lightning.data.tokenizer import load_tokenizer
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import read_checkpoint, write_tokenizer_of
-from gpt2_lightning.inference.run_folder import find_checkpoint, run_of
+from gpt2_lightning.inference.run_folder import find_checkpoint, model_of, run_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.quiet import quieten
 
@@ -163,6 +164,7 @@ class GPT2CLI(LightningCLI):
         """Fill in the tokenizer and the vocabulary, and look for contradictions."""
         config = self.config[self.subcommand]
         _check_precision(config.trainer)
+        _check_max_time(config.trainer.max_time)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
@@ -170,6 +172,7 @@ class GPT2CLI(LightningCLI):
         if self.checkpoint_file is not None:
             self._go_on_from(self.checkpoint_file, config)
         elif config.model.pretrained is not None:
+            config.model.pretrained = model_of(config.model.pretrained)
             if config.data.tokenizer is None:
                 config.data.tokenizer = config.model.pretrained
                 config.data.tokenizer_revision = config.model.revision
@@ -226,7 +229,10 @@ class GPT2CLI(LightningCLI):
             Mistake(),
         ]
         self.trainer_defaults = {"callbacks": callbacks}
-        trainer: Any = super().instantiate_trainer(**kwargs)
+        try:
+            trainer: Any = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
         # Stop puts off the stops that others ask for; checkpoints come last, as ever
         trainer.callbacks.sort(key=lambda it: (isinstance(it, Checkpoint), isinstance(it, Stop)))
         return trainer
@@ -244,6 +250,8 @@ def run(words: list[str]) -> None:
     quieten()
     try:
         GPT2CLI(words, **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()})
+    except MisconfigurationException as error:  # what Lightning finds in flags once it has begun
+        raise UsageError(" ".join(str(error).split())) from error
     except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
         raise SystemExit(128 + signal.SIGTERM) from ended
     except SystemExit as ended:
@@ -275,6 +283,16 @@ def _check_precision(trainer: Any) -> None:
             "Lightning would take bf16 without a word. --trainer.precision bf16-mixed would work, "
             "or 32-true."
         )
+
+
+def _check_max_time(asked: Any) -> None:
+    try:
+        Timer(asked)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--trainer.max_time {asked}: days, hours, minutes and seconds are expected, as "
+            "DD:HH:MM:SS. 00:01:30:00 is an hour and a half."
+        ) from error
 
 
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,6 @@ def test_help_is_the_verbs_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")
     text = capsys.readouterr().out
-    assert text.startswith("usage: gpt2_lightning look ")
+    assert text.startswith("usage: python -m gpt2_lightning look [--config FILE] [flags]\n")
     assert "Look at something." in text
     assert "Rows to show." in text

@@ -48,6 +48,48 @@ def test_wrong_choice(mistake: Mistake) -> None:
     assert "tutorial" in message
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--trainer.accelerator=gpu", "--trainer: No supported gpu backend"),
+        ("--trainer.strategy=nope", "--trainer: You selected an invalid strategy name"),
+        ("--trainer.precision=7", "--trainer.precision: expected one of 64, 32, 16, "),
+        ("--trainer.max_time=3m", "--trainer.max_time 3m: days, hours, minutes"),
+        ("--trainer.val_check_interval=4000", "--trainer.val_check_interval 4000: it counts micro"),
+        ("--trainer.limit_train_batches=-1", "limit_train_batches"),
+    ],
+)
+def test_flags_of_the_trainer(
+    word: str, said: str, mistake: Mistake, wiki_folder: Path, tiny_model: Path
+) -> None:
+    assert said in mistake("fit", *fine_tuning(wiki_folder, tiny_model), *CALM, word)
+    assert not Path("lightning_logs").exists()
+
+
+def test_what_a_shell_makes_of_a_star(mistake: Mistake) -> None:
+    message = mistake("fit", "--data.source", "a.txt", "b.txt", "c.txt")
+    assert "error: b.txt ...: it stands behind no flag" in message
+    assert "give the folder" in message
+
+
+def test_a_flag_that_is_missing(mistake: Mistake) -> None:
+    assert "--model, --to: it has to be given" in mistake("export")
+
+
+def test_a_run_that_is_not_there(
+    mistake: Mistake, wiki_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    fit(*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=1")
+    message = mistake("generate", "--model=lightning_logs/version_7", "--prompt=a")
+    assert "there is no such run. The newest one is lightning_logs/version_0" in message
+
+
+def test_a_text_too_short_to_split(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "line.txt").write_text("The old bridge.\n", encoding="utf-8")
+    message = mistake("fit", *fine_tuning(tmp_path / "line.txt", tiny_model), *CALM)
+    assert "the text is too short to hold out a validation split" in message
+
+
 def test_missing_file(mistake: Mistake, tiny_model: Path) -> None:
     message = mistake("fit", *fine_tuning(Path("absent.txt"), tiny_model), *CALM)
     assert "--data.source absent.txt" in message

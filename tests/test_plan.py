@@ -44,6 +44,7 @@ def test_steps_are_those_of_fit(
         "epoch": steps["steps_per_epoch"],
         "blocks": steps["blocks_per_step"],
         "tokens": steps["tokens_per_step"],
+        "trained": steps["steps"],
     }
     assert planned["model"]["parameters"] == facts["model"]["parameters"]
     curve = (run / "surprisal.jsonl").read_text().splitlines()  # a line for each validation
@@ -124,6 +125,7 @@ def test_advice_keeps_its_word(
         (("--data.block_size=65",), "--data.block_size 64 would work"),
         (("--trainer.precision=bf16-true",), "bf16"),
         (("--model.learning_rate=0.05",), "is usual"),
+        (("--measure", "--trainer.max_time=00:00:00:00"), "ends the run after some 0 of"),
         (("--trainer.check_val_every_n_epoch=3",), "never comes"),
         (("--trainer.val_check_interval=5",), "--trainer.val_check_interval 4 would work"),
         (("--trainer.val_check_interval=500",), "check_val_every_n_epoch null"),

@@ -134,6 +134,30 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path) -> None:
         texts(open_source(str(file))["train"])
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"%PDF-1.7\n\xe2\xe3", "It is a PDF"),
+        ("Die Brücke".encode("utf-16"), "It is UTF-16"),
+        ("Die Brücke".encode("latin-1"), "iconv -f LATIN1"),
+    ],
+)
+def test_what_is_no_utf8_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "book.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=said):
+        list(open_source(str(tmp_path / "book.txt"))["train"])
+
+
+def test_documents_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gpt2_lightning"), "propagate", True)
+    (tmp_path / "a.txt").write_text("The old bridge.\n", encoding="utf-8")
+    (tmp_path / "b.PDF").write_bytes(b"%PDF")
+    assert len(open_source(str(tmp_path))) == 1
+    assert "not read, since they hold no plain text: b.PDF." in caplog.text
+
+
 def test_saved_to_disk(tmp_path: Path) -> None:
     both = DatasetDict(
         {"train": Dataset.from_dict({"text": TEXTS}), "test": Dataset.from_dict({"text": ["t"]})}

@@ -1,3 +1,4 @@
+import json
 import signal
 from pathlib import Path
 
@@ -35,7 +36,12 @@ def test_a_stop_leaves_a_run_that_can_be_used(
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     assert curves(RUN)["train/loss"].__len__() == 2
-    assert f"generate --model {RUN}" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert f"generate --model {RUN}" in screen
+    assert "Stopped after step 2. Go on with it:" in screen
+    assert f"fit --ckpt_path {RUN}\n" in screen
+    facts = json.loads((RUN / "facts.json").read_text(encoding="utf-8"))
+    assert facts["steps"]["trained"] == 2
     main(["generate", f"--model={RUN}", "--prompt=the river", "--max_new_tokens=4"])
     assert capsys.readouterr().out.count("the river") == 3
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)

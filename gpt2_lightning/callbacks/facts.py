@@ -122,6 +122,7 @@ class Facts(Callback):
         if not self.facts or folder is None:  # training has not begun, or another process writes
             return
         self.facts["seconds"] = self._seconds_before + time.perf_counter() - self._begun
+        self.facts["steps"]["trained"] = trainer.global_step
         self.facts["ended"] = ended
         for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, Outcome):

@@ -10,6 +10,7 @@ from rich.table import Table
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.stop import Stopped
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import figure
 
@@ -36,6 +37,7 @@ class Outcome(Callback):
         """Keep the numbers before training, if they are the whole split's."""
         if trainer.num_sanity_val_steps == float("inf"):
             self.before = dict(cast(GPT2Module, pl_module).eval_results)
+            _say(trainer, self.before)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the numbers of this validation."""
@@ -44,6 +46,7 @@ class Outcome(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.last = dict(cast(GPT2Module, pl_module).eval_results)
+        _say(trainer, self.last)
         if not self.best or self.last["val/loss"] < self.best["val/loss"]:
             self.best = self.last
 
@@ -76,7 +79,8 @@ class Outcome(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Print where the model of an interrupted run is, and how it goes on."""
-        if not trainer.is_global_zero or trainer.state.fn != "fit":
+        refused = isinstance(exception, UsageError)
+        if refused or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         console = Console()
         self._print_place(trainer, console)
@@ -117,10 +121,23 @@ class Outcome(Callback):
         Console().print(_table(title, rows, prefix, cast(Any, trainer).datamodule))
 
 
+def _say(trainer: Trainer, numbers: dict[str, float]) -> None:
+    """Print a validation in a line, above the bar, or into a log that has no bar."""
+    if not trainer.is_global_zero:
+        return
+    found = {name: numbers.get(f"val/{key}") for key, name in COLUMNS.items()}
+    words = [f"{name} {figure(value)}" for name, value in found.items() if value is not None]
+    Console().print(
+        f"Step {trainer.global_step:,}: {', '.join(words)}", soft_wrap=True, highlight=False
+    )
+
+
 def _table(title: str, rows: dict[str, dict[str, float]], prefix: str, data: Any) -> Table:
     notes = []
     if rows.get("xz"):
-        notes.append("xz: a compressor that has seen the training text")
+        notes.append(
+            "xz: a compressor that has seen the training text; hard to beat on little text"
+        )
     if not data.cleaner.lossless:
         notes.append(
             f"of text that --data.cleaning {data.cleaner.name} has cut: not comparable with "

@@ -53,6 +53,22 @@ class Stop(Callback):
                 "work."
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that a validation comes in an epoch, where it is to.
+
+        Raises:
+            UsageError: If none would.
+        """
+        interval = trainer.val_check_interval
+        batches = cast(Any, trainer).datamodule.train_dataloader().taken
+        by_epoch = trainer.check_val_every_n_epoch is not None
+        if by_epoch and isinstance(interval, int) and interval > batches:
+            raise UsageError(
+                f"--trainer.val_check_interval {interval}: it counts micro-batches, and an epoch "
+                f"has {batches}. --trainer.val_check_interval 1.0 validates once an epoch; with "
+                "--trainer.check_val_every_n_epoch null the micro-batches are counted over epochs."
+            )
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen in the place of Lightning, which would stop in the middle of an accumulation.
 

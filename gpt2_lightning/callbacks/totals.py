@@ -1,6 +1,7 @@
 """What a run is about to do, said at its start in plain numbers."""
 
 import logging
+import os
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,6 +23,9 @@ class Totals(Callback):
         blocks = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         total = module.total_steps()
         log.info(
+            "Training %s on %s.", module.hparams["pretrained"] or "from scratch", data.described
+        )
+        log.info(
             "%s parameters; %s tokens to predict in %s blocks of %d; a step takes %s blocks (%s "
             "tokens), an epoch %s steps, the schedule %s.",
             f"{count_parameters(module.model):,}",
@@ -33,6 +37,17 @@ class Totals(Callback):
             f"{batches.steps_taken:,}",
             f"{total:,}",
         )
+        here, cores = trainer.world_size // trainer.num_nodes, os.cpu_count() or 1
+        if trainer.strategy.root_device.type == "cpu" and here > cores:
+            log.warning(
+                "--trainer.devices %d: so many processes share %d cores. --trainer.devices 1 is "
+                "likely to be faster.",
+                here,
+                cores,
+            )
+        if module.trained_steps:
+            done = " There is nothing left to train." if module.trained_steps >= total else ""
+            log.info("Going on after step %s.%s", f"{module.trained_steps:,}", done)
         if 0 < trainer.max_steps < total:
             log.info(
                 "--trainer.max_steps %d ends the run before the learning rate's schedule; "

@@ -37,9 +37,11 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
     return [
         (
             "model",
-            f"{shape.parameters:,} parameters: {shape.layers} layers of {shape.width}, "
-            f"{shape.vocabulary:,} tokens, {shape.positions:,} positions",
+            f"{plan.model or 'from scratch'}, {shape.parameters:,} parameters: "
+            f"{shape.layers} layers of {shape.width}, {shape.vocabulary:,} tokens, "
+            f"{shape.positions:,} positions",
         ),
+        ("text", plan.text),
         (
             "devices",
             f"{place.processes} x {place.accelerator}{shared}, {setting.precision.name}"
@@ -52,7 +54,8 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
         ),
         (
             "an epoch",
-            f"{steps.steps_per_epoch:,} steps, {steps.tokens_per_epoch:,} tokens to predict",
+            f"{steps.steps_per_epoch:,} step{'s' * (steps.steps_per_epoch > 1)}, "
+            f"{steps.tokens_per_epoch:,} tokens to predict",
         ),
         (
             "the run",

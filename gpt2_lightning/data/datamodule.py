@@ -113,6 +113,12 @@ class WikiTextDataModule(LightningDataModule):
         assert self._tokenizer is not None, "setup() has not been called"
         return self._tokenizer
 
+    @property
+    def described(self) -> str:
+        """The text, in words: its source and subset, and how it is cleaned."""
+        subset = f", {self.subset}" if self.subset else ""
+        return f"{self.source}{subset}, cleaning {self.cleaner.name}"
+
     # --- once, in one process -----------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -227,6 +233,11 @@ class WikiTextDataModule(LightningDataModule):
                 )
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["units"] == 0:
+            if manifest["rows"] == 0 and split in self.taken:
+                raise UsageError(
+                    f"--data.source {self.source}: the text is too short to hold out a {split} "
+                    "split. Give more of it, or a source that has its own."
+                )
             raise UsageError(
                 f"--data.source {self.source}: nothing is left of the {split} split "
                 f"({manifest['rows']} rows) after --data.cleaning {self.cleaner.name}. "

@@ -1,5 +1,6 @@
 """Local files and folders: parquet in the Hub's layout, WikiText's archives, txt, jsonl, csv."""
 
+import codecs
 import logging
 import re
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
 
 TEXT_SUFFIXES = {".txt", ".raw", ".tokens"}  # .raw and .tokens: the original WikiText archives
+# what people take for text; words are inside, but not as plain text
+OTHER_DOCUMENTS = {".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html", ".htm"}
 TABLE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
 SHARD = re.compile(r"(?P<split>[\w.]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet")
@@ -47,6 +50,7 @@ def open_path(path: Path, subset: str | None, text_column: str) -> dict[SplitNam
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return open_saved(path, text_column)
     if files := _files_by_split(path):
+        _tell_of_others(path)
         return {split: _rows_of_files(found, text_column) for split, found in files.items()}
     subsets = [inner.name for inner in sorted(path.iterdir()) if _holds_data(inner)]
     if len(subsets) == 1:
@@ -61,6 +65,21 @@ def open_path(path: Path, subset: str | None, text_column: str) -> dict[SplitNam
         "that can be read: *.parquet, *.txt, *.jsonl, *.csv, wiki.train.raw or wiki.train.tokens, "
         "or a folder written by datasets' save_to_disk."
     )
+
+
+def _tell_of_others(folder: Path) -> None:
+    """Say which documents of a folder are none of the formats that are read."""
+    others = [
+        file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in OTHER_DOCUMENTS
+    ]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        log.warning(
+            "%s: not read, since they hold no plain text: %s%s.",
+            folder,
+            ", ".join(others[:3]),
+            more,
+        )
 
 
 def _listing(folder: Path, most: int = 8) -> str:
@@ -139,8 +158,7 @@ def _read_text(file: Path) -> Iterator[Row]:
             except UnicodeDecodeError as error:
                 raise UsageError(
                     f"{file}: not UTF-8 at byte {offset + error.start} "
-                    f"(0x{line[error.start]:02x}). Convert the file, for example with "
-                    f"iconv -f GB18030 -t UTF-8, or iconv -f LATIN1 -t UTF-8."
+                    f"(0x{line[error.start]:02x}). {_remedy(file)}"
                 ) from error
             if offset == 0:
                 text = text.removeprefix("\ufeff")
@@ -148,6 +166,18 @@ def _read_text(file: Path) -> Iterator[Row]:
                 text = text[:-2] + "\n"
             yield Row(text, begins=offset == 0)
             offset += len(line)
+
+
+def _remedy(file: Path) -> str:
+    with file.open("rb") as stream:
+        beginning = stream.read(4)
+    if beginning == b"%PDF":
+        return "It is a PDF: take the text out of it, for example with pdftotext."
+    if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "It is UTF-16: convert it, for example with iconv -f UTF-16 -t UTF-8."
+    return (
+        "Convert the file, for example with iconv -f GB18030 -t UTF-8, or iconv -f LATIN1 -t UTF-8."
+    )
 
 
 def _read_table(file: Path, text_column: str) -> Iterator[Row]:

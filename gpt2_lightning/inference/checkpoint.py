@@ -63,6 +63,8 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
         path = _inside_run(path, flag)
     if path.is_file() or is_sharded(path):
         return load_checkpoint(path, flag=flag)
+    if not path.exists() and (runs := sorted(path.parent.glob("version_*"), key=_written)):
+        raise UsageError(f"{flag} {name}: there is no such run. The newest one is {runs[-1]}.")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(path) if path.is_dir() else name,

@@ -42,6 +42,13 @@ def find_checkpoint(name: str) -> Path:
     return path
 
 
+def model_of(name: str) -> str:
+    """Return the ``hf/`` of a run folder that is named as a model; of other names, the name."""
+    run = Path(name).expanduser()
+    best = run / "hf"
+    return str(best) if best.is_dir() and not (run / "config.json").exists() else name
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder that a checkpoint lies in, if it does."""
     folder = checkpoint.absolute().parent

@@ -155,7 +155,7 @@ class GPT2Module(LightningModule):
         self.last_loss: float | None = None  # of the last step that was logged
         self._compiled: Callable[..., Any] | None = None
         self._step_nats: Tensor | None = None
-        self._trained_steps = 0  # of the checkpoint that was loaded
+        self.trained_steps = 0  # of the checkpoint that was loaded
         self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
 
     # --- before a run -------------------------------------------------------------------------
@@ -337,7 +337,7 @@ class GPT2Module(LightningModule):
         )
         # the name by which Lightning finds the x axis; outside fit it would take 0
         in_fit = self.trainer.state.fn == "fit"
-        step = self.global_step if in_fit else self._trained_steps
+        step = self.global_step if in_fit else self.trained_steps
         self.log("step", float(step), sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
@@ -394,7 +394,7 @@ class GPT2Module(LightningModule):
         Raises:
             UsageError: If a flag of the trainer contradicts the checkpoint.
         """
-        self._trained_steps = checkpoint["global_step"]
+        self.trained_steps = checkpoint["global_step"]
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
         now = self._trainer_settings()
@@ -402,7 +402,8 @@ class GPT2Module(LightningModule):
             if now[flag] != before:
                 raise UsageError(
                     f"{flag}: the checkpoint was trained with {before}, now it is {now[flag]}, and "
-                    "going on so would be another run. Leave the flag as it was."
+                    "going on so would be another run. Leave the flag as it was, or begin a new "
+                    "run with these weights: --model.pretrained RUN, without --ckpt_path."
                 )
 
     def _trainer_settings(self) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 from typing import Any
 
+from lightning.pytorch.callbacks import Timer
+
 from gpt2_lightning.planning.disk import Disk
+from gpt2_lightning.planning.duration import Duration
 from gpt2_lightning.planning.setting import Setting
 from gpt2_lightning.planning.steps import Steps
 from gpt2_lightning.planning.usual_rate import usual_rate
 
 
-def caveats(values: Any, setting: Setting, steps: Steps, disk: Disk) -> list[str]:
+def caveats(
+    values: Any, setting: Setting, steps: Steps, disk: Disk, duration: Duration | None
+) -> list[str]:
     """Return warnings, each with what would mend it.
 
     Args:
@@ -16,9 +21,11 @@ def caveats(values: Any, setting: Setting, steps: Steps, disk: Disk) -> list[str
         setting: The run.
         steps: How far it goes.
         disk: What it writes.
+        duration: How long it takes, where that is known.
     """
     return [
         *_of_schedule(values.model, steps),
+        *_of_time(values.trainer, steps, duration),
         *_of_rate(values.model, setting, steps),
         *_of_blocks(setting, steps),
         *_of_precision(setting),
@@ -52,6 +59,19 @@ def _of_schedule(model: Any, steps: Steps) -> list[str]:
     return found
 
 
+def _of_time(trainer: Any, steps: Steps, duration: Duration | None) -> list[str]:
+    seconds = Timer(trainer.max_time).time_remaining()
+    if seconds is None or duration is None or duration.whole[0] <= seconds:
+        return []
+    reached = int(steps.steps * seconds / duration.whole[0])
+    return [
+        f"--trainer.max_time {trainer.max_time}: it ends the run after some {reached:,} of "
+        f"{steps.steps:,} steps, and the learning rate's schedule ends after {steps.schedule:,}. "
+        f"--trainer.max_steps {max(reached, 1)} with --model.schedule_steps {max(reached, 1)} "
+        "would end all together."
+    ]
+
+
 def _of_rate(model: Any, setting: Setting, steps: Steps) -> list[str]:
     scratch = model.pretrained is None and model.hf_config is None
     usual = usual_rate(setting.shape, steps.tokens_per_step, from_scratch=scratch)
@@ -59,7 +79,7 @@ def _of_rate(model: Any, setting: Setting, steps: Steps) -> list[str]:
         return []
     return [
         f"--model.learning_rate {model.learning_rate:g}: with {steps.tokens_per_step:,} tokens a "
-        f"step, {usual.low:.1e} to {usual.high:.1e} is usual ({usual.rule})."
+        f"step, {usual} is usual ({usual.rule})."
     ]
 
 

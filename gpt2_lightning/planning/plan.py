@@ -28,6 +28,8 @@ class Plan:
     """What a run takes.
 
     Attributes:
+        model: Name or folder of the weights that it begins with; null where it has none.
+        text: Source of the text, its subset, and how it is cleaned, in words.
         setting: What it is.
         steps: How far it goes.
         memory: What each device holds.
@@ -37,6 +39,8 @@ class Plan:
         warnings: What is likely to be a mistake.
     """
 
+    model: str | None
+    text: str
     setting: Setting
     steps: Steps
     memory: Account
@@ -113,13 +117,15 @@ def plan_of(
         duration = _duration(values, model, data, setting, steps, measure, device, device_flops)
     short = place.memory is not None and not fits(needed.needed, place.memory)
     return Plan(
+        model=values.model.pretrained,
+        text=data.described,
         setting=setting,
         steps=steps,
         memory=needed,
         advice=advice(setting) if short else [],
         duration=duration,
         disk=disk,
-        warnings=caveats(values, setting, steps, disk),
+        warnings=caveats(values, setting, steps, disk, duration),
     )
 
 
@@ -160,7 +166,8 @@ def as_document(plan: Plan) -> dict[str, Any]:
     del shape["tensors"]
     place: Place = plan.setting.place
     return {
-        "model": {"parameters": plan.setting.shape.parameters, **shape},
+        "text": plan.text,
+        "model": {"pretrained": plan.model, "parameters": plan.setting.shape.parameters, **shape},
         "place": asdict(place) | {"processes": place.processes},
         "precision": plan.setting.precision.name,
         "batch_size": plan.setting.batch_size,

@@ -28,6 +28,10 @@ class UsualRate:
     high: float
     rule: str
 
+    def __str__(self) -> str:
+        low, high = f"{self.low:.1e}", f"{self.high:.1e}"
+        return low if low == high else f"{low} to {high}"
+
     def is_far(self, rate: float) -> bool:
         """Tell whether a rate lies far outside."""
         return not self.low / FAR <= rate <= self.high * FAR

@@ -64,7 +64,8 @@ def about(run: Run) -> list[str]:
         text = [run.setting("data.source"), run.setting("data.subset")]
         said.append("text: " + " ".join(str(part) for part in text if part))
     if run.scalars:
-        said.append(f"{max(run.scalars):,} steps")
+        trained = run.facts.get("steps", {}).get("trained") or max(run.scalars)
+        said.append(f"{trained:,} steps")
     if "seconds" in run.facts:
         said.append(duration(run.facts["seconds"]))
     if run.facts.get("ended", "finished") != "finished":
