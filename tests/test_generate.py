@@ -294,7 +294,7 @@ def test_a_conversation(
     assert "  stop = ['\\n', 'e']\n" in screen.out
     assert "/set NAME VALUE" in screen.out
     assert "not read" not in screen.out
-    assert screen.err == "error: top-k: there is no such flag. Did you mean top_k?\n"
+    assert screen.err == "error: /set top-k: there is no such option. Did you mean top_k?\n"
 
 
 def test_several_samples_greedy_and_beams(
@@ -318,7 +318,8 @@ def test_several_samples_greedy_and_beams(
         ("/set temperature", "/set: which option"),
         ("/set temperature 0", "temperature 0.0: it has to be 0.000001 or more (do_sample"),
         ("/set temperature hot", "temperature: expected a value of type float. Found: hot"),
-        ("/set temprature 1", "temprature: there is no such flag. Did you mean temperature?"),
+        ("/set temprature 1", "temprature: there is no such option. Did you mean temperature?"),
+        ("/set foo 1", "/set foo: there is no such option. /options lists them."),
         ("/set num_beams 3", "num_beams 3: beams look for the likeliest"),
         ("/again", "/again: there was no prompt yet"),
         ("/save", "/save: where to?"),

@@ -264,8 +264,14 @@ def test_test_and_validate_take_a_run(
 ) -> None:
     run = fit(*fine_tuning(wiki_folder, tiny_model), *TRAINED)
     main(["validate", "--ckpt_path=last", *CALM])
-    assert f"{curves(run)['val/loss'][-1]:.4f}"[:6] in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert f"{curves(run)['val/loss'][-1]:#.4g}" in screen
+    assert "last.ckpt" in screen
     main(["test", f"--ckpt_path={run}", *CALM, "--data.batch_size=5"])
+    table = capsys.readouterr().out
+    assert table.startswith("Test ")
+    assert "perplexity" in table
+    main(["test", f"--ckpt_path={run}", *CALM, "--verbose=true"])
     assert "test/perplexity" in capsys.readouterr().out
 
 

@@ -143,7 +143,9 @@ def _table(title: str, rows: dict[str, dict[str, float]], prefix: str, data: Any
             f"of text that --data.cleaning {data.cleaner.name} has cut: not comparable with "
             "published figures"
         )
-    table = Table(title=title, title_justify="left", caption="\n".join(notes) or None)
+    table = Table(
+        title=title, title_justify="left", caption="\n".join(notes), caption_justify="left"
+    )
     table.add_column("")
     for name in COLUMNS.values():
         table.add_column(name, justify="right")

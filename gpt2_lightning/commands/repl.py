@@ -1,5 +1,6 @@
 """The conversation of ``generate --interactive``."""
 
+import difflib
 import io
 import json
 import re
@@ -167,8 +168,11 @@ def changed(options: SamplingOptions, words: str) -> SamplingOptions:
     value = value.strip()
     if not value:
         raise UsageError("/set: which option, and to what? Write /set temperature 0.9.")
-    if name not in {option.name for option in fields(SamplingOptions)}:
-        raise UsageError(f"/set {name}: there is no such option. /options lists them.")
+    names = [option.name for option in fields(SamplingOptions)]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "/options lists them."
+        raise UsageError(f"/set {name}: there is no such option. {hint}")
     if name == "stop" and not _is_list_of_text(value):
         value = json.dumps([value])
     parser = Parser(prog="/set")
