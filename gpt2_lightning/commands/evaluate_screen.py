@@ -51,8 +51,8 @@ class EvaluateScreen:
     def samples(self, drawn: DrawnSamples) -> None:
         """Print the quality of samples."""
         quality = drawn.quality
-        self._row("samples", f"{drawn.count} of at most {drawn.max_new_tokens} tokens; "
-                  f"{drawn.sampling}")  # fmt: skip
+        length = f"{drawn.count} of at most {drawn.max_new_tokens} tokens"
+        self._row("samples", f"{length}; {drawn.sampling}")
         pairs, triples = _share(quality.distinct_2), _share(quality.distinct_3)
         self._row("distinct n-grams", f"{pairs} of 2, {triples} of 3")
         self._row("repeated 4-grams", _share(quality.repeated_4))
