@@ -318,7 +318,10 @@ def test_several_samples_greedy_and_beams(
         ("/set temperature", "/set: which option"),
         ("/set temperature 0", "temperature 0.0: it has to be 0.000001 or more (do_sample"),
         ("/set temperature hot", "temperature: expected a value of type float. Found: hot"),
-        ("/set temprature 1", "temprature: there is no such option. Did you mean temperature?"),
+        (
+            "/set temprature 1",
+            "/set temprature: there is no such option. Did you mean temperature?",
+        ),
         ("/set foo 1", "/set foo: there is no such option. /options lists them."),
         ("/set num_beams 3", "num_beams 3: beams look for the likeliest"),
         ("/again", "/again: there was no prompt yet"),
