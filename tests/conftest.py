@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - its handlers are there to be cleared below
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
