@@ -5,9 +5,8 @@ import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -26,6 +25,12 @@ from gpt2_lightning.callbacks.stop import Stop
 from gpt2_lightning.callbacks.surprisal import Surprisal
 from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.totals import Totals
+from gpt2_lightning.contradictions import (
+    check_max_time,
+    check_precision,
+    refuse_changes,
+    whole_number,
+)
 from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModule
 from gpt2_lightning.data.tokenizer import load_tokenizer
@@ -64,19 +69,6 @@ DESCRIPTIONS = {
     "validate": "Perplexity on the validation split, measured as in training.",
     "test": "Perplexity on the test split, measured as in training.",
     "predict": "Continue every prompt of a file, spread over the devices.",
-}
-# What a checkpoint's run may change without changing its losses.
-FREE_TO_CHANGE = {
-    # the schedule's length is compared as such, when it is known
-    "model": {
-        "attention",
-        "compile",
-        "gradient_checkpointing",
-        "sampling",
-        "schedule_steps",
-        "hf_config",
-    },
-    "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
 }
 # What a checkpoint brings with it.
 CARRIED = ("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size")
@@ -120,8 +112,8 @@ class GPT2CLI(LightningCLI):
         parser.set_defaults(DEFAULTS)
         parser.link_arguments("data.block_size", "model.block_size")
         parser.link_arguments("data.vocab_size", "model.vocab_size")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=_whole_number)
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=_whole_number)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=whole_number)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=whole_number)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """Set the parsers up, each under its verb's name."""
@@ -163,8 +155,8 @@ class GPT2CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in the tokenizer and the vocabulary, and look for contradictions."""
         config = self.config[self.subcommand]
-        _check_precision(config.trainer)
-        _check_max_time(config.trainer.max_time)
+        check_precision(config.trainer)
+        check_max_time(config.trainer.max_time)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
@@ -191,7 +183,7 @@ class GPT2CLI(LightningCLI):
                 ("data", "datamodule_hyper_parameters"),  # first: what is linked is a flag of data
                 ("model", "hyper_parameters"),
             ):
-                _refuse_changes(group, config[group], checkpoint[key], file)
+                refuse_changes(group, config[group], checkpoint[key], file)
             config.trainer.num_sanity_val_steps = 0  # the curves have their beginning
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]
@@ -260,41 +252,6 @@ def run(words: list[str]) -> None:
         raise
 
 
-def _whole_number(seed: Any) -> int:
-    """Refuse a seed that is drawn anew in every process."""
-    if isinstance(seed, bool):
-        raise UsageError(
-            f"--seed_everything {str(seed).lower()}: give a whole number, so that the run can be "
-            "repeated and resumed."
-        )
-    return int(seed)
-
-
-def _check_precision(trainer: Any) -> None:
-    precision = str(trainer.precision)
-    on_cpu = trainer.accelerator == "cpu" or (
-        trainer.accelerator == "auto"
-        and not torch.cuda.is_available()
-        and not torch.backends.mps.is_available()
-    )
-    if on_cpu and precision in ("16", "16-mixed", "16-true"):
-        raise UsageError(
-            f"--trainer.precision {precision}: fp16 needs a GPU, and this run is on a CPU, where "
-            "Lightning would take bf16 without a word. --trainer.precision bf16-mixed would work, "
-            "or 32-true."
-        )
-
-
-def _check_max_time(asked: Any) -> None:
-    try:
-        Timer(asked)
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UsageError(
-            f"--trainer.max_time {asked}: days, hours, minutes and seconds are expected, as "
-            "DD:HH:MM:SS. 00:01:30:00 is an hour and a half."
-        ) from error
-
-
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's own settings, as a config file would have them."""
     model = dict(checkpoint["hyper_parameters"])
@@ -303,18 +260,3 @@ def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
         del model[name]
     del model["seed"]
     return {"seed_everything": data.pop("seed"), "model": model, "data": data}
-
-
-def _refuse_changes(group: str, given: Any, trained: dict[str, Any], file: Path) -> None:
-    given = given.as_dict()
-    for name, before in trained.items():
-        if name in FREE_TO_CHANGE[group] or name not in given:
-            continue
-        now = list(given[name]) if isinstance(given[name], tuple) else given[name]
-        if now != before:
-            flag = "--seed_everything" if name == "seed" else f"--{group}.{name}"
-            raise UsageError(
-                f"{flag} {now}: {file} was trained with {before}, and going on with "
-                f"another value would be another run. Leave the flag out, or start a new run "
-                f"from the weights: --model.pretrained {file.parent.parent / 'hf'}."
-            )

@@ -18,7 +18,7 @@ FLOORS = [
     {"inference"},
     {"report", "serving", "fetching", "inspection", "planning"},
     {"callbacks"},
-    {"arguments", "quiet"},
+    {"arguments", "contradictions", "quiet"},
     {"lightning_cli"},
     {"fit_settings"},
     {"commands"},

@@ -1,0 +1,43 @@
+import itertools
+
+import httpx2
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from gpt2_lightning.hub_errors import reason
+
+
+def raised(*links: Exception) -> Exception:
+    """Return the first of some errors, each with the next as its cause."""
+    for error, cause in itertools.pairwise(links):
+        error.__cause__ = cause
+    return links[0]
+
+
+COULD_NOT = OSError("We couldn't connect to the Hub.")
+NOT_HERE = LocalEntryNotFoundError("It is not in the cache.")
+
+
+def test_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    error = raised(COULD_NOT, NOT_HERE, httpx2.ConnectError("Connection refused"))
+    said = "no folder here has this name, and http://127.0.0.1:9 cannot be reached"
+    assert reason(error) == said
+
+
+def test_told_not_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for error in (raised(COULD_NOT, NOT_HERE), ConnectionError("Couldn't reach a/b")):
+        assert "HF_HUB_OFFLINE=1 keeps the Hub out" in reason(error)
+
+
+def test_no_name_of_the_hubs() -> None:
+    error = raised(OSError("..."), HFValidationError("Repo id must be in the form"))
+    assert reason(error) == "there is no such folder, and a Hub id has one slash at most"
+
+
+def test_their_own_words_otherwise() -> None:
+    assert reason(OSError("a  file\nis damaged.")) == "a file is damaged"
+    assert len(reason(OSError("a" * 1000))) == 300
