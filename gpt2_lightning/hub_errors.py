@@ -35,7 +35,10 @@ def reason(error: BaseException) -> str:
             "the Hub out"
         )
     if among(httpx2.TransportError):
-        return f"no folder here has this name, and {constants.ENDPOINT} cannot be reached"
+        return (
+            f"no folder here has this name, and {constants.ENDPOINT} cannot be reached; to take it "
+            "from a mirror or ModelScope: python -m gpt2_lightning fetch --help"
+        )
     return _words(error)
 
 

@@ -121,9 +121,7 @@ def from_pretrained(
         raise UsageError(
             f"--model.pretrained {name}: the model cannot be loaded ({reason(error)}). Give a "
             "folder with config.json and model.safetensors, a Hub id such as "
-            "openai-community/gpt2, or null to start from scratch. Where the Hub is out of reach, "
-            "set HF_ENDPOINT to a mirror (https://hf-mirror.com, say), or fetch a folder from "
-            "one, or from ModelScope: python -m gpt2_lightning fetch --help."
+            "openai-community/gpt2, or null to start from scratch. HF_ENDPOINT names a mirror."
         ) from error
     if attention != "flash_attention_2":  # which runs on a GPU alone
         check_logits(model.eval(), f"--model.pretrained {name}")
