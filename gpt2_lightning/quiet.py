@@ -29,13 +29,16 @@ SILENCED = [
     # we go on in the same run folder on purpose
     (r".*Experiment logs directory .* exists and is not empty.*", Warning),
 ]
-# promotion, hardware that few have, and an end that a table of our own tells of
+# messages that begin, or go on, with these words
 UNSAID = (
+    # Totals says where a run goes on, a table of which checkpoint its figures are
+    *("Restoring states from", "Restored all states from", "Loaded model weights from"),
+    "Seed set to",  # config.yaml has it
     # texts are scored unpadded, an end-of-text at their beginning
     "We strongly recommend passing in an `attention_mask`",
-    "Tip: ",
-    "TPU available: False",
-    "`Trainer.fit` stopped: ",
+    "Tip: ",  # promotion
+    "TPU available: False",  # hardware that few have
+    "`Trainer.fit` stopped: ",  # a line of our own says why a run ended
 )
 
 
@@ -56,6 +59,7 @@ def quieten() -> None:
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.trainer.setup",
+        "lightning.fabric.utilities.seed",
         "transformers.modeling_utils",
     ):
         logging.getLogger(name).addFilter(_worth_saying)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2_lightning.callbacks import progress_bar
 from gpt2_lightning.callbacks.curves import read_scalars
 from gpt2_lightning.cli import main
 from gpt2_lightning.inference.checkpoint import load_checkpoint
@@ -273,6 +274,34 @@ def test_test_and_validate_take_a_run(
     assert "perplexity" in table
     main(["test", f"--ckpt_path={run}", *CALM, "--verbose=true"])
     assert "test/perplexity" in capsys.readouterr().out
+
+
+def test_a_run_says_what_it_does_and_how_it_ended(
+    wiki_folder: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress_bar, "SECONDS_OF_A_LINE", 0.0)
+    words = ("--trainer.accelerator=cpu", "--trainer.max_epochs=2", "--trainer.max_steps=3")
+    main(["fit", *fine_tuning(wiki_folder, tiny_model), *words])
+    run = Path("lightning_logs/version_0")
+    screen = capsys.readouterr()
+    assert f"Training {tiny_model} on {wiki_folder}, cleaning none." in screen.err
+    lines = screen.out.splitlines()  # no terminal, no bar
+    logged = curves(run)
+    total = json.loads((run / "facts.json").read_text("utf-8"))["steps"]["schedule"]
+    assert [line for line in lines if "train/loss" in line] == [
+        f"Step {step} of {total}: train/loss {loss:.3f}"
+        for step, loss in enumerate(logged["train/loss"], start=1)
+    ]
+    shown = [f"{value:#.4g}" for value in logged["val/perplexity"]]
+    validations = [line for line in lines if ": perplexity" in line]
+    assert [line.split(",")[0] for line in validations] == [
+        f"Step 0: perplexity {shown[0]}", f"Step 3: perplexity {shown[-1]}"
+    ]  # fmt: skip
+    assert f"Ended after step 3 of {total}, by --trainer.max_steps." in screen.out
+    assert f"3 of {total} steps" in (run / "report.html").read_text("utf-8")
 
 
 def test_samples_of_padded_rows_begin_with_text(wiki_folder: Path, tiny_model: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
 
@@ -74,6 +75,15 @@ class Outcome(Callback):
         if any(rows.values()):
             console.print(_table("Validation", rows, "val/", data))
         self._print_place(trainer, console)
+        total = cast(GPT2Module, pl_module).total_steps()
+        if trainer.global_step < total:
+            how = _cut_by(trainer)
+            console.print(
+                f"Ended after step {trainer.global_step:,} of {total:,}"
+                + (f", by {how}. --ckpt_path last with a greater one goes on." if how else "."),
+                soft_wrap=True,
+                highlight=False,
+            )
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -98,8 +108,9 @@ class Outcome(Callback):
         run = run_folder(trainer)
         if run is None or not (run / "hf").is_dir():
             return
+        best = any((run / "checkpoints").glob("best-*.ckpt"))
         for line in (
-            f"Best model: {run / 'hf'}",
+            f"{'Best model' if best else 'Last model'}: {run / 'hf'}",
             f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."',
         ):
             console.print(line, soft_wrap=True, highlight=False)
@@ -121,15 +132,24 @@ class Outcome(Callback):
         Console().print(_table(title, rows, prefix, cast(Any, trainer).datamodule))
 
 
+def _cut_by(trainer: Trainer) -> str | None:
+    if trainer.global_step == trainer.max_steps:
+        return "--trainer.max_steps"
+    for callback in cast(Any, trainer).callbacks:
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            return "--trainer.max_time"
+    return None
+
+
 def _say(trainer: Trainer, numbers: dict[str, float]) -> None:
     """Print a validation in a line, above the bar, or into a log that has no bar."""
     if not trainer.is_global_zero:
         return
     found = {name: numbers.get(f"val/{key}") for key, name in COLUMNS.items()}
     words = [f"{name} {figure(value)}" for name, value in found.items() if value is not None]
-    Console().print(
-        f"Step {trainer.global_step:,}: {', '.join(words)}", soft_wrap=True, highlight=False
-    )
+    # not by a console of rich's, which would write into the bar
+    print(f"Step {trainer.global_step:,}: {', '.join(words)}", flush=True)
 
 
 def _table(title: str, rows: dict[str, dict[str, float]], prefix: str, data: Any) -> Table:

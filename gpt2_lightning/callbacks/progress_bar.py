@@ -1,15 +1,26 @@
-"""The progress bar."""
+"""The progress bar, and what stands for it in a log."""
 
+import time
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
 
 from gpt2_lightning.model.module import GPT2Module
 
+SECONDS_OF_A_LINE = 30.0  # between two lines in a log
+
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar with two numbers beside it, and gone before the outcome is printed."""
+    """Lightning's rich bar with the training loss beside it; without a terminal, a line at times.
+
+    It is gone before the outcome is printed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=int(Console().is_terminal))  # 0 draws nothing
+        self._said = time.monotonic()
 
     @property
     def sanity_check_description(self) -> str:
@@ -23,16 +34,31 @@ class ProgressBar(RichProgressBar):
         return f"Epoch {current_epoch + 1}{of}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the last logged training loss and validation perplexity.
+        """Return the last logged training loss.
 
-        Both are plain numbers already: Lightning's own way waits for the GPU at every step.
+        It is a plain number already: Lightning's own way waits for the GPU at every step.
         """
-        module = cast(GPT2Module, pl_module)
-        numbers = {
-            "train/loss": module.last_loss,
-            "val/perplexity": module.eval_results.get("val/perplexity"),
-        }
-        return {name: number for name, number in numbers.items() if number is not None}
+        loss = cast(GPT2Module, pl_module).last_loss
+        return {} if loss is None else {"train/loss": loss}
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar on, or print a line."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        now, module = time.monotonic(), cast(GPT2Module, pl_module)
+        if self.is_enabled or not trainer.is_global_zero or module.last_loss is None:
+            return
+        if batch["ends_step"] and now - self._said >= SECONDS_OF_A_LINE:
+            self._said = now
+            step, total = trainer.global_step, module.total_steps()
+            loss = f"train/loss {module.last_loss:.3f}"
+            print(f"Step {step:,} of {total:,}: {loss}", flush=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the screen to what is printed at the end."""

@@ -1,7 +1,8 @@
 """A run's end that loses nothing: by ``max_steps``, SIGTERM or Ctrl-C."""
 
-import os
 import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -14,8 +15,7 @@ from torch import Tensor
 from gpt2_lightning.errors import UsageError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STANDARD_ERROR = 2
-STOPPING = b"\nStopping where nothing is lost; a second signal ends the run at once.\n"
+STOPPING = "Stopping where nothing is lost; a second signal ends the run at once."
 
 
 class Stopped(SystemExit):
@@ -88,7 +88,8 @@ class Stop(Callback):
         self.received = number
         signal.signal(number, signal.SIG_DFL)
         if self._speaks:
-            os.write(STANDARD_ERROR, STOPPING)  # a stream may be in the middle of a write
+            with suppress(RuntimeError):  # the stream was in the middle of a write
+                print(STOPPING, file=sys.stderr, flush=True)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

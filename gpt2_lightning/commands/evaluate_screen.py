@@ -11,6 +11,8 @@ from gpt2_lightning.inference.comparison import Difference
 from gpt2_lightning.inference.drawn_samples import DrawnSamples
 from gpt2_lightning.inference.reference import CAUSES, Finding
 
+FEW_ARTICLES = 10  # below this, draws with replacement say little
+
 
 class EvaluateScreen:
     """The screen, on which one process of several speaks for all.
@@ -73,6 +75,11 @@ class EvaluateScreen:
             f"(95 % of resampled articles: {low:+.4f} to {high:+.4f})"
         )
         self._say(difference.verdict(first, second))
+        if difference.articles < FEW_ARTICLES:
+            self._say(
+                f"{difference.articles} articles are few, and the interval is likely to be too "
+                "narrow. --data.source names more text."
+            )
 
     def _row(self, label: str, value: str) -> None:
         self._say(f"{label:18}{value}")

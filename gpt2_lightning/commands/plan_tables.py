@@ -60,7 +60,8 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
         (
             "the run",
             f"{steps.steps:,} steps, {steps.tokens:,} tokens, {figure(steps.epochs)} epochs; "
-            f"the schedule ends at {steps.schedule:,}",
+            f"the schedule ends at {steps.schedule:,}"
+            + (f"; --trainer.max_time {plan.max_time} may end it earlier" if plan.max_time else ""),
         ),
         (
             "",

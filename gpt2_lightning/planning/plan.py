@@ -36,6 +36,7 @@ class Plan:
         advice: What makes that fit, where it does not.
         duration: How long it takes, where that is known.
         disk: What it writes.
+        max_time: Duration after which the run is ended, if it is not over; null sets no limit.
         warnings: What is likely to be a mistake.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     advice: list[Advice]
     duration: Duration | None
     disk: Disk
+    max_time: str | None
     warnings: list[str]
 
     @property
@@ -125,6 +127,7 @@ def plan_of(
         advice=advice(setting) if short else [],
         duration=duration,
         disk=disk,
+        max_time=None if values.trainer.max_time is None else str(values.trainer.max_time),
         warnings=caveats(values, setting, steps, disk, duration),
     )
 

@@ -65,7 +65,9 @@ def about(run: Run) -> list[str]:
         said.append("text: " + " ".join(str(part) for part in text if part))
     if run.scalars:
         trained = run.facts.get("steps", {}).get("trained") or max(run.scalars)
-        said.append(f"{trained:,} steps")
+        schedule = run.facts.get("steps", {}).get("schedule", trained)
+        of = f" of {schedule:,}" if trained < schedule else ""
+        said.append(f"{trained:,}{of} steps")
     if "seconds" in run.facts:
         said.append(duration(run.facts["seconds"]))
     if run.facts.get("ended", "finished") != "finished":
