@@ -93,10 +93,14 @@ def _plain(message: str) -> str:
     """Turn jsonargparse's words for a value of the wrong type into a user's."""
     if "any of the Union subtypes" in message:
         flag, found = message.partition(":")[0], re.search(r"Given value: (.*)", message)
-        kinds = re.findall(r"typing\.Literal\[(.*?)\]", message.partition(" Errors: ")[0])
+        subtypes = message.partition(" Errors: ")[0]
+        kinds = re.findall(r"typing\.Literal\[(.*?)\]", subtypes)
         choices = dict.fromkeys(choice for kind in kinds for choice in kind.split(", "))
-        if found and choices:
-            message = f"{flag}: expected one of {', '.join(choices)}. Found: {found[1]}"
+        types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", subtypes)
+        wanted = ["one of " + ", ".join(choices)] if choices else []
+        wanted += ["null" if name == "NoneType" else f"a value of type {name}" for name in types]
+        if found and wanted:
+            message = f"{flag}: expected {' or '.join(wanted)}. Found: {found[1]}"
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1.", message)
     message = re.sub(r"Expected a <class '(\w+)'>", r"expected a value of type \1", message)

@@ -23,6 +23,55 @@ FREE_TO_CHANGE = {
     "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
 }
 
+# Settings of the model -> the least value that makes sense, and the greatest, if there is one.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "learning_rate": (0, None),
+    "weight_decay": (0, None),
+    "warmup_steps": (0, None),
+    "schedule_steps": (1, None),
+    "dropout": (0, 1),
+    "attention_dropout": (0, 1),
+    "architecture.layers": (1, None),
+    "architecture.heads": (1, None),
+    "architecture.width": (1, None),
+    "architecture.positions": (1, None),
+    "architecture.dropout": (0, 1),
+}
+
+
+def check_numbers(model: Any) -> None:
+    """Refuse settings of the model that are out of range.
+
+    Raises:
+        UsageError: If one is.
+    """
+    for name, (least, greatest) in RANGES.items():
+        value = model[name]
+        if value is None or (value >= least and (greatest is None or value <= greatest)):
+            continue  # what is no number is out of range
+        wanted = f"{least} or more" if greatest is None else f"from {least} to {greatest}"
+        raise UsageError(f"--model.{name} {value}: it has to be {wanted}.")
+    if not all(0 <= beta < 1 for beta in model.betas):
+        first, second = model.betas
+        raise UsageError(
+            f"--model.betas [{first}, {second}]: both have to be from 0 to below 1. Try [0.9, 0.95]"
+        )
+
+
+def check_unused(typed: list[str], pretrained: str) -> None:
+    """Refuse typed flags that say how a model from scratch is built, where there are weights.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for word in typed:
+        flag = word.partition("=")[0]
+        if flag.startswith("--model.architecture.") or flag == "--data.vocab_size":
+            raise UsageError(
+                f"{flag}: --model.pretrained {pretrained} brings its own. Leave the flag out, or "
+                "give --model.pretrained null to start from scratch."
+            )
+
 
 def whole_number(seed: Any) -> int:
     """Refuse a seed that is drawn anew in every process.
@@ -55,6 +104,21 @@ def check_precision(trainer: Any) -> None:
             f"--trainer.precision {precision}: fp16 needs a GPU, and this run is on a CPU, where "
             "Lightning would take bf16 without a word. --trainer.precision bf16-mixed would work, "
             "or 32-true."
+        )
+
+
+def check_accelerator(asked: Any) -> None:
+    """Refuse a GPU where there is none.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["gpu"] = any(there.values())
+    if not there.get(str(asked), True):
+        raise UsageError(
+            f"--trainer.accelerator {asked}: torch finds none on this machine. "
+            "--trainer.accelerator auto takes what there is."
         )
 
 

@@ -34,10 +34,11 @@ def reason(error: BaseException) -> str:
             "no folder here has this name, the cache does not hold it, and HF_HUB_OFFLINE=1 keeps "
             "the Hub out"
         )
-    if among(httpx2.TransportError):
+    if (broken := among(httpx2.TransportError)) is not None:
         return (
-            f"no folder here has this name, and {constants.ENDPOINT} cannot be reached; to take it "
-            "from a mirror or ModelScope: python -m gpt2_lightning fetch --help"
+            f"no folder here has this name, and {constants.ENDPOINT} cannot be reached: "
+            f"{_words(broken)}; to take it from a mirror or ModelScope: python -m gpt2_lightning "
+            "fetch --help"
         )
     return _words(error)
 

@@ -26,8 +26,11 @@ from gpt2_lightning.callbacks.surprisal import Surprisal
 from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.totals import Totals
 from gpt2_lightning.contradictions import (
+    check_accelerator,
     check_max_time,
+    check_numbers,
     check_precision,
+    check_unused,
     refuse_changes,
     whole_number,
 )
@@ -157,6 +160,7 @@ class GPT2CLI(LightningCLI):
         config = self.config[self.subcommand]
         check_precision(config.trainer)
         check_max_time(config.trainer.max_time)
+        check_numbers(config.model)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
@@ -164,6 +168,7 @@ class GPT2CLI(LightningCLI):
         if self.checkpoint_file is not None:
             self._go_on_from(self.checkpoint_file, config)
         elif config.model.pretrained is not None:
+            check_unused(self.typed, config.model.pretrained)
             config.model.pretrained = model_of(config.model.pretrained)
             if config.data.tokenizer is None:
                 config.data.tokenizer = config.model.pretrained
@@ -204,6 +209,7 @@ class GPT2CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the callbacks that every run has."""
+        check_accelerator(self._get(self.config_init, "trainer").accelerator)
         bar = self._get(self.config_init, "trainer").enable_progress_bar is not False
         callbacks: list[Callback] = [
             *([ProgressBar()] if bar else []),  # first: what others print comes after it

@@ -34,6 +34,8 @@ UNSAID = (
     # Totals says where a run goes on, a table of which checkpoint its figures are
     *("Restoring states from", "Restored all states from", "Loaded model weights from"),
     "Seed set to",  # config.yaml has it
+    # of each try in vain: the retry says so, and the error at the end why
+    " thrown while requesting ",
     # texts are scored unpadded, an end-of-text at their beginning
     "We strongly recommend passing in an `attention_mask`",
     "Tip: ",  # promotion
@@ -60,6 +62,7 @@ def quieten() -> None:
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.trainer.setup",
         "lightning.fabric.utilities.seed",
+        "huggingface_hub.utils._http",
         "transformers.modeling_utils",
     ):
         logging.getLogger(name).addFilter(_worth_saying)

@@ -23,7 +23,7 @@ def test_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     error = raised(COULD_NOT, NOT_HERE, httpx2.ConnectError("Connection refused"))
-    said = "no folder here has this name, and http://127.0.0.1:9 cannot be reached; to take it"
+    said = "no folder here has this name, and http://127.0.0.1:9 cannot be reached: Connection "
     assert reason(error).startswith(said)
 
 

@@ -51,7 +51,14 @@ def test_wrong_choice(mistake: Mistake) -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("--trainer.accelerator=gpu", "--trainer: No supported gpu backend"),
+        ("--trainer.accelerator=gpu", "--trainer.accelerator gpu: torch finds none"),
+        ("--trainer.max_epochs=three", "expected a value of type int or null. Found: three"),
+        ("--model.learning_rate=-1", "--model.learning_rate -1.0: it has to be 0 or more"),
+        ("--model.learning_rate=.nan", "--model.learning_rate nan: it has to be 0 or more"),
+        ("--model.dropout=1.5", "--model.dropout 1.5: it has to be from 0 to 1"),
+        ("--model.betas=[0.9,1.0]", "--model.betas [0.9, 1.0]: both have to be"),
+        ("--model.architecture.layers=2", "brings its own. Leave the flag out"),
+        ("--data.vocab_size=512", "--data.vocab_size: --model.pretrained"),
         ("--trainer.strategy=nope", "--trainer: You selected an invalid strategy name"),
         ("--trainer.precision=7", "--trainer.precision: expected one of 64, 32, 16, "),
         ("--trainer.max_time=3m", "--trainer.max_time 3m: days, hours, minutes"),
@@ -82,6 +89,27 @@ def test_a_run_that_is_not_there(
     fit(*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=1")
     message = mistake("generate", "--model=lightning_logs/version_7", "--prompt=a")
     assert "there is no such run. The newest one is lightning_logs/version_0" in message
+
+
+def test_a_run_without_a_best(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:
+    run = fit(*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=1")
+    for file in (run / "checkpoints").glob("best-*.ckpt"):
+        file.unlink()
+    assert "--ckpt_path last would work" in mistake("test", "--ckpt_path=best")
+    message = mistake("generate", "--model=lightning_logs", "--prompt=a")
+    assert "it holds runs, of which lightning_logs/version_0 is the newest" in message
+
+
+@pytest.mark.parametrize("name", ["../textz", "./a/b", "notes/book.pdf", "book.txt"])
+def test_a_path_is_not_asked_of_the_hub(mistake: Mistake, tiny_model: Path, name: str) -> None:
+    message = mistake("fit", *fine_tuning(Path("x"), tiny_model), *CALM, "--data.source", name)
+    assert f"--data.source {name}: there is no such file or folder" in message
+
+
+def test_an_empty_file(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    message = mistake("fit", *fine_tuning(tmp_path / "empty.txt", tiny_model), *CALM)
+    assert "its train split is empty" in message
 
 
 def test_a_text_too_short_to_split(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:

@@ -451,8 +451,12 @@ def test_several_runs_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]
 
     change(other, "data.block_size", 32)
     assert "Their contexts differ in length" in render([read_run(str(run)), read_run(str(other))])
-    change(other, "data.vocab_size", 99)
-    assert "cut the text differently" in render([read_run(str(run)), read_run(str(other))])
+    change(other, "data.tokenizer", "elsewhere")
+    for digests, differ in ((["a", "a"], False), (["a", "b"], True), (["a", None], True)):
+        for folder, digest in zip((run, other), digests, strict=True):
+            (folder / "facts.json").write_text(json.dumps({"tokenizer": digest}), "utf-8")
+        text = render([read_run(str(run)), read_run(str(other))])
+        assert ("cut the text differently" in text) is differ
     change(other, "data.source", "elsewhere")
     assert "figures cannot be compared" in render([read_run(str(run)), read_run(str(other))])
 

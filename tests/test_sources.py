@@ -139,6 +139,7 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path) -> None:
     [
         (b"%PDF-1.7\n\xe2\xe3", "It is a PDF"),
         ("Die Brücke".encode("utf-16"), "It is UTF-16"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "It is no text file"),
         ("Die Brücke".encode("latin-1"), "iconv -f LATIN1"),
     ],
 )

@@ -18,6 +18,7 @@ from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.data.blocks import PaddedBlocks
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.rows import SplitName
+from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.causal_lm import count_parameters, positions_of
 from gpt2_lightning.model.module import GPT2Module
@@ -83,6 +84,7 @@ class Facts(Callback):
             "steps": _steps(trainer, module, data),
             "data": {split: split_facts(data, split) for split in data.stores},
             "local": self.local,
+            "tokenizer": tokenizer_digest(data.tokenizer),
             "cleaning": {"name": data.cleaner.name, "lossless": data.cleaner.lossless},
             "no_bits_per_byte": data.original_bytes("validation")[1] or None,
             "xz_bits_per_byte": earlier.get("xz_bits_per_byte"),

@@ -12,6 +12,7 @@ from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.stop import Stopped
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import figure
 
@@ -127,7 +128,10 @@ class Outcome(Callback):
         if not trainer.is_global_zero:
             return
         file = trainer.ckpt_path
-        label = Path(file).name if isinstance(file, str | Path) else "model"
+        label = "model"
+        if isinstance(file, str | Path):
+            run = run_of(Path(file))
+            label = Path(file).name if run is None else f"{run.name}, {Path(file).stem}"
         rows = {label: cast(GPT2Module, trainer.lightning_module).eval_results}
         Console().print(_table(title, rows, prefix, cast(Any, trainer).datamodule))
 

@@ -173,8 +173,8 @@ class WikiTextDataModule(LightningDataModule):
                 + " and ".join(str(splitting.articles[name]) for name in missing)
                 + f" of {sum(splitting.articles.values())} articles"
                 if splitting.articles
-                else f"the last {HELD_OUT_SHARE:.0%} of the text each, which has fewer than "
-                f"{FEWEST_ARTICLES} articles"
+                else f"the last {HELD_OUT_SHARE:.0%} of the text each (it has fewer than "
+                f"{FEWEST_ARTICLES} articles)"
             )
             log.info("%s has no %s split: taking %s.", self.source, " and no ".join(missing), how)
             splits |= splitting.rows
@@ -233,10 +233,15 @@ class WikiTextDataModule(LightningDataModule):
                 )
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["units"] == 0:
-            if manifest["rows"] == 0 and split in self.taken:
+            if manifest["rows"] == 0:
                 raise UsageError(
-                    f"--data.source {self.source}: the text is too short to hold out a {split} "
-                    "split. Give more of it, or a source that has its own."
+                    f"--data.source {self.source}: "
+                    + (
+                        f"the text is too short to hold out a {split} split. Give more of it, or "
+                        "a source that has its own."
+                        if split in self.taken
+                        else f"its {split} split is empty."
+                    )
                 )
             raise UsageError(
                 f"--data.source {self.source}: nothing is left of the {split} split "

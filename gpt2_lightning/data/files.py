@@ -170,11 +170,13 @@ def _read_text(file: Path) -> Iterator[Row]:
 
 def _remedy(file: Path) -> str:
     with file.open("rb") as stream:
-        beginning = stream.read(4)
-    if beginning == b"%PDF":
+        beginning = stream.read(512)
+    if beginning.startswith(b"%PDF"):
         return "It is a PDF: take the text out of it, for example with pdftotext."
     if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "It is UTF-16: convert it, for example with iconv -f UTF-16 -t UTF-8."
+    if b"\0" in beginning:
+        return "It is no text file."
     return (
         "Convert the file, for example with iconv -f GB18030 -t UTF-8, or iconv -f LATIN1 -t UTF-8."
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpt2_lightning.data.arrow import open_hub
 from gpt2_lightning.data.builtin import BUILTIN_VERSION, builtin_rows
-from gpt2_lightning.data.files import TABLE_BUILDERS, TEXT_SUFFIXES, open_path
+from gpt2_lightning.data.files import OTHER_DOCUMENTS, TABLE_BUILDERS, TEXT_SUFFIXES, open_path
 from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
 
@@ -44,7 +44,8 @@ def open_source(
     path = Path(source).expanduser()
     if path.exists():
         return open_path(path, subset, text_column)
-    if HUB_ID.fullmatch(source) and path.suffix not in TEXT_SUFFIXES | TABLE_BUILDERS.keys():
+    files = TEXT_SUFFIXES | TABLE_BUILDERS.keys() | OTHER_DOCUMENTS
+    if HUB_ID.fullmatch(source) and source[0] not in ".-" and path.suffix not in files:
         return open_hub(source, subset, revision, text_column)
     raise UsageError(
         f"--data.source {source}: there is no such file or folder. Give a path that exists, "

@@ -88,6 +88,8 @@ def _inside_run(run: Path, flag: str) -> Path:
         return run / "hf"
     if (checkpoint := best_checkpoint(run)) is not None:
         return checkpoint
+    if runs := sorted(run.glob("version_*"), key=_written):
+        raise UsageError(f"{flag} {run}: it holds runs, of which {runs[-1]} is the newest.")
     raise UsageError(
         f"{flag} {run}: neither a model in Hugging Face format (config.json) nor a run folder "
         "with hf/ or checkpoints/."

@@ -28,7 +28,14 @@ def find_checkpoint(name: str) -> Path:
                 "start a run."
             )
         run = runs[-1].parent.parent
-        return runs[-1] if name == "last" else best_checkpoint(run) or runs[-1]
+        if name == "last":
+            return runs[-1]
+        if not any(runs[-1].parent.glob("best-*.ckpt")):
+            raise UsageError(
+                f"--ckpt_path best: {run}, the newest run, was not validated after training began, "
+                "and has no best. --ckpt_path last would work."
+            )
+        return best_checkpoint(run) or runs[-1]
     if path.is_dir() and not is_sharded(path):
         last = path / "checkpoints" / "last.ckpt"
         if not last.exists():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -121,7 +122,8 @@ def from_pretrained(
         raise UsageError(
             f"--model.pretrained {name}: the model cannot be loaded ({reason(error)}). Give a "
             "folder with config.json and model.safetensors, a Hub id such as "
-            "openai-community/gpt2, or null to start from scratch. HF_ENDPOINT names a mirror."
+            "openai-community/gpt2, or null to start from scratch."
+            + (f" `fetch --check {name}` says what it lacks." if Path(name).is_dir() else "")
         ) from error
     if attention != "flash_attention_2":  # which runs on a GPU alone
         check_logits(model.eval(), f"--model.pretrained {name}")

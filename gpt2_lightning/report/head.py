@@ -95,7 +95,7 @@ def verdict(runs: list[Run], names: list[str]) -> str:
     if _differ(runs, "source", "subset", "cleaning"):
         return "These runs were validated on different text: their figures cannot be compared."
     measure, remark = "perplexity", ""
-    if _differ(runs, "tokenizer", "vocab_size", "blocks"):
+    if _tokenizers_differ(runs) or _differ(runs, "blocks"):
         measure, remark = "bits_per_byte", " They cut the text differently: compare nothing else."
     elif _differ(runs, "block_size"):
         remark = " Their contexts differ in length (--data.block_size)."
@@ -108,6 +108,12 @@ def verdict(runs: list[Run], names: list[str]) -> str:
         return f"None of them has logged its {MEASURES[measure]}.{remark}"
     value, name = min(found)
     return f"{name} has the lowest {MEASURES[measure]}: {figure(value)}.{remark}"
+
+
+def _tokenizers_differ(runs: list[Run]) -> bool:
+    """Tell whether ids differ, by their tokenizers' content where it is known, else by name."""
+    digests = {run.facts.get("tokenizer") for run in runs}
+    return len(digests) > 1 if None not in digests else _differ(runs, "tokenizer", "vocab_size")
 
 
 def _differ(runs: list[Run], *names: str) -> bool:

@@ -103,7 +103,7 @@ DATA = {
     "rows": "rows",
     "words": "words",
     "bytes": "bytes",
-    "tokens": "tokens",
+    "tokens": "tokens, ends of texts among them",
     "blocks": "blocks",
     "targets": "predicted tokens",
 }
