@@ -37,8 +37,8 @@ def reason(error: BaseException) -> str:
     if (broken := among(httpx2.TransportError)) is not None:
         return (
             f"no folder here has this name, and {constants.ENDPOINT} cannot be reached: "
-            f"{_words(broken)}; to take it from a mirror or ModelScope: python -m gpt2_lightning "
-            "fetch --help"
+            f"{_words(broken)}. HF_ENDPOINT names a mirror (https://hf-mirror.com, say); python -m "
+            "gpt2_lightning fetch takes it from one, or from ModelScope"
         )
     return _words(error)
 

@@ -125,7 +125,7 @@ def test_a_stream_tells_the_same(server: Running, more: dict[str, Any], echo: bo
                 for choice in event["choices"]
                 if choice["index"] == expected["index"]
             ]
-            assert len(parts) > 3
+            assert parts  # how many tokens come together is the machine's to say
             assert "".join(part["text"] for part in parts) == expected["text"]
             assert [part["finish_reason"] for part in parts] == [
                 *[None] * (len(parts) - 1),

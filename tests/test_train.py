@@ -267,7 +267,7 @@ def test_test_and_validate_take_a_run(
     main(["validate", "--ckpt_path=last", *CALM])
     screen = capsys.readouterr().out
     assert f"{curves(run)['val/loss'][-1]:#.4g}" in screen
-    assert "last.ckpt" in screen
+    assert "version_0, last" in screen
     main(["test", f"--ckpt_path={run}", *CALM, "--data.batch_size=5"])
     table = capsys.readouterr().out
     assert "Test " in table
