@@ -34,18 +34,25 @@ UNSAID = (
     # Totals says where a run goes on, a table of which checkpoint its figures are
     *("Restoring states from", "Restored all states from", "Loaded model weights from"),
     "Seed set to",  # config.yaml has it
-    # of each try in vain: the retry says so, and the error at the end why
-    " thrown while requesting ",
+    " thrown while requesting ",  # _naming_the_hub says it in a line
     # texts are scored unpadded, an end-of-text at their beginning
     "We strongly recommend passing in an `attention_mask`",
     "Tip: ",  # promotion
     "TPU available: False",  # hardware that few have
     "`Trainer.fit` stopped: ",  # a line of our own says why a run ended
 )
+HUB_LOGGER = "huggingface_hub.utils._http"
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
     return not any(words in record.getMessage() for words in UNSAID)
+
+
+def _naming_the_hub(record: logging.LogRecord) -> bool:
+    """Say in the line of a retry what is tried; the error at the end says why in vain."""
+    if (said := record.getMessage()).startswith("Retrying in "):
+        record.msg, record.args = f"The Hub does not answer. {said}", ()
+    return True
 
 
 def _first_rank(record: logging.LogRecord) -> bool:
@@ -62,10 +69,11 @@ def quieten() -> None:
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.trainer.setup",
         "lightning.fabric.utilities.seed",
-        "huggingface_hub.utils._http",
+        HUB_LOGGER,
         "transformers.modeling_utils",
     ):
         logging.getLogger(name).addFilter(_worth_saying)
+    logging.getLogger(HUB_LOGGER).addFilter(_naming_the_hub)
     # shards of small models load and save in no time; downloads keep their bars
     transformers_logging.disable_progress_bar()
     ours = logging.getLogger("gpt2_lightning")
