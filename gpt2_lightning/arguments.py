@@ -76,8 +76,9 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
         if not words:
             stray = unknown[1].split()
             raise UsageError(
-                f"{stray[0]}{' ...' if len(stray) > 1 else ''}: it stands behind no flag, and a "
-                "flag takes one value. Of several files, give the folder."
+                f"{stray[0]}{' ...' if len(stray) > 1 else ''}: no flag stands before it. Put "
+                "quotes around text with spaces; of several files give the folder; every value "
+                "needs its flag, a model or run --model."
             )
         flag = words[0]
         close = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
@@ -85,7 +86,8 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
         raise UsageError(f"{flag}: there is no such flag.{hint}")
     if missing := re.search(r"the following arguments are required: (.*)", text):
         names = ", ".join(f"--{name}" for name in missing[1].split(", "))
-        raise UsageError(f"{names}: it has to be given. --help lists the flags.")
+        needed = "they have" if "," in names else "it has"
+        raise UsageError(f"{names}: {needed} to be given. --help lists the flags.")
     raise UsageError(_plain(text))
 
 
@@ -101,6 +103,7 @@ def _plain(message: str) -> str:
         wanted += ["null" if name == "NoneType" else f"a value of type {name}" for name in types]
         if found and wanted:
             message = f"{flag}: expected {' or '.join(wanted)}. Found: {found[1]}"
+    message = re.sub(r"^Call to compute_fn of link .*? failed: ", "", message)
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1.", message)
     message = re.sub(r"Expected a <class '(\w+)'>", r"expected a value of type \1", message)

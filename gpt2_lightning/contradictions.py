@@ -1,10 +1,14 @@
-"""What is refused before anything is built: flags that contradict the machine or a checkpoint."""
+"""What is refused before training: flags against the machine, each other, or a checkpoint."""
 
+import math
+import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from gpt2_lightning.errors import UsageError
@@ -23,8 +27,13 @@ FREE_TO_CHANGE = {
     "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
 }
 
-# Settings of the model -> the least value that makes sense, and the greatest, if there is one.
-RANGES: dict[str, tuple[float, float | None]] = {
+# What `ModelCheckpoint` can go by.
+MONITORED = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
+# Flags of how a model from scratch, or its tokenizer, is built.
+FROM_SCRATCH = ("--data.vocab_size", "--model.architecture")
+# Settings -> the least value that makes sense, and the greatest, if there is one.
+Ranges = dict[str, tuple[float, float | None]]
+MODEL_RANGES: Ranges = {
     "learning_rate": (0, None),
     "weight_decay": (0, None),
     "warmup_steps": (0, None),
@@ -37,6 +46,23 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "architecture.positions": (1, None),
     "architecture.dropout": (0, 1),
 }
+TRAINER_RANGES: Ranges = {
+    "accumulate_grad_batches": (1, None),
+    "check_val_every_n_epoch": (1, None),
+    "num_nodes": (1, None),
+    "max_epochs": (-1, None),
+    "max_steps": (-1, None),
+}
+
+
+def _check_ranges(group: str, settings: Any, ranges: Ranges) -> None:
+    for name, (least, greatest) in ranges.items():
+        value = settings[name]
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < least or (greatest is not None and value > greatest):
+            wanted = f"{least} or more" if greatest is None else f"from {least} to {greatest}"
+            raise UsageError(f"--{group}.{name} {value}: it has to be {wanted}.")
 
 
 def check_numbers(model: Any) -> None:
@@ -45,12 +71,7 @@ def check_numbers(model: Any) -> None:
     Raises:
         UsageError: If one is.
     """
-    for name, (least, greatest) in RANGES.items():
-        value = model[name]
-        if value is None or (value >= least and (greatest is None or value <= greatest)):
-            continue  # what is no number is out of range
-        wanted = f"{least} or more" if greatest is None else f"from {least} to {greatest}"
-        raise UsageError(f"--model.{name} {value}: it has to be {wanted}.")
+    _check_ranges("model", model, MODEL_RANGES)
     if not all(0 <= beta < 1 for beta in model.betas):
         first, second = model.betas
         raise UsageError(
@@ -58,18 +79,73 @@ def check_numbers(model: Any) -> None:
         )
 
 
-def check_unused(typed: list[str], pretrained: str) -> None:
-    """Refuse typed flags that say how a model from scratch is built, where there are weights.
+def check_trainer(trainer: Any) -> None:
+    """Refuse settings of the trainer that are out of range.
 
     Raises:
-        UsageError: If there is one.
+        UsageError: If one is.
     """
-    for word in typed:
-        flag = word.partition("=")[0]
-        if flag.startswith("--model.architecture.") or flag == "--data.vocab_size":
+    _check_ranges("trainer", trainer, TRAINER_RANGES)
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and not interval > 0:
+        raise UsageError(
+            f"--trainer.val_check_interval {interval}: it has to be above 0, micro-batches or a "
+            "share of the epoch. --trainer.limit_val_batches 0 leaves validation out."
+        )
+    _check_max_time(trainer.max_time)
+
+
+def check_checkpoint(checkpoint: Any, callbacks: Any) -> None:
+    """Refuse to keep checkpoints by what is not measured.
+
+    Args:
+        checkpoint: Its settings.
+        callbacks: The user's own, which may measure something else.
+
+    Raises:
+        UsageError: If a setting of ``--checkpoint`` says what cannot be.
+    """
+    monitor = checkpoint.monitor
+    if monitor is not None and monitor not in MONITORED and not callbacks:
+        raise UsageError(
+            f"--checkpoint.monitor {monitor}: it is not measured. Measured are "
+            f"{', '.join(MONITORED)}."
+        )
+    if checkpoint.mode not in ("min", "max"):
+        raise UsageError(f"--checkpoint.mode {checkpoint.mode}: it has to be min or max.")
+    if checkpoint.save_top_k < -1:
+        raise UsageError(
+            f"--checkpoint.save_top_k {checkpoint.save_top_k}: it has to be 0 or more, or -1 for "
+            "all."
+        )
+
+
+def in_flags(message: str) -> str:
+    """Name the flag in a message of Lightning's, which speaks of the trainer's arguments."""
+    text = " ".join(message.split())
+    for name in re.findall(r"`(?:Trainer\()?(\w+)", text):
+        if name in signature(Trainer).parameters:
+            return f"--trainer.{name}: {text}"
+    return f"--trainer: {text}"
+
+
+def check_unused(typed: list[str], by: str, flags: tuple[str, ...]) -> None:
+    """Refuse typed flags that another one leaves without effect.
+
+    Args:
+        typed: The words of the command line.
+        by: That other flag and its value.
+        flags: Those that it leaves without effect; those below them, too.
+
+    Raises:
+        UsageError: If one was typed.
+    """
+    for word, following in zip(typed, [*typed[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        named = any(flag == it or flag.startswith(f"{it}.") for it in flags)
+        if named and (value if equals else following) != "null":
             raise UsageError(
-                f"{flag}: --model.pretrained {pretrained} brings its own. Leave the flag out, or "
-                "give --model.pretrained null to start from scratch."
+                f"{flag}: {by} brings its own. Leave one of the two out, or set it to null."
             )
 
 
@@ -122,12 +198,7 @@ def check_accelerator(asked: Any) -> None:
         )
 
 
-def check_max_time(asked: Any) -> None:
-    """Refuse a duration that cannot be read.
-
-    Raises:
-        UsageError: If it is none.
-    """
+def _check_max_time(asked: Any) -> None:
     try:
         Timer(asked)
     except (MisconfigurationException, TypeError, ValueError) as error:

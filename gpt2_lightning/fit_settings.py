@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
+from gpt2_lightning.contradictions import check_precision
 from gpt2_lightning.lightning_cli import GPT2CLI
 from gpt2_lightning.quiet import quieten
 
@@ -56,6 +57,10 @@ class FitSettings(GPT2CLI):
         own.prog = f"gpt2_lightning {self._verb}"
         own.usage = f"python -m gpt2_lightning {self._verb} [--config FILE] [flags]"
         super().parse_arguments(parser, args)
+
+    def check_machine(self, trainer: Any) -> None:
+        """Take any accelerator: a plan may be for another machine."""
+        check_precision(trainer)
 
     def instantiate_classes(self) -> None:
         """Build nothing."""

@@ -34,7 +34,7 @@ def reason(error: BaseException) -> str:
             "no folder here has this name, the cache does not hold it, and HF_HUB_OFFLINE=1 keeps "
             "the Hub out"
         )
-    if (broken := among(httpx2.TransportError)) is not None:
+    if (broken := among(httpx2.TransportError, ConnectionError)) is not None:
         return (
             f"no folder here has this name, and {constants.ENDPOINT} cannot be reached: "
             f"{_words(broken)}. HF_ENDPOINT names a mirror (https://hf-mirror.com, say); python -m "

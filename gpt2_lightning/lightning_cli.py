@@ -26,11 +26,14 @@ from gpt2_lightning.callbacks.surprisal import Surprisal
 from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.totals import Totals
 from gpt2_lightning.contradictions import (
+    FROM_SCRATCH,
     check_accelerator,
-    check_max_time,
+    check_checkpoint,
     check_numbers,
     check_precision,
+    check_trainer,
     check_unused,
+    in_flags,
     refuse_changes,
     whole_number,
 )
@@ -158,9 +161,12 @@ class GPT2CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in the tokenizer and the vocabulary, and look for contradictions."""
         config = self.config[self.subcommand]
-        check_precision(config.trainer)
-        check_max_time(config.trainer.max_time)
+        self.check_machine(config.trainer)
+        check_trainer(config.trainer)
+        check_checkpoint(config.checkpoint, config.trainer.callbacks)
         check_numbers(config.model)
+        if config.model.pretrained is not None:
+            config.model.pretrained = model_of(config.model.pretrained)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
@@ -168,17 +174,26 @@ class GPT2CLI(LightningCLI):
         if self.checkpoint_file is not None:
             self._go_on_from(self.checkpoint_file, config)
         elif config.model.pretrained is not None:
-            check_unused(self.typed, config.model.pretrained)
-            config.model.pretrained = model_of(config.model.pretrained)
+            check_unused(self.typed, f"--model.pretrained {config.model.pretrained}", FROM_SCRATCH)
             if config.data.tokenizer is None:
                 config.data.tokenizer = config.model.pretrained
                 config.data.tokenizer_revision = config.model.revision
         elif config.data.tokenizer is not None:
+            check_unused(self.typed, f"--data.tokenizer {config.data.tokenizer}", FROM_SCRATCH[:1])
             tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_revision)
             config.data.vocab_size = len(tokenizer)
         elif config.data.vocab_size is None:
             config.data.vocab_size = DEFAULT_VOCAB_SIZE
         config.model.vocab_size = config.data.vocab_size
+
+    def check_machine(self, trainer: Any) -> None:
+        """Refuse what this machine does not have.
+
+        Raises:
+            UsageError: If it lacks what the flags ask for.
+        """
+        check_precision(trainer)
+        check_accelerator(trainer.accelerator)
 
     def _go_on_from(self, file: Path, config: Any) -> None:
         """Build the model and the tokenizer that a checkpoint carries, in its own run folder."""
@@ -209,7 +224,6 @@ class GPT2CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the callbacks that every run has."""
-        check_accelerator(self._get(self.config_init, "trainer").accelerator)
         bar = self._get(self.config_init, "trainer").enable_progress_bar is not False
         callbacks: list[Callback] = [
             *([ProgressBar()] if bar else []),  # first: what others print comes after it
@@ -229,8 +243,8 @@ class GPT2CLI(LightningCLI):
         self.trainer_defaults = {"callbacks": callbacks}
         try:
             trainer: Any = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
-            raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise UsageError(in_flags(str(error))) from error
         # Stop puts off the stops that others ask for; checkpoints come last, as ever
         trainer.callbacks.sort(key=lambda it: (isinstance(it, Checkpoint), isinstance(it, Stop)))
         return trainer
@@ -249,7 +263,7 @@ def run(words: list[str]) -> None:
     try:
         GPT2CLI(words, **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()})
     except MisconfigurationException as error:  # what Lightning finds in flags once it has begun
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(in_flags(str(error))) from error
     except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
         raise SystemExit(128 + signal.SIGTERM) from ended
     except SystemExit as ended:

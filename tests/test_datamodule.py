@@ -88,7 +88,7 @@ def test_a_source_with_one_split_gets_the_others(
     file = tmp_path / "corpus.txt"
     file.write_text("".join(wiki_rows(articles=60)), encoding="utf-8")
     data = ready(file, tiny_model)
-    assert re.search(r"taking about 5% of the text each, \d+ and \d+ of 60 articles", caplog.text)
+    assert re.search(r"taking about 5 % of the text each, \d+ and \d+ of 60 articles", caplog.text)
     assert sum(store.manifest.articles for store in data.stores.values()) == 60
     assert sum(store.manifest.bytes for store in data.stores.values()) == file.stat().st_size
 

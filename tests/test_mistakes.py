@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from gpt2_lightning.cli import main
 from tests.command_line import CALM, Mistake, fine_tuning, fit
@@ -57,38 +58,58 @@ def test_wrong_choice(mistake: Mistake) -> None:
         ("--model.learning_rate=.nan", "--model.learning_rate nan: it has to be 0 or more"),
         ("--model.dropout=1.5", "--model.dropout 1.5: it has to be from 0 to 1"),
         ("--model.betas=[0.9,1.0]", "--model.betas [0.9, 1.0]: both have to be"),
-        ("--model.architecture.layers=2", "brings its own. Leave the flag out"),
+        ("--model.architecture.layers=2", "brings its own. Leave one of the two out"),
         ("--data.vocab_size=512", "--data.vocab_size: --model.pretrained"),
-        ("--trainer.strategy=nope", "--trainer: You selected an invalid strategy name"),
+        ("--trainer.strategy=nope", "--trainer.strategy: You selected an invalid strategy name"),
         ("--trainer.precision=7", "--trainer.precision: expected one of 64, 32, 16, "),
+        ("--trainer.accelerator=xyz", "--trainer.accelerator: "),
+        ("--trainer.devices=abc", "--trainer"),
+        ("--trainer.accelerator=tpu", "--trainer"),
+        ("--trainer.val_check_interval=0", "--trainer.val_check_interval 0: it has to be above 0"),
+        ("--trainer.check_val_every_n_epoch=0", "--trainer.check_val_every_n_epoch 0: it has to"),
+        ("--trainer.accumulate_grad_batches=0", "--trainer.accumulate_grad_batches 0: it has to"),
+        ("--trainer.max_epochs=-3", "--trainer.max_epochs -3: it has to be -1 or more"),
+        ("--checkpoint.monitor=foo", "--checkpoint.monitor foo: it is not measured"),
+        ("--checkpoint.mode=up", "--checkpoint.mode up: it has to be min or max"),
+        ("--checkpoint.save_top_k=-2", "--checkpoint.save_top_k -2: it has to be 0 or more"),
+        ("--seed_everything=true", "error: --seed_everything true: give a whole number"),
+        ("--model.learning_rate=.inf", "--model.learning_rate inf: it has to be 0 or more"),
+        ("--model.architecture={layers: 2}", "--model.architecture: --model.pretrained"),
         ("--trainer.max_time=3m", "--trainer.max_time 3m: days, hours, minutes"),
         ("--trainer.val_check_interval=4000", "--trainer.val_check_interval 4000: it counts micro"),
         ("--trainer.limit_train_batches=-1", "limit_train_batches"),
     ],
 )
 def test_flags_of_the_trainer(
-    word: str, said: str, mistake: Mistake, wiki_folder: Path, tiny_model: Path
+    word: str,
+    said: str,
+    mistake: Mistake,
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert said in mistake("fit", *fine_tuning(wiki_folder, tiny_model), *CALM, word)
     assert not list(Path().glob("lightning_logs/*"))
 
 
 def test_what_a_shell_makes_of_a_star(mistake: Mistake) -> None:
     message = mistake("fit", "--data.source", "a.txt", "b.txt", "c.txt")
-    assert "error: b.txt ...: it stands behind no flag" in message
+    assert "error: b.txt ...: no flag stands before it" in message
     assert "give the folder" in message
 
 
 def test_a_flag_that_is_missing(mistake: Mistake) -> None:
-    assert "--model, --to: it has to be given" in mistake("export")
+    assert "--model, --to: they have to be given" in mistake("export")
 
 
-def test_a_run_that_is_not_there(
-    mistake: Mistake, wiki_folder: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_is_not_there(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:
     fit(*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=1")
     message = mistake("generate", "--model=lightning_logs/version_7", "--prompt=a")
-    assert "there is no such run. The newest one is lightning_logs/version_0" in message
+    assert "there is no such run; the newest one is lightning_logs/version_0" in message
+    message = mistake("fit", "--model.pretrained=lightning_logs/version_7", "--data.source=builtin")
+    assert "--model.pretrained lightning_logs/version_7: there is no such run" in message
 
 
 def test_a_run_without_a_best(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:

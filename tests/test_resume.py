@@ -53,6 +53,15 @@ def whole(wiki_folder: Path, tiny_model: Path) -> Path:
     return fit(*words(wiki_folder, tiny_model))
 
 
+def test_a_run_that_began_with_a_run(wiki_folder: Path, tiny_model: Path) -> None:
+    first = fit(*words(wiki_folder, tiny_model), "--trainer.max_steps=1")
+    same = [*words(wiki_folder, tiny_model), f"--model.pretrained={first}", *CALM]
+    main(["fit", *same, "--trainer.max_steps=2"])
+    main(["fit", *same, "--trainer.max_steps=3", "--ckpt_path=last"])
+    checkpoint = Path("lightning_logs/version_1/checkpoints/last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
+
+
 @pytest.mark.parametrize("steps", [3, 7, 10])
 def test_after_max_steps(whole: Path, wiki_folder: Path, tiny_model: Path, steps: int) -> None:
     run = fit(*words(wiki_folder, tiny_model), f"--trainer.max_steps={steps}")

@@ -1,5 +1,7 @@
+import io
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from gpt2_lightning.cli import main
 from gpt2_lightning.model.module import GPT2Module
 from tests.command_line import CALM, curves, fine_tuning
+from tests.signals import SendSignal
 
 RUN = Path("lightning_logs/version_0")
 
@@ -65,6 +68,27 @@ def test_a_stop_outside_training(
     with pytest.raises(SystemExit) as stopped:
         main(["validate", *fine_tuning(wiki_folder, tiny_model), *CALM])
     assert stopped.value.code == code
+
+
+def test_a_screen_that_has_gone_ends_no_run(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    def leave(self: SendSignal, *args: object) -> None:
+        monkeypatch.setattr(sys, "stderr", Gone())
+        send(self, *args)  # type: ignore[arg-type] # handed through
+
+    send = SendSignal.on_train_batch_start
+    monkeypatch.setattr(SendSignal, "on_train_batch_start", leave)
+    number = int(signal.SIGINT)
+    sender = f"{{class_path: tests.signals.SendSignal, init_args: {{number: {number}, batch: 1}}}}"
+    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, f"--trainer.callbacks=[{sender}]"]
+    with pytest.raises(SystemExit):
+        main(["fit", *words])
+    assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_a_stop_before_training_leaves_nothing_to_use(

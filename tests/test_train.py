@@ -292,7 +292,7 @@ def test_a_run_says_what_it_does_and_how_it_ended(
     logged = curves(run)
     total = json.loads((run / "facts.json").read_text("utf-8"))["steps"]["schedule"]
     assert [line for line in lines if "train/loss" in line] == [
-        f"Step {step} of {total}: train/loss {loss:.3f}"
+        f"Step {step} of 3, train/loss {loss:.3f} at step {step}"
         for step, loss in enumerate(logged["train/loss"], start=1)
     ]
     shown = [f"{value:#.4g}" for value in logged["val/perplexity"]]
@@ -301,7 +301,7 @@ def test_a_run_says_what_it_does_and_how_it_ended(
         f"Step 0: perplexity {shown[0]}", f"Step 3: perplexity {shown[-1]}"
     ]  # fmt: skip
     assert f"Ended after step 3 of {total}, by --trainer.max_steps." in screen.out
-    assert f"3 of {total} steps" in (run / "report.html").read_text("utf-8")
+    assert f"3 of {total} scheduled steps" in (run / "report.html").read_text("utf-8")
 
 
 def test_samples_of_padded_rows_begin_with_text(wiki_folder: Path, tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -22,7 +23,8 @@ class Mistake(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Remove what was written, unless the folder holds more than that."""
-        if not isinstance(exception, UsageError) or not trainer.is_global_zero:
+        theirs = isinstance(exception, UsageError | MisconfigurationException)
+        if not theirs or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from rich.console import Console
 from rich.table import Table
 
+from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.stop import Stopped
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
@@ -76,9 +77,9 @@ class Outcome(Callback):
         if any(rows.values()):
             console.print(_table("Validation", rows, "val/", data))
         self._print_place(trainer, console)
-        total = cast(GPT2Module, pl_module).total_steps()
+        module, how = cast(GPT2Module, pl_module), _cut_by(trainer)
+        total = module.total_steps() if how else module.run_steps()
         if trainer.global_step < total:
-            how = _cut_by(trainer)
             console.print(
                 f"Ended after step {trainer.global_step:,} of {total:,}"
                 + (f", by {how}. --ckpt_path last with a greater one goes on." if how else "."),
@@ -96,7 +97,7 @@ class Outcome(Callback):
         console = Console()
         self._print_place(trainer, console)
         run = run_folder(trainer)
-        if isinstance(exception, Stopped) and run and (run / "checkpoints/last.ckpt").is_file():
+        if isinstance(exception, Stopped) and run and (run / "checkpoints/last.ckpt").exists():
             console.print(
                 f"Stopped after step {trainer.global_step:,}. Go on with it:\n"
                 f"            python -m gpt2_lightning fit --ckpt_path {run}",
@@ -109,7 +110,8 @@ class Outcome(Callback):
         run = run_folder(trainer)
         if run is None or not (run / "hf").is_dir():
             return
-        best = any((run / "checkpoints").glob("best-*.ckpt"))
+        checkpointing = trainer.checkpoint_callback
+        best = isinstance(checkpointing, ModelCheckpoint) and checkpointing.best_model_path
         for line in (
             f"{'Best model' if best else 'Last model'}: {run / 'hf'}",
             f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."',
@@ -152,8 +154,7 @@ def _say(trainer: Trainer, numbers: dict[str, float]) -> None:
         return
     found = {name: numbers.get(f"val/{key}") for key, name in COLUMNS.items()}
     words = [f"{name} {figure(value)}" for name, value in found.items() if value is not None]
-    # not by a console of rich's, which would write into the bar
-    print(f"Step {trainer.global_step:,}: {', '.join(words)}", flush=True)
+    say(f"Step {trainer.global_step:,}: {', '.join(words)}")
 
 
 def _table(title: str, rows: dict[str, dict[str, float]], prefix: str, data: Any) -> Table:

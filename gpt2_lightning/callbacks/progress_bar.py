@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
+from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.model.module import GPT2Module
 
 SECONDS_OF_A_LINE = 30.0  # between two lines in a log
@@ -31,7 +32,8 @@ class ProgressBar(RichProgressBar):
         """Count epochs from 1, where Lightning shows the first of two as 0/1."""
         epochs = self.trainer.max_epochs
         of = f" of {epochs}" if epochs is not None and epochs > 0 else ""
-        return f"Epoch {current_epoch + 1}{of}"
+        # as wide as the bar of a validation, so that neither moves
+        return f"Epoch {current_epoch + 1}{of}".ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the last logged training loss.
@@ -52,13 +54,14 @@ class ProgressBar(RichProgressBar):
         """Move the bar on, or print a line."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         now, module = time.monotonic(), cast(GPT2Module, pl_module)
-        if self.is_enabled or not trainer.is_global_zero or module.last_loss is None:
+        if self.is_enabled or not trainer.is_global_zero or not batch["ends_step"]:
             return
-        if batch["ends_step"] and now - self._said >= SECONDS_OF_A_LINE:
+        if now - self._said >= SECONDS_OF_A_LINE:
             self._said = now
-            step, total = trainer.global_step, module.total_steps()
-            loss = f"train/loss {module.last_loss:.3f}"
-            print(f"Step {step:,} of {total:,}: {loss}", flush=True)
+            loss = ""
+            if module.last_loss is not None:
+                loss = f", train/loss {module.last_loss:.3f} at step {module.step_of_last_loss:,}"
+            say(f"Step {trainer.global_step:,} of {module.run_steps():,}{loss}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the screen to what is printed at the end."""

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.errors import UsageError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -88,8 +88,7 @@ class Stop(Callback):
         self.received = number
         signal.signal(number, signal.SIG_DFL)
         if self._speaks:
-            with suppress(RuntimeError):  # the stream was in the middle of a write
-                print(STOPPING, file=sys.stderr, flush=True)
+            say(STOPPING, sys.stderr)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 class Totals(Callback):
     """Says parameters, tokens per optimizer step and steps, and where the schedule ends."""
 
+    def __init__(self) -> None:
+        self._trains = False
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say it."""
         module = cast(GPT2Module, pl_module)
@@ -45,9 +48,6 @@ class Totals(Callback):
                 here,
                 cores,
             )
-        if module.trained_steps:
-            done = " There is nothing left to train." if module.trained_steps >= total else ""
-            log.info("Going on after step %s.%s", f"{module.trained_steps:,}", done)
         if 0 < trainer.max_steps < total:
             log.info(
                 "--trainer.max_steps %d ends the run before the learning rate's schedule; "
@@ -55,3 +55,14 @@ class Totals(Callback):
                 trainer.max_steps,
                 trainer.max_steps,
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where a run goes on."""
+        self._trains = True
+        if trainer.global_step > 0:
+            log.info("Going on after step %s.", f"{trainer.global_step:,}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that there was nothing to do."""
+        if not self._trains:
+            log.info("Nothing is left to train after step %s.", f"{trainer.global_step:,}")

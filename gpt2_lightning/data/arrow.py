@@ -43,14 +43,9 @@ def open_hub(
         if "Config name is missing" in text or "BuilderConfig" in text:
             advice = "Choose one with --data.subset."
         else:
-            advice = (
-                "Check the name; behind a slow or filtered network set the environment variable "
-                "HF_ENDPOINT to a mirror (https://hf-mirror.com, say), or give the path of a "
-                "local folder. With HF_HUB_OFFLINE=1 only what is cached is found."
-            )
+            advice = "Check the name, or give the path of a local file or folder."
         raise UsageError(
-            f"--data.source {source}: not a local path, and the Hub did not give it: "
-            f"{reason(error)}. {advice}"
+            f"--data.source {source}: the Hub did not give it: {reason(error)}. {advice}"
         ) from error
     assert isinstance(loaded, DatasetDict)  # no split was asked for, so all come
     return _rows_of_datasets(loaded, text_column, Path(source))

@@ -168,13 +168,13 @@ class WikiTextDataModule(LightningDataModule):
         # Whatever is asked for, both are taken, so that test text never was training text.
         if missing and "train" in splits:
             splitting = split_rows(splits["train"], missing)
+            share = f"{100 * HELD_OUT_SHARE:.0f} % of the text" + " each" * (len(missing) > 1)
             how = (
-                f"about {HELD_OUT_SHARE:.0%} of the text each, "
+                f"about {share}, "
                 + " and ".join(str(splitting.articles[name]) for name in missing)
                 + f" of {sum(splitting.articles.values())} articles"
                 if splitting.articles
-                else f"the last {HELD_OUT_SHARE:.0%} of the text each (it has fewer than "
-                f"{FEWEST_ARTICLES} articles)"
+                else f"the last {share} (it has fewer than {FEWEST_ARTICLES} articles)"
             )
             log.info("%s has no %s split: taking %s.", self.source, " and no ".join(missing), how)
             splits |= splitting.rows

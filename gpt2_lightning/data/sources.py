@@ -45,7 +45,7 @@ def open_source(
     if path.exists():
         return open_path(path, subset, text_column)
     files = TEXT_SUFFIXES | TABLE_BUILDERS.keys() | OTHER_DOCUMENTS
-    if HUB_ID.fullmatch(source) and source[0] not in ".-" and path.suffix not in files:
+    if HUB_ID.fullmatch(source) and source[0] not in ".-" and path.suffix.lower() not in files:
         return open_hub(source, subset, revision, text_column)
     raise UsageError(
         f"--data.source {source}: there is no such file or folder. Give a path that exists, "

@@ -63,8 +63,7 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
         path = _inside_run(path, flag)
     if path.is_file() or is_sharded(path):
         return load_checkpoint(path, flag=flag)
-    if not path.exists() and (runs := sorted(path.parent.glob("version_*"), key=_written)):
-        raise UsageError(f"{flag} {name}: there is no such run. The newest one is {runs[-1]}.")
+    check_run(name, flag)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(path) if path.is_dir() else name,
@@ -88,18 +87,38 @@ def _inside_run(run: Path, flag: str) -> Path:
         return run / "hf"
     if (checkpoint := best_checkpoint(run)) is not None:
         return checkpoint
-    if runs := sorted(run.glob("version_*"), key=_written):
-        raise UsageError(f"{flag} {run}: it holds runs, of which {runs[-1]} is the newest.")
+    if (newest := newest_run(run)) is not None:
+        raise UsageError(f"{flag} {run}: it holds runs, of which {newest} is the newest.")
     raise UsageError(
         f"{flag} {run}: neither a model in Hugging Face format (config.json) nor a run folder "
         "with hf/ or checkpoints/."
     )
 
 
+def newest_run(logs: Path) -> Path | None:
+    """Return the run of a folder of runs that wrote a checkpoint last, if one did."""
+    written = sorted(logs.glob("*/checkpoints/last.ckpt"), key=_written)
+    return written[-1].parent.parent if written else None
+
+
+def check_run(name: str, flag: str) -> None:
+    """See that a name that looks like a run's is that of one, before a hub is asked for it.
+
+    Raises:
+        UsageError: If there is no such run.
+    """
+    path = Path(name).expanduser()
+    if path.name.startswith("version_") and not path.exists():
+        newest = newest_run(path.parent)
+        there = "there are none there." if newest is None else f"the newest one is {newest}."
+        raise UsageError(f"{flag} {name}: there is no such run; {there}")
+
+
 def best_checkpoint(run: Path) -> Path | None:
     """Return a run folder's best checkpoint, else its last one, if it has any."""
     last = run / "checkpoints" / "last.ckpt"
-    found = sorted(last.parent.glob("best-*.ckpt"), key=_written)
+    there = last.parent.glob("*.ckpt")  # --checkpoint.filename may have named them
+    found = sorted((file for file in there if not file.stem.startswith("last")), key=_written)
     if len(found) > 1:  # save_top_k keeps several, of which the newest need not be the best
         newest = max([*found, last] if last.exists() else found, key=_written)
         states = read_checkpoint(newest).get("callbacks", {}).values()

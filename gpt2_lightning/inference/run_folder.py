@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import best_checkpoint
+from gpt2_lightning.inference.checkpoint import best_checkpoint, check_run, newest_run
 from gpt2_lightning.inference.sharded import is_sharded
 
 LOGS = Path("lightning_logs")
@@ -21,21 +21,21 @@ def find_checkpoint(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if name in ("last", "best"):
-        runs = sorted(LOGS.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
-        if not runs:
+        run = newest_run(LOGS)
+        if run is None:
             raise UsageError(
                 f"--ckpt_path {name}: no run in {LOGS}/ has a checkpoint. Leave the flag out to "
                 "start a run."
             )
-        run = runs[-1].parent.parent
+        last = run / "checkpoints" / "last.ckpt"
         if name == "last":
-            return runs[-1]
-        if not any(runs[-1].parent.glob("best-*.ckpt")):
+            return last
+        if (best := best_checkpoint(run)) is None or best == last:
             raise UsageError(
                 f"--ckpt_path best: {run}, the newest run, was not validated after training began, "
                 "and has no best. --ckpt_path last would work."
             )
-        return best_checkpoint(run) or runs[-1]
+        return best
     if path.is_dir() and not is_sharded(path):
         last = path / "checkpoints" / "last.ckpt"
         if not last.exists():
@@ -50,7 +50,12 @@ def find_checkpoint(name: str) -> Path:
 
 
 def model_of(name: str) -> str:
-    """Return the ``hf/`` of a run folder that is named as a model; of other names, the name."""
+    """Return the ``hf/`` of a run folder that is named as a model; of other names, the name.
+
+    Raises:
+        UsageError: If the name is a run's, and there is no such run.
+    """
+    check_run(name, "--model.pretrained")
     run = Path(name).expanduser()
     best = run / "hf"
     return str(best) if best.is_dir() and not (run / "config.json").exists() else name

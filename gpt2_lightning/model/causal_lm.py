@@ -121,7 +121,7 @@ def from_pretrained(
     except Exception as error:
         raise UsageError(
             f"--model.pretrained {name}: the model cannot be loaded ({reason(error)}). Give a "
-            "folder with config.json and model.safetensors, a Hub id such as "
+            "folder with config.json and model.safetensors, a run folder, a Hub id such as "
             "openai-community/gpt2, or null to start from scratch."
             + (f" `fetch --check {name}` says what it lacks." if Path(name).is_dir() else "")
         ) from error

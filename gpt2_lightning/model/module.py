@@ -153,6 +153,7 @@ class GPT2Module(LightningModule):
         self.eval_metrics = MetricCollection({})
         self.eval_results: dict[str, float] = {}
         self.last_loss: float | None = None  # of the last step that was logged
+        self.step_of_last_loss = 0
         self._compiled: Callable[..., Any] | None = None
         self._step_nats: Tensor | None = None
         self.trained_steps = 0  # of the checkpoint that was loaded
@@ -205,6 +206,15 @@ class GPT2Module(LightningModule):
             "--trainer.max_epochs: the schedule needs an end. Give --trainer.max_epochs, "
             "--trainer.max_steps or --model.schedule_steps."
         )
+
+    def run_steps(self) -> int:
+        """Return the optimizer step that the run ends with, which may not be the schedule's."""
+        trainer = self.trainer
+        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            epoch = cast(Any, trainer).datamodule.train_dataloader().steps_taken
+            ends.append(trainer.max_epochs * epoch)
+        return min(ends, default=self.total_steps())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Give AdamW, which decays matrices only, and the schedule, which turns every step."""
@@ -275,6 +285,7 @@ class GPT2Module(LightningModule):
             return
         total = cast(Tensor, self.trainer.strategy.reduce(nats, reduce_op="sum"))
         self.last_loss = float(total) / batch["step_targets"]
+        self.step_of_last_loss = self.global_step + 1
         self.log("train/loss", self.last_loss, logger=False)  # for callbacks that watch it
         self._to_loggers(
             {

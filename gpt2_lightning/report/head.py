@@ -66,8 +66,10 @@ def about(run: Run) -> list[str]:
     if run.scalars:
         trained = run.facts.get("steps", {}).get("trained") or max(run.scalars)
         schedule = run.facts.get("steps", {}).get("schedule", trained)
-        of = f" of {schedule:,}" if trained < schedule else ""
-        said.append(f"{trained:,}{of} steps")
+        short = trained < schedule
+        said.append(
+            f"{trained:,} of {schedule:,} scheduled steps" if short else f"{trained:,} steps"
+        )
     if "seconds" in run.facts:
         said.append(duration(run.facts["seconds"]))
     if run.facts.get("ended", "finished") != "finished":
