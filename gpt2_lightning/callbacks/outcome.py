@@ -70,21 +70,18 @@ class Outcome(Callback):
         """Print it all."""
         if not trainer.is_global_zero:
             return
-        console = Console()
         data = cast(Any, trainer).datamodule
         rows = {"before": self.before, "best": self.best, "last": self.last}
         rows["xz"] = self._of_xz(data)
         if any(rows.values()):
-            console.print(_table("Validation", rows, "val/", data))
-        self._print_place(trainer, console)
+            _show(_table("Validation", rows, "val/", data))
+        self._say_place(trainer)
         module, how = cast(GPT2Module, pl_module), _cut_by(trainer)
         total = module.total_steps() if how else module.run_steps()
         if trainer.global_step < total:
-            console.print(
+            say(
                 f"Ended after step {trainer.global_step:,} of {total:,}"
-                + (f", by {how}. --ckpt_path last with a greater one goes on." if how else "."),
-                soft_wrap=True,
-                highlight=False,
+                + (f", by {how}. --ckpt_path last with a greater one goes on." if how else ".")
             )
 
     def on_exception(
@@ -94,29 +91,21 @@ class Outcome(Callback):
         refused = isinstance(exception, UsageError)
         if refused or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        console = Console()
-        self._print_place(trainer, console)
+        self._say_place(trainer)
         run = run_folder(trainer)
         if isinstance(exception, Stopped) and run and (run / "checkpoints/last.ckpt").exists():
-            console.print(
-                f"Stopped after step {trainer.global_step:,}. Go on with it:\n"
-                f"            python -m gpt2_lightning fit --ckpt_path {run}",
-                soft_wrap=True,
-                highlight=False,
-            )
+            say(f"Stopped after step {trainer.global_step:,}. Go on with it:")
+            say(f"            python -m gpt2_lightning fit --ckpt_path {run}")
 
     @staticmethod
-    def _print_place(trainer: Trainer, console: Console) -> None:
+    def _say_place(trainer: Trainer) -> None:
         run = run_folder(trainer)
         if run is None or not (run / "hf").is_dir():
             return
         checkpointing = trainer.checkpoint_callback
         best = isinstance(checkpointing, ModelCheckpoint) and checkpointing.best_model_path
-        for line in (
-            f"{'Best model' if best else 'Last model'}: {run / 'hf'}",
-            f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."',
-        ):
-            console.print(line, soft_wrap=True, highlight=False)
+        say(f"{'Best model' if best else 'Last model'}: {run / 'hf'}")
+        say(f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."')
 
     def _of_xz(self, data: Any) -> dict[str, float]:
         if "val/bits_per_byte" not in self.best:
@@ -135,7 +124,7 @@ class Outcome(Callback):
             run = run_of(Path(file))
             label = Path(file).name if run is None else f"{run.name}, {Path(file).stem}"
         rows = {label: cast(GPT2Module, trainer.lightning_module).eval_results}
-        Console().print(_table(title, rows, prefix, cast(Any, trainer).datamodule))
+        _show(_table(title, rows, prefix, cast(Any, trainer).datamodule))
 
 
 def _cut_by(trainer: Trainer) -> str | None:
@@ -155,6 +144,13 @@ def _say(trainer: Trainer, numbers: dict[str, float]) -> None:
     found = {name: numbers.get(f"val/{key}") for key, name in COLUMNS.items()}
     words = [f"{name} {figure(value)}" for name, value in found.items() if value is not None]
     say(f"Step {trainer.global_step:,}: {', '.join(words)}")
+
+
+def _show(table: Table) -> None:
+    console = Console()
+    with console.capture() as drawn:  # itself it would end the run where the screen has gone
+        console.print(table)
+    say(drawn.get().rstrip("\n"))
 
 
 def _table(title: str, rows: dict[str, dict[str, float]], prefix: str, data: Any) -> Table:

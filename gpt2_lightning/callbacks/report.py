@@ -4,8 +4,8 @@ import logging
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 
+from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.report.page import write_page
 from gpt2_lightning.report.run import read_run
@@ -54,4 +54,4 @@ class Report(Callback):
             )
         else:
             line = f"Report:     {folder / 'report.html'}"
-            Console().print(line, soft_wrap=True, highlight=False)
+            say(line)
