@@ -92,6 +92,11 @@ def check_trainer(trainer: Any) -> None:
             f"--trainer.val_check_interval {interval}: it has to be above 0, micro-batches or a "
             "share of the epoch. --trainer.limit_val_batches 0 leaves validation out."
         )
+    if trainer.enable_checkpointing is False:
+        raise UsageError(
+            "--trainer.enable_checkpointing false: a run has its checkpoints by --checkpoint. "
+            "--checkpoint.save_top_k 0 with --checkpoint.save_last false keeps none."
+        )
     _check_max_time(trainer.max_time)
 
 

@@ -169,6 +169,8 @@ class GPT2CLI(LightningCLI):
             config.model.pretrained = model_of(config.model.pretrained)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
+        if config.trainer.logger is False:  # Lightning would write config.yaml where one stands
+            self.save_config_callback = None
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
             self.checkpoint_file = find_checkpoint(config.ckpt_path)
         if self.checkpoint_file is not None:

@@ -70,6 +70,10 @@ def test_wrong_choice(mistake: Mistake) -> None:
         ("--trainer.accumulate_grad_batches=0", "--trainer.accumulate_grad_batches 0: it has to"),
         ("--trainer.max_epochs=-3", "--trainer.max_epochs -3: it has to be -1 or more"),
         ("--checkpoint.monitor=foo", "--checkpoint.monitor foo: it is not measured"),
+        (
+            "--trainer.enable_checkpointing=false",
+            "--checkpoint.save_top_k 0 with --checkpoint.save",
+        ),
         ("--checkpoint.mode=up", "--checkpoint.mode up: it has to be min or max"),
         ("--checkpoint.save_top_k=-2", "--checkpoint.save_top_k -2: it has to be 0 or more"),
         ("--seed_everything=true", "error: --seed_everything true: give a whole number"),

@@ -304,6 +304,15 @@ def test_a_run_says_what_it_does_and_how_it_ended(
     assert f"3 of {total} scheduled steps" in (run / "report.html").read_text("utf-8")
 
 
+def test_two_runs_without_a_logger_or_checkpoints(wiki_folder: Path, tiny_model: Path) -> None:
+    none = ("--checkpoint.save_top_k=0", "--checkpoint.save_last=false")
+    words = (*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.logger=false", *none)
+    for _ in range(2):  # Lightning would refuse the second one, for the first one's config.yaml
+        main(["fit", *words, "--trainer.max_steps=1"])
+    assert not Path("config.yaml").exists()
+    assert not list(Path().rglob("*.ckpt"))
+
+
 def test_samples_of_padded_rows_begin_with_text(wiki_folder: Path, tiny_model: Path) -> None:
     run = fit(*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=1", "--data.blocks=pad")
     rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]

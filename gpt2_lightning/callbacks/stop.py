@@ -160,6 +160,8 @@ def _validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
 def save_last(trainer: Trainer) -> None:
     """Save the run's ``last.ckpt``, where checkpoints are kept at all."""
     checkpointing = trainer.checkpoint_callback
-    if isinstance(checkpointing, ModelCheckpoint) and checkpointing.dirpath is not None:
+    if not isinstance(checkpointing, ModelCheckpoint) or checkpointing.dirpath is None:
+        return
+    if checkpointing.save_last or checkpointing.save_top_k:
         last = Path(checkpointing.dirpath) / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)  # the optimizer too: it can go on

@@ -30,6 +30,7 @@ from gpt2_lightning.model.optimizer import build_adamw, clip_gradient_norm
 from gpt2_lightning.model.perplexity import BitsPerByte, CrossEntropy, Perplexity
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.model.schedule import ScheduleName, learning_rate_factor
+from gpt2_lightning.model.trainer_settings import refuse_changes, trainer_settings
 
 log = logging.getLogger(__name__)
 
@@ -395,7 +396,7 @@ class GPT2Module(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the configuration to the checkpoint, which so needs no folder beside it."""
-        checkpoint["trainer_settings"] = self._trainer_settings()
+        checkpoint["trainer_settings"] = self._settings()
         checkpoint["hf_config"] = self.model.config.to_dict()
         checkpoint["hyper_parameters"]["hf_config"] = checkpoint["hf_config"]
 
@@ -408,24 +409,7 @@ class GPT2Module(LightningModule):
         self.trained_steps = checkpoint["global_step"]
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
-        now = self._trainer_settings()
-        for flag, before in checkpoint["trainer_settings"].items():
-            if now[flag] != before:
-                raise UsageError(
-                    f"{flag}: the checkpoint was trained with {before}, now it is {now[flag]}, and "
-                    "going on so would be another run. Leave the flag as it was, or begin a new "
-                    "run with these weights: --model.pretrained RUN, without --ckpt_path."
-                )
+        refuse_changes(checkpoint["trainer_settings"], self._settings())
 
-    def _trainer_settings(self) -> dict[str, Any]:
-        """Return what of the trainer decides the losses, by the flag that sets it."""
-        trainer, clipping = self.trainer, self.trainer.gradient_clip_algorithm
-        return {
-            "--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "--trainer.devices (x num_nodes)": trainer.world_size,
-            "--trainer.precision": trainer.precision,
-            "--trainer.gradient_clip_val": trainer.gradient_clip_val,
-            "--trainer.gradient_clip_algorithm": clipping and str(clipping.value),
-            "--trainer.limit_train_batches": trainer.limit_train_batches,
-            "--trainer.max_epochs or max_steps (steps of the schedule)": self.total_steps(),
-        }
+    def _settings(self) -> dict[str, Any]:
+        return trainer_settings(self.trainer, self.total_steps())

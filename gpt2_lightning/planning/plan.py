@@ -108,7 +108,7 @@ def plan_of(
         attention=values.model.attention,
         checkpointing=bool(values.model.gradient_checkpointing),
         accumulate=int(values.trainer.accumulate_grad_batches),
-        saves=values.trainer.enable_checkpointing is not False,
+        saves=bool(values.checkpoint.save_last or values.checkpoint.save_top_k),
         exports=values.trainer.logger is not False,
         validates=values.trainer.limit_val_batches != 0,
     )
