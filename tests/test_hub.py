@@ -107,12 +107,17 @@ def test_what_the_hub_does_not_have(hub_folder: Path) -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_no_hub_at_the_endpoint(hub_folder: Path) -> None:
+@pytest.mark.parametrize("name", ["--model.pretrained", "--data.source"])
+def test_no_hub_at_the_endpoint(hub_folder: Path, tiny_model: Path, name: str) -> None:
     with small_hub(hub_folder) as (endpoint, _):
         pass  # it has gone
-    refused = run(*FIT, endpoint=endpoint)
+    local = () if name == "--model.pretrained" else (f"--model.pretrained={tiny_model}",)
+    refused = run(*FIT, *local, endpoint=endpoint)
     assert refused.returncode == 2
-    assert "HF_ENDPOINT" in refused.stderr.splitlines()[-1]
+    message = refused.stderr.splitlines()[-1]
+    assert message.startswith(f"error: {name} ")
+    assert f"{endpoint} cannot be reached" in message
+    assert "HF_ENDPOINT names a mirror" in message
 
 
 def test_the_tutorials_steps_as_the_readme_has_them(hub_folder: Path) -> None:

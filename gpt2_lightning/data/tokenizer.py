@@ -5,9 +5,10 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
@@ -39,7 +40,11 @@ def load_tokenizer(
             end-of-text nor a separator.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        config = None
+        if not Path(name).is_dir():  # where the Hub is out of reach, AutoTokenizer asks it twice
+            with suppress(ValueError):  # of a type that transformers does not know
+                config = AutoConfig.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, config=config)
     except Exception as error:
         raise UsageError(
             f"{flag} {name}: no tokenizer was found there ({reason(error)}). Give a folder that "
