@@ -213,7 +213,7 @@ def _check_max_time(asked: Any) -> None:
         ) from error
 
 
-def refuse_changes(group: str, given: Any, trained: dict[str, Any], file: Path) -> None:
+def check_unchanged(group: str, given: Any, trained: dict[str, Any], file: Path) -> None:
     """Refuse flags that would make a run that goes on another run.
 
     Args:

@@ -32,9 +32,9 @@ from gpt2_lightning.contradictions import (
     check_numbers,
     check_precision,
     check_trainer,
+    check_unchanged,
     check_unused,
     in_flags,
-    refuse_changes,
     whole_number,
 )
 from gpt2_lightning.data.cache import cache_folder
@@ -205,7 +205,7 @@ class GPT2CLI(LightningCLI):
                 ("data", "datamodule_hyper_parameters"),  # first: what is linked is a flag of data
                 ("model", "hyper_parameters"),
             ):
-                refuse_changes(group, config[group], checkpoint[key], file)
+                check_unchanged(group, config[group], checkpoint[key], file)
             config.trainer.num_sanity_val_steps = 0  # the curves have their beginning
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]

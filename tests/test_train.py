@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 
 from gpt2_lightning.callbacks import progress_bar
 from gpt2_lightning.callbacks.curves import read_scalars
@@ -302,6 +303,11 @@ def test_a_run_says_what_it_does_and_how_it_ended(
     ]  # fmt: skip
     assert f"Ended after step 3 of {total}, by --trainer.max_steps." in screen.out
     assert f"3 of {total} scheduled steps" in (run / "report.html").read_text("utf-8")
+
+
+def test_the_name_that_the_bar_overrides_is_still_lightnings() -> None:
+    assert "_get_train_description" in vars(RichProgressBar)
+    assert "_get_train_description" in vars(progress_bar.ProgressBar)
 
 
 def test_two_runs_without_a_logger_or_checkpoints(wiki_folder: Path, tiny_model: Path) -> None:

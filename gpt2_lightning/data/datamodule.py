@@ -16,7 +16,7 @@ from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
 from gpt2_lightning.data.rows import Rows, SplitName
 from gpt2_lightning.data.sources import open_source
-from gpt2_lightning.data.splitting import FEWEST_ARTICLES, HELD_OUT_SHARE, split_rows
+from gpt2_lightning.data.splitting import split_rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.tokenizer import (
     keeps_every_byte,
@@ -168,15 +168,8 @@ class WikiTextDataModule(LightningDataModule):
         # Whatever is asked for, both are taken, so that test text never was training text.
         if missing and "train" in splits:
             splitting = split_rows(splits["train"], missing)
-            share = f"{100 * HELD_OUT_SHARE:.0f} % of the text" + " each" * (len(missing) > 1)
-            how = (
-                f"about {share}, "
-                + " and ".join(str(splitting.articles[name]) for name in missing)
-                + f" of {sum(splitting.articles.values())} articles"
-                if splitting.articles
-                else f"the last {share} (it has fewer than {FEWEST_ARTICLES} articles)"
-            )
-            log.info("%s has no %s split: taking %s.", self.source, " and no ".join(missing), how)
+            lacking = " and no ".join(missing)
+            log.info("%s has no %s split: taking %s.", self.source, lacking, splitting)
             splits |= splitting.rows
             self.taken = set(missing)
         for split in wanted:

@@ -28,6 +28,14 @@ class Splitting:
     rows: dict[SplitName, Rows]
     articles: dict[SplitName, int] | None
 
+    def __str__(self) -> str:
+        held_out = [name for name in self.rows if name != "train"]
+        share = f"{100 * HELD_OUT_SHARE:.0f} % of the text" + " each" * (len(held_out) > 1)
+        if self.articles is None:
+            return f"the last {share} (it has fewer than {FEWEST_ARTICLES} articles)"
+        counts = " and ".join(str(self.articles[name]) for name in held_out)
+        return f"about {share}, {counts} of {sum(self.articles.values())} articles"
+
 
 def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     """Take the missing splits, each 5 % of the bytes, out of the training rows.

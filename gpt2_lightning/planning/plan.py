@@ -94,9 +94,8 @@ def plan_of(
     model: Mapping[str, Any] = values.model.as_dict()
     if values.model.hf_config is None and values.model.pretrained is not None:
         shape_of(model, data.block_size, data.vocab_size)  # a mistake comes before the text is read
-    with working("Reading the text"):
-        data.prepare(["train", "validation"])
-        data.setup("fit")
+    data.prepare(["train", "validation"])
+    data.setup("fit")
     shape = shape_of(model, data.block_size, int(values.model.vocab_size or data.vocab_size))
     setting = Setting(
         shape=shape,
