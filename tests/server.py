@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from gpt2_lightning.inference.checkpoint import load
+from gpt2_lightning.serving.answer import Answer
 from gpt2_lightning.serving.limits import Limits
 from gpt2_lightning.serving.served import Served, Service
 from gpt2_lightning.serving.server import Server, listen
@@ -143,3 +144,27 @@ def server(opinionated_model: Path) -> Iterator[Running]:
     """A server of the opinionated model, four samples at a time."""
     with running(service_of(opinionated_model)) as it:
         yield it
+
+
+@pytest.fixture
+def token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine go on once its last piece was fetched, so that each is an event of its own.
+
+    A fast engine is otherwise tokens ahead of the events, which then tell several at once.
+    """
+    post = Answer._post
+
+    def post_and_wait(self: Answer, item: Any) -> None:
+        post(self, item)
+        fetched = threading.Event()
+
+        def look() -> None:
+            if self._come.empty():
+                fetched.set()
+            else:
+                self._loop.call_soon(look)
+
+        self._loop.call_soon_threadsafe(look)
+        assert fetched.wait(20)
+
+    monkeypatch.setattr(Answer, "_post", post_and_wait)

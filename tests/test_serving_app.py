@@ -22,10 +22,11 @@ from tests.server import (
     running,
     server,
     service_of,
+    token_by_token,
     wait_until,
 )
 
-__all__ = ["server"]  # a fixture
+__all__ = ["server", "token_by_token"]  # fixtures
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
 LONG = {"prompt": "a", "temperature": 0, "max_tokens": 60}  # it does not end by itself
@@ -104,6 +105,7 @@ def test_stop_strings(server: Running) -> None:
     assert server.text(prompt="The", stop=[], **GREEDY) == whole
 
 
+@pytest.mark.usefixtures("token_by_token")
 @pytest.mark.parametrize("more", [{}, {"n": 3, "temperature": 1.5, "seed": 3}, {"logprobs": 2}])
 @pytest.mark.parametrize("echo", [False, True])
 def test_a_stream_tells_the_same(server: Running, more: dict[str, Any], echo: bool) -> None:
@@ -125,7 +127,7 @@ def test_a_stream_tells_the_same(server: Running, more: dict[str, Any], echo: bo
                 for choice in event["choices"]
                 if choice["index"] == expected["index"]
             ]
-            assert parts  # how many tokens come together is the machine's to say
+            assert len(parts) > 3
             assert "".join(part["text"] for part in parts) == expected["text"]
             assert [part["finish_reason"] for part in parts] == [
                 *[None] * (len(parts) - 1),

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.server import Running, running, server, service_of
+from tests.server import Running, running, server, service_of, token_by_token
 
 pytest.importorskip("openai", reason="the openai client is not installed")
 
 import openai  # may be absent
 
-__all__ = ["server"]  # a fixture
+__all__ = ["server", "token_by_token"]  # fixtures
 
 MODEL = "opinionated-gpt2"
 
@@ -23,6 +23,7 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
         yield client
 
 
+@pytest.mark.usefixtures("token_by_token")
 def test_plain_and_streamed(client: openai.OpenAI) -> None:
     body: dict[str, Any] = {
         "model": MODEL,
