@@ -25,6 +25,7 @@ from gpt2_lightning.callbacks.stop import Stop
 from gpt2_lightning.callbacks.surprisal import Surprisal
 from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.totals import Totals
+from gpt2_lightning.checkpoint_io import give_to_async, give_to_trainer
 from gpt2_lightning.contradictions import (
     FROM_SCRATCH,
     check_accelerator,
@@ -243,10 +244,12 @@ class GPT2CLI(LightningCLI):
             Mistake(),
         ]
         self.trainer_defaults = {"callbacks": callbacks}
+        give_to_async(self._get(self.config_init, "trainer").plugins)
         try:
             trainer: Any = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise UsageError(in_flags(str(error))) from error
+        give_to_trainer(trainer)
         # Stop puts off the stops that others ask for; checkpoints come last, as ever
         trainer.callbacks.sort(key=lambda it: (isinstance(it, Checkpoint), isinstance(it, Stop)))
         return trainer

@@ -29,7 +29,7 @@ from gpt2_lightning.inference.checkpoint import load_checkpoint, read_checkpoint
 from gpt2_lightning.inference.origin import public_name
 from gpt2_lightning.inference.run_folder import find_checkpoint, run_of
 from gpt2_lightning.inference.sharded import read_sharded
-from gpt2_lightning.whole_folder import whole_folder
+from gpt2_lightning.storage import whole_folder
 from tests.command_line import Mistake, fine_tuning, fit
 from tests.corpus import wiki_rows
 from tests.hub import TOKEN, small_hub

@@ -1,6 +1,7 @@
 """The curves: train and validation on one chart, and all of them as a table at the end."""
 
 import csv
+import io
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 # by this name it is known to tests, too
 from gpt2_lightning.report.scalars import read_scalars as read_scalars
+from gpt2_lightning.storage import write_text
 
 LAYOUT = {
     "loss": {"nats per token": ["Multiline", ["train/loss", "val/loss"]]},
@@ -48,9 +50,8 @@ def write_metrics_csv(run: Path) -> None:
     """Write a run's scalars as ``metrics.csv``: one row a step, one column a name."""
     table = read_scalars(run)
     names = sorted({name for row in table.values() for name in row})
-    beside = run / "metrics.csv.partial"
-    with beside.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, ["step", *names])
-        writer.writeheader()
-        writer.writerows({"step": step, **row} for step, row in sorted(table.items()))
-    beside.replace(run / "metrics.csv")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["step", *names])
+    writer.writeheader()
+    writer.writerows({"step": step, **row} for step, row in sorted(table.items()))
+    write_text(run / "metrics.csv", text.getvalue())

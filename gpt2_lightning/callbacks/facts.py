@@ -22,6 +22,7 @@ from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.causal_lm import count_parameters, positions_of
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.storage import flush_folder, flush_tree, write_text
 
 LIBRARIES = ("gpt2-lightning", "lightning", "torch", "transformers", "tokenizers", "datasets")
 
@@ -91,6 +92,8 @@ class Facts(Callback):
             "outcome": earlier.get("outcome"),
         }
         self._write(folder)
+        flush_tree(folder)  # its checkpoints need the settings that others have written there
+        flush_folder(folder.parent)
 
     def state_dict(self) -> dict[str, Any]:
         """Tell every checkpoint which names are paths: from elsewhere it could not be seen."""
@@ -132,11 +135,8 @@ class Facts(Callback):
         self._write(folder)
 
     def _write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / "facts.json.partial"
         text = json.dumps(self.facts, indent=2, ensure_ascii=False)
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(folder / "facts.json")
+        write_text(folder / "facts.json", text + "\n")
 
 
 def split_facts(data: WikiTextDataModule, split: SplitName) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from gpt2_lightning.data.prompts import decoder
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.storage import append_text, write_text
 
 INTERVAL: Literal["batch"] = "batch"
 
@@ -50,16 +51,17 @@ class Predictions(BasePredictionWriter):
         """Add a batch to this rank's part."""
         decode = decoder(cast(Any, trainer).datamodule.tokenizer)
         sampling = cast(GPT2Module, pl_module).sampling
-        with self.part.open("a", encoding="utf-8") as stream:
-            for index, prompt, samples in zip(
-                batch["index"], batch["prompts"], prediction, strict=True
-            ):
-                texts = [
-                    {"seed": seed, "text": sampling.before_stop(decode(ids))}
-                    for seed, ids in zip(sampling.seeds, samples, strict=True)
-                ]
-                row = {"index": index, "prompt": prompt, "samples": texts}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        lines = []
+        for index, prompt, samples in zip(
+            batch["index"], batch["prompts"], prediction, strict=True
+        ):
+            texts = [
+                {"seed": seed, "text": sampling.before_stop(decode(ids))}
+                for seed, ids in zip(sampling.seeds, samples, strict=True)
+            ]
+            row = {"index": index, "prompt": prompt, "samples": texts}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        append_text(self.part, "".join(lines))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the parts of all ranks in order."""
@@ -69,9 +71,7 @@ class Predictions(BasePredictionWriter):
             parts = [self.part.with_suffix(f".{rank}") for rank in range(trainer.world_size)]
             lines = [line for part in parts for line in part.read_text("utf-8").split("\n") if line]
             lines.sort(key=lambda line: int(json.loads(line)["index"]))
-            beside = self.file.with_suffix(".partial")
-            beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-            beside.replace(self.file)
+            write_text(self.file, "".join(line + "\n" for line in lines))
             for part in parts:
                 part.unlink()
             print(f"{len(lines)} prompts continued: {self.file}")

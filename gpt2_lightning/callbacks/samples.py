@@ -20,6 +20,7 @@ from gpt2_lightning.inference.quality import Quality, measure
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.generation import generate
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.storage import append_text
 
 DEFAULT_PROMPTS = 3  # where none are given: the beginnings of validation blocks
 PROMPT_TOKENS = 16  # of each
@@ -108,10 +109,8 @@ class Samples(Callback):
 
     @staticmethod
     def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
-            for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        append_text(folder / "samples.jsonl", lines)
 
 
 def _as_scalars(quality: Quality) -> dict[str, float]:

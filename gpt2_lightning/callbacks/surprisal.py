@@ -15,6 +15,7 @@ from gpt2_lightning.callbacks.sharding import is_sharded
 from gpt2_lightning.data.blocks import Blocks
 from gpt2_lightning.model.loss import token_nats
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.storage import append_text, write_text
 
 PASSAGE = 200  # tokens, of a block that has so many
 LONGEST_GROUP = 16  # tokens that are held back for a whole character
@@ -54,11 +55,10 @@ class Surprisal(Callback):
             "tokens": [text for text, _ in tokens],
             "nats": [round(value, 4) for _, value in tokens],
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        mode = "w" if self._fresh else "a"  # of another run in the same folder nothing is left
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        # of another run in the same folder nothing is left
+        (write_text if self._fresh else append_text)(folder / "surprisal.jsonl", line)
         self._fresh = False
-        with (folder / "surprisal.jsonl").open(mode, encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def passage_of(blocks: Blocks) -> tuple[Tensor, Tensor]:

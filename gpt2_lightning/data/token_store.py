@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.rows import Row
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
-from gpt2_lightning.whole_folder import whole_folder
+from gpt2_lightning.storage import whole_folder
 
 FORMAT_VERSION = 2
 CHARACTERS_PER_PIECE = 1 << 16

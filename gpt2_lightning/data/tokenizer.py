@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GPT2Tokenizer, PreTrainedTok
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
-from gpt2_lightning.whole_folder import whole_folder
+from gpt2_lightning.storage import scratch_folder, whole_folder
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows it
 BYTES = 256  # a byte-level BPE begins with one token for each
@@ -119,11 +118,9 @@ def set_model_max_length(tokenizer: PreTrainedTokenizerBase, positions: int) -> 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the tokenizer's files by name, as text, so that a checkpoint can carry them."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         tokenizer.save_pretrained(folder)
-        return {
-            file.name: file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir())
-        }
+        return {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.iterdir())}
 
 
 def save_tokenizer_files(files: Mapping[str, str], folder: Path) -> None:

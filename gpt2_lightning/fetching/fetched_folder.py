@@ -14,6 +14,7 @@ from gpt2_lightning.fetching.manifest import Manifest, read_manifest, write_mani
 from gpt2_lightning.fetching.progress import megabytes, progress
 from gpt2_lightning.fetching.transfer import download, open_client, persist
 from gpt2_lightning.fetching.work_folder import WorkFolder
+from gpt2_lightning.storage import disk_message
 
 SPARE = 50_000_000  # bytes; a disk filled to the last one is no use to anybody
 
@@ -131,7 +132,7 @@ def fetch_folder(
                 else:
                     work.finish_inside(str(subset))
         except OSError as error:
-            raise UsageError(f"--to {target}: it cannot be written ({error}).") from error
+            raise UsageError(f"--to {disk_message(error, target)}") from error
     return manifest
 
 

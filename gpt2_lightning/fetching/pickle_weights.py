@@ -1,7 +1,8 @@
 """Weights out of a pickle: tensors and nothing else, written as safetensors."""
 
 import json
-import tempfile
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.wanted import INDEX, PICKLED
+from gpt2_lightning.storage import whole_folder
 
 
 def convert(folder: Path) -> None:
@@ -40,11 +42,13 @@ def convert(folder: Path) -> None:
             f"{files[0].name}: config.json ties the head to the embedding, and they differ. One of "
             "the two files is wrong; take the model from somewhere else."
         )
-    with tempfile.TemporaryDirectory(dir=folder) as beside:  # config.json stays the hub's own
+    converted = folder / ".converted"
+    with whole_folder(converted, replace=True) as beside:  # config.json stays the hub's own
         model.save_pretrained(beside)
-        for file in Path(beside).glob("*.safetensors*"):
-            file.chmod((folder / "config.json").stat().st_mode)
-            file.rename(folder / file.name)
+    for file in converted.glob("*.safetensors*"):
+        file.chmod((folder / "config.json").stat().st_mode)
+        os.replace(file, folder / file.name)
+    shutil.rmtree(converted)
     for file in files:
         file.unlink()
 

@@ -1,6 +1,7 @@
 """The hidden folder in which a transfer grows, until it takes its place as a whole."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,13 +11,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.storage import flush_file, flush_folder, flush_tree, write_text
 
 
 class WorkFolder:
     """A transfer under way: ``.NAME.fetching`` beside the folder to be, on the same disk.
 
-    Unlike `whole_folder`, what is in it stays when the process ends, so that the next one goes on
-    from there.
+    Unlike in that of `whole_folder`, what is in it stays when the process ends, so that the next
+    one goes on from there.
 
     Attributes:
         files: Where the files are put.
@@ -65,7 +67,7 @@ class WorkFolder:
         self.clear()
         self.files.mkdir()
         self.parts.mkdir()
-        note.write_text(json.dumps(transfer), encoding="utf-8")
+        write_text(note, json.dumps(transfer))
 
     def part(self, path: str) -> Path:
         """Return where an incomplete file is kept."""
@@ -80,22 +82,29 @@ class WorkFolder:
         """Move a file that is complete to where it belongs."""
         whole = self.files / path
         whole.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(whole)
+        flush_file(part)  # the next process takes for whole what lies there
+        os.replace(part, whole)
+        flush_folder(whole.parent)
 
     def finish(self) -> None:
         """Let the files take their place as a whole."""
         if self.target.is_dir():  # empty, or it would have been refused
             self.target.rmdir()
-        self.files.rename(self.target)
+        flush_tree(self.files)
+        os.rename(self.files, self.target)
+        flush_folder(self.target.parent)
         self.clear()
 
     def finish_inside(self, inner: str) -> None:
         """Let one folder of the files, and the notes beside it, go into the target as a whole."""
         place = self.target / inner
         place.parent.mkdir(parents=True, exist_ok=True)
-        (self.files / inner).rename(place)
+        flush_tree(self.files)
+        os.rename(self.files / inner, place)
+        flush_folder(place.parent)
         for note in self.files.glob(".*"):
-            note.replace(self.target / note.name)
+            os.replace(note, self.target / note.name)
+        flush_folder(self.target)
         self.clear()
 
     def clear(self) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from gpt2_lightning.inference.bootstrap import Interval, Resamples
 from gpt2_lightning.inference.published import ProtocolName
 from gpt2_lightning.inference.scoring import Score
+from gpt2_lightning.storage import write_text
 
 Units = npt.NDArray[np.int64]
 
@@ -152,13 +152,8 @@ def bits_per_byte(nats: Any, count: Any) -> Any:
 
 def write_json(document: dict[str, Any], file: Path) -> None:
     """Write a document whole or not at all."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(file, text + "\n")
 
 
 def as_lines(card: Card) -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """A trained model and its tokenizer, from a run folder, a .ckpt, an HF folder or the Hub."""
 
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gpt2_lightning.inference.device import DtypeName, place
 from gpt2_lightning.inference.sharded import is_sharded, read_sharded
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import check_logits, from_config
+from gpt2_lightning.storage import scratch_folder
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
 DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
@@ -181,8 +181,8 @@ def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:
     }
     model.load_state_dict(weights)
     check_logits(model.eval(), f"{flag} {file}")
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, Path(folder))))
+    with scratch_folder() as folder:
+        tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, folder)))
     return TextModel(model, tokenizer)
 
 

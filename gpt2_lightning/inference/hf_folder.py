@@ -15,7 +15,7 @@ from transformers import (
 from gpt2_lightning.data.tokenizer import keeps_every_byte, set_model_max_length
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
-from gpt2_lightning.whole_folder import whole_folder
+from gpt2_lightning.storage import whole_folder
 
 # what a tokenizer may stumble over: spaces, line ends, marks, several scripts, characters of
 # several code points, and the end-of-text itself

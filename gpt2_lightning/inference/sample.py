@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.storage import disk_message, write_text
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -70,12 +70,7 @@ def write_samples(samples: Sequence[Sample], file: Path) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         text = "\n".join(map(str, samples))
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
+        write_text(file, text)
     except OSError as error:
-        raise UsageError(f"{file}: it cannot be written ({error.strerror}).") from error
-    finally:
-        with suppress(OSError):  # it has taken its place, or could not be written
-            beside.unlink()
+        raise UsageError(str(disk_message(error, file))) from error

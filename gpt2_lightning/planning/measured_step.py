@@ -2,7 +2,6 @@
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.causal_lm import Architecture
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.storage import scratch_folder
 
 WARM_UP, MEASURED = 2, 3  # steps of one micro-batch each
 
@@ -62,7 +62,7 @@ def measure_step(model: Mapping[str, Any], data: WikiTextDataModule, trainer: An
     for logger in loggers:  # what is said of a run is not true of these few steps
         logger.setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             Trainer(
                 accelerator=trainer.accelerator,
                 devices=1,

@@ -7,6 +7,7 @@ from gpt2_lightning.report import head, samples, tables
 from gpt2_lightning.report.charts import Chart, Line, draw
 from gpt2_lightning.report.heat_map import before_and_after, legend, of_each
 from gpt2_lightning.report.run import Run, names_of
+from gpt2_lightning.storage import write_text
 
 # what of training is drawn beside the loss
 TRAINING = {
@@ -33,12 +34,7 @@ def write_page(runs: list[Run], target: Path) -> None:
         runs: One run, or several to be compared.
         target: The file to write.
     """
-    beside = target.with_name(f".{target.name}.partial")
-    try:
-        beside.write_text(render(runs), encoding="utf-8")
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(target, render(runs))
 
 
 def render(runs: list[Run]) -> str:
