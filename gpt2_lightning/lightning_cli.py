@@ -24,6 +24,7 @@ from gpt2_lightning.callbacks.samples import Samples
 from gpt2_lightning.callbacks.stop import Stop
 from gpt2_lightning.callbacks.surprisal import Surprisal
 from gpt2_lightning.callbacks.throughput import Throughput
+from gpt2_lightning.callbacks.time_limit import TimeLimit
 from gpt2_lightning.callbacks.totals import Totals
 from gpt2_lightning.checkpoint_io import give_to_async, give_to_trainer
 from gpt2_lightning.contradictions import (
@@ -227,7 +228,9 @@ class GPT2CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the callbacks that every run has."""
-        bar = self._get(self.config_init, "trainer").enable_progress_bar is not False
+        settings = self._get(self.config_init, "trainer")
+        bar = settings.enable_progress_bar is not False
+        limit = settings.max_time
         callbacks: list[Callback] = [
             *([ProgressBar()] if bar else []),  # first: what others print comes after it
             Baseline(),
@@ -235,6 +238,7 @@ class GPT2CLI(LightningCLI):
             Throughput(),
             Curves(),
             Surprisal(),
+            *([] if limit is None else [TimeLimit(limit)]),
             Stop(),
             HFFolder(),
             Outcome(),
@@ -246,7 +250,7 @@ class GPT2CLI(LightningCLI):
         self.trainer_defaults = {"callbacks": callbacks}
         give_to_async(self._get(self.config_init, "trainer").plugins)
         try:
-            trainer: Any = super().instantiate_trainer(**kwargs)
+            trainer: Any = super().instantiate_trainer(**{**kwargs, "max_time": None})
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise UsageError(in_flags(str(error))) from error
         give_to_trainer(trainer)

@@ -11,6 +11,7 @@ from rich.table import Table
 from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.stop import Stopped
+from gpt2_lightning.callbacks.time_limit import TimeLimit
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.run_folder import run_of
@@ -81,7 +82,7 @@ class Outcome(Callback):
         if trainer.global_step < total:
             say(
                 f"Ended after step {trainer.global_step:,} of {total:,}"
-                + (f", by {how}. --ckpt_path last with a greater one goes on." if how else ".")
+                + (f", by {how}." if how else ".")
             )
 
     def on_exception(
@@ -128,12 +129,15 @@ class Outcome(Callback):
 
 
 def _cut_by(trainer: Trainer) -> str | None:
+    """Return what ended a run before its schedule, and how it goes on."""
     if trainer.global_step == trainer.max_steps:
-        return "--trainer.max_steps"
+        return "--trainer.max_steps. --ckpt_path last with a greater one goes on"
     for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, TimeLimit) and callback.reached:
+            return "--trainer.max_time. --ckpt_path last goes on for as long again"
         left = callback.time_remaining() if isinstance(callback, Timer) else None
         if left is not None and left <= 0:
-            return "--trainer.max_time"
+            return f"{type(callback).__name__}. --ckpt_path last with a longer one goes on"
     return None
 
 

@@ -119,7 +119,7 @@ class Stop(Callback):
         self._agree(trainer)
         if self.received is None:
             return
-        self._after_validation = trainer.should_stop or _validation_is_due(trainer, batch_idx)
+        self._after_validation = trainer.should_stop or validation_is_due(trainer, batch_idx)
         if not self._after_validation:
             self._end(trainer, self.received)
 
@@ -148,7 +148,7 @@ class Stop(Callback):
         self.received = int(number) or None
 
 
-def _validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
+def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
     """Tell whether Lightning validates after this micro-batch."""
     if not trainer.enable_validation or not isinstance(every := trainer.val_check_batch, int):
         return False

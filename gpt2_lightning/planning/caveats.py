@@ -1,5 +1,6 @@
 """What people get wrong, found before anything is spent."""
 
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.callbacks import Timer
@@ -63,7 +64,19 @@ def _of_time(trainer: Any, steps: Steps, duration: Duration | None) -> list[str]
     seconds = Timer(trainer.max_time).time_remaining()
     if seconds is None or duration is None or duration.whole[0] <= seconds:
         return []
-    reached = int(steps.steps * seconds / duration.whole[0])
+    # the validations before training and at its end are made however short the time is
+    micro_batches = steps.baseline_micro_batches + steps.validation_micro_batches
+    all_of_them = steps.baseline_micro_batches + steps.validations * steps.validation_micro_batches
+    validating = duration.validation[0] * micro_batches / all_of_them if all_of_them else 0.0
+    if seconds and validating > seconds / 2:
+        fewer = max(1, int(steps.validation_micro_batches * seconds / 10 / validating))
+        return [
+            f"--trainer.max_time {trainer.max_time}: the validations before training and at the "
+            f"end take about {timedelta(seconds=round(validating))}. "
+            f"--trainer.limit_val_batches {fewer} shortens them."
+        ]
+    reached = int(steps.steps * (seconds - validating) / (duration.whole[0] - validating))
+    reached = max(reached, 0)
     return [
         f"--trainer.max_time {trainer.max_time}: it ends the run after some {reached:,} of "
         f"{steps.steps:,} steps, and the learning rate's schedule ends after {steps.schedule:,}. "
