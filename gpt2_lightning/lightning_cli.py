@@ -1,6 +1,7 @@
 """GPT2CLI: LightningCLI for our module and datamodule, and what it is given before it builds."""
 
 import json
+import logging
 import signal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,6 +48,9 @@ from gpt2_lightning.inference.checkpoint import read_checkpoint, write_tokenizer
 from gpt2_lightning.inference.run_folder import find_checkpoint, model_of, run_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.quiet import quieten
+from gpt2_lightning.storage import sweep
+
+log = logging.getLogger(__name__)
 
 DEFAULT_EPOCHS = 3  # where no length is given; Lightning would take 1000
 DEFAULTS = {
@@ -218,6 +222,9 @@ class GPT2CLI(LightningCLI):
         if self.subcommand == "validate":
             config.trainer.logger = False  # it would lie over a point of the run's own curve
         run = run_of(file)
+        if run is not None and self.subcommand == "fit":
+            for left in (*sweep(run), *sweep(file.parent)):
+                log.info("%s is removed: a process that was killed had left it.", left)
         if run is not None and config.trainer.logger not in (None, False):
             logger = config.trainer.logger.init_args
             # relative where the run was, as ModelCheckpoint compares the path's letters

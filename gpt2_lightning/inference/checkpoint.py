@@ -1,5 +1,6 @@
 """A trained model and its tokenizer, from a run folder, a .ckpt, an HF folder or the Hub."""
 
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
 from gpt2_lightning.inference.device import DtypeName, place
-from gpt2_lightning.inference.sharded import is_sharded, read_sharded
+from gpt2_lightning.inference.sharded import REST, is_sharded, read_sharded
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import check_logits, from_config
 from gpt2_lightning.storage import scratch_folder
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
 DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
+
+log = logging.getLogger(__name__)
+_told: set[tuple[Path, float]] = set()  # torn checkpoints that were spoken of, with their times
 
 
 def load(
@@ -96,9 +100,45 @@ def _inside_run(run: Path, flag: str) -> Path:
 
 
 def newest_run(logs: Path) -> Path | None:
-    """Return the run of a folder of runs that wrote a checkpoint last, if one did."""
-    written = sorted(logs.glob("*/checkpoints/last.ckpt"), key=_written)
-    return written[-1].parent.parent if written else None
+    """Return the run of a folder of runs that wrote a whole checkpoint last, if one did."""
+    written = sorted(logs.glob("*/checkpoints/*.ckpt"), key=_written, reverse=True)
+    return next((file.parent.parent for file in written if _is_usable(file)), None)
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """Return a run folder's ``last.ckpt``; where it is torn or missing, the newest whole one."""
+    last = run / "checkpoints" / "last.ckpt"
+    if last.exists() and _is_usable(last):
+        return last
+    found = _usable(run)
+    if found:
+        log.warning("%s is taken in place of last.ckpt.", found[-1])
+    return found[-1] if found else None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint's end is there, which is written last; its middle is not read."""
+    if checkpoint.is_dir():
+        whole = is_sharded(checkpoint) and (checkpoint / ".metadata").is_file()
+        return whole and zipfile.is_zipfile(checkpoint / REST)
+    return zipfile.is_zipfile(checkpoint)
+
+
+def _usable(run: Path) -> list[Path]:
+    """Return a run folder's whole checkpoints, the newest last."""
+    there = sorted((run / "checkpoints").glob("*.ckpt"), key=_written)
+    return [file for file in there if _is_usable(file)]
+
+
+def _is_usable(file: Path) -> bool:
+    """Tell whether a checkpoint is whole; of one that is not, say once that it is passed over."""
+    if is_whole(file):
+        return True
+    if (known := (file, _written(file))) not in _told:
+        _told.add(known)
+        size = f" ({file.stat().st_size:,} bytes are there)" if file.is_file() else ""
+        log.warning("%s was cut short%s and is passed over.", file, size)
+    return False
 
 
 def check_run(name: str, flag: str) -> None:
@@ -116,21 +156,21 @@ def check_run(name: str, flag: str) -> None:
 
 def best_checkpoint(run: Path) -> Path | None:
     """Return a run folder's best checkpoint, else its last one, if it has any."""
-    last = run / "checkpoints" / "last.ckpt"
-    there = last.parent.glob("*.ckpt")  # --checkpoint.filename may have named them
-    found = sorted((file for file in there if not file.stem.startswith("last")), key=_written)
+    usable = _usable(run)
+    # --checkpoint.filename may have named them
+    found = [file for file in usable if not file.stem.startswith("last")]
     if len(found) > 1:  # save_top_k keeps several, of which the newest need not be the best
-        newest = max([*found, last] if last.exists() else found, key=_written)
+        newest = usable[-1]
         states = read_checkpoint(newest).get("callbacks", {}).values()
         names = [Path(it["best_model_path"]).name for it in states if "best_model_path" in it]
         found.sort(key=lambda file: file.name in names)
     if found:
         return found[-1]
-    return last if last.exists() else None
+    return last_checkpoint(run)
 
 
 def _written(file: Path) -> float:
-    return file.stat().st_mtime
+    return file.lstat().st_mtime  # a link may lead nowhere
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -150,7 +190,16 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 def _read_file(file: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(file):
-        raise UsageError(f"{file}: it is no checkpoint, or was cut short.")
+        raise UsageError(f"{file}: it is no checkpoint, or was cut short.{_instead(file)}")
+    try:
+        with zipfile.ZipFile(file) as content:
+            damaged = content.testzip()  # torch itself compares no checksum
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UsageError(f"{file}: it is damaged ({error}).{_instead(file)}") from error
+    if damaged:
+        raise UsageError(
+            f"{file}: it is damaged: the checksum of {damaged} is wrong.{_instead(file)}"
+        )
     try:
         checkpoint: dict[str, Any] = torch.load(
             file, map_location="cpu", weights_only=True, mmap=True
@@ -160,6 +209,12 @@ def _read_file(file: Path) -> dict[str, Any]:
             f"{file}: cannot be read as a checkpoint ({' '.join(str(error).split())[:200]})."
         ) from error
     return checkpoint
+
+
+def _instead(file: Path) -> str:
+    """Name another checkpoint of the same run, for a message on one that cannot be used."""
+    others = [it for it in file.parent.glob("*.ckpt") if it != file and is_whole(it)]
+    return f" {max(others, key=_written)} is whole." if others else ""
 
 
 def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:

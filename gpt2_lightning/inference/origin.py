@@ -11,7 +11,7 @@ import yaml
 
 from gpt2_lightning.data.sources import HUB_ID
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import best_checkpoint, read_checkpoint
+from gpt2_lightning.inference.checkpoint import best_checkpoint, last_checkpoint, read_checkpoint
 from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.inference.sharded import is_sharded
 from gpt2_lightning.model.sampling import SamplingOptions
@@ -95,13 +95,12 @@ def find_origin(name: str, which: Which) -> Origin:
 
 
 def _of_run(run: Path, which: Which) -> Origin:
-    last = run / "checkpoints" / "last.ckpt"
     if which == "last":
-        if not last.exists():
+        if (last := last_checkpoint(run)) is None:
             raise UsageError(f"--which last: {run} has no checkpoints/last.ckpt.")
         return _of_checkpoint(last, run)
     best = best_checkpoint(run)
-    if best is not None and best != last:
+    if best is not None and best.name != "last.ckpt":
         return _of_checkpoint(best, run)
     if (run / "hf" / "config.json").is_file():
         return _of_hf_folder(run / "hf", run)

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import best_checkpoint, check_run, newest_run
+from gpt2_lightning.inference.checkpoint import (
+    best_checkpoint,
+    check_run,
+    last_checkpoint,
+    newest_run,
+)
 from gpt2_lightning.inference.sharded import is_sharded
 
 LOGS = Path("lightning_logs")
@@ -13,8 +18,9 @@ def find_checkpoint(name: str) -> Path:
     """Find the checkpoint that ``--ckpt_path`` means.
 
     Args:
-        name: ``last`` (the newest run's last checkpoint), ``best`` (its best), a run folder (its
-            last checkpoint), or a checkpoint: a file, or a folder where its state is sharded.
+        name: ``last`` (the newest run's last checkpoint, or its newest whole one where that is
+            torn), ``best`` (its best), a run folder (its last checkpoint), or a checkpoint: a
+            file, or a folder where its state is sharded.
 
     Raises:
         UsageError: If there is none: a fresh start is not what was asked for.
@@ -27,19 +33,22 @@ def find_checkpoint(name: str) -> Path:
                 f"--ckpt_path {name}: no run in {LOGS}/ has a checkpoint. Leave the flag out to "
                 "start a run."
             )
-        last = run / "checkpoints" / "last.ckpt"
         if name == "last":
+            last = last_checkpoint(run)
+            assert last is not None  # newest_run has found a whole one
             return last
-        if (best := best_checkpoint(run)) is None or best == last:
+        if (best := best_checkpoint(run)) is None or best.name == "last.ckpt":
             raise UsageError(
                 f"--ckpt_path best: {run}, the newest run, was not validated after training began, "
                 "and has no best. --ckpt_path last would work."
             )
         return best
     if path.is_dir() and not is_sharded(path):
-        last = path / "checkpoints" / "last.ckpt"
-        if not last.exists():
-            raise UsageError(f"--ckpt_path {name}: the folder has no checkpoints/last.ckpt.")
+        if (last := last_checkpoint(path)) is None:
+            raise UsageError(
+                f"--ckpt_path {name}: the folder has no checkpoints/last.ckpt, nor another "
+                "checkpoint that is whole."
+            )
         return last
     if not path.exists():
         raise UsageError(
