@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.storage import disk_message
 
 BEFORE_VERBS = {
     "fetch": "a model or data from the Hub, a mirror or ModelScope; or what a folder is",
@@ -71,10 +72,9 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # 128 + SIGPIPE, which Windows does not have
     except OSError as error:  # a full disk, a name that is too long
-        if not error.strerror:
+        if (message := disk_message(error)) is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        _refuse(UsageError(f"{where}{error.strerror}."), debug)
+        _refuse(UsageError(message), debug)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit:

@@ -22,7 +22,7 @@ from gpt2_lightning.callbacks.predictions import Predictions
 from gpt2_lightning.callbacks.progress_bar import ProgressBar
 from gpt2_lightning.callbacks.report import Report
 from gpt2_lightning.callbacks.samples import Samples
-from gpt2_lightning.callbacks.stop import Stop
+from gpt2_lightning.callbacks.stop import Listen, Stop
 from gpt2_lightning.callbacks.surprisal import Surprisal
 from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.time_limit import TimeLimit
@@ -48,7 +48,7 @@ from gpt2_lightning.inference.checkpoint import read_checkpoint, write_tokenizer
 from gpt2_lightning.inference.run_folder import find_checkpoint, model_of, run_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.quiet import quieten
-from gpt2_lightning.storage import sweep
+from gpt2_lightning.storage import disk_message, refusal_of, sweep
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,10 @@ DESCRIPTIONS = {
     "test": "Perplexity on the test split, measured as in training.",
     "predict": "Continue every prompt of a file, spread over the devices.",
 }
+ELSEWHERE = (
+    "--trainer.default_root_dir FOLDER puts a run on another disk, --data.cache_dir FOLDER its "
+    "tokens."
+)
 # What a checkpoint brings with it.
 CARRIED = ("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size")
 
@@ -233,20 +237,26 @@ class GPT2CLI(LightningCLI):
             logger.name, logger.version = run.parent.name, run.name
             self.save_config_callback = None  # the run's own settings stand there
 
+    def after_fit(self) -> None:
+        """End as a signal asked that came while the results were written."""
+        self.stop.leave()
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the callbacks that every run has."""
         settings = self._get(self.config_init, "trainer")
         bar = settings.enable_progress_bar is not False
         limit = settings.max_time
+        self.stop = Stop()
         callbacks: list[Callback] = [
             *([ProgressBar()] if bar else []),  # first: what others print comes after it
+            Listen(self.stop),  # before those that write at the end
             Baseline(),
             Totals(),
             Throughput(),
             Curves(),
             Surprisal(),
             *([] if limit is None else [TimeLimit(limit)]),
-            Stop(),
+            self.stop,
             HFFolder(),
             Outcome(),
             Facts(self.typed),
@@ -280,6 +290,12 @@ def run(words: list[str]) -> None:
         GPT2CLI(words, **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()})
     except MisconfigurationException as error:  # what Lightning finds in flags once it has begun
         raise UsageError(in_flags(str(error))) from error
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        if (refused := refusal_of(error)) is None:
+            raise
+        raise UsageError(f"{disk_message(refused)} {ELSEWHERE}") from error
     except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
         raise SystemExit(128 + signal.SIGTERM) from ended
     except SystemExit as ended:

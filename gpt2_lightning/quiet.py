@@ -2,10 +2,13 @@
 
 import logging
 import os
+import threading
 import warnings
 
 from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils import logging as transformers_logging
+
+from gpt2_lightning.storage import DISK_ERRORS
 
 # message (a regular expression for its beginning), why it says nothing to a user
 SILENCED = [
@@ -59,10 +62,17 @@ def _first_rank(record: logging.LogRecord) -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
+def _unless_of_the_disk(failed: threading.ExceptHookArgs) -> None:
+    """Leave a disk's refusal in TensorBoard's thread to the next writing, which raises it again."""
+    if not isinstance(failed.exc_value, OSError) or failed.exc_value.errno not in DISK_ERRORS:
+        threading.__excepthook__(failed)
+
+
 def quieten() -> None:
     """Keep promotion and noise off the screen, and put our own messages onto it."""
     # Lightning calls what jsonargparse deprecated; there is nothing a user could change
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    threading.excepthook = _unless_of_the_disk
     for message, category in SILENCED:
         warnings.filterwarnings("ignore", message, category)
     for name in (

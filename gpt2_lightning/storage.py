@@ -48,15 +48,16 @@ def whole_file(target: Path, *, replace_link: bool = False) -> Iterator[BinaryIO
         UsageError: If the target is a folder, a device or a pipe.
         OSError: If the disk refuses; it names the target.
     """
+    named = target
     if not replace_link:
         target = Path(os.path.realpath(target))
     if target.exists() and not target.is_file():
-        raise UsageError(f"{target}: it is no regular file, and is not replaced. Give another.")
-    with _naming(target):
+        raise UsageError(f"{named}: it is no regular file, and is not replaced. Give another.")
+    with _naming(named):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target.parent, target.name)
         partial, stream = _create(target)
-    with _naming(target), stream:
+    with _naming(named), stream:
         try:
             yield stream
             stream.flush()
@@ -68,9 +69,9 @@ def whole_file(target: Path, *, replace_link: bool = False) -> Iterator[BinaryIO
             os.replace(partial, target)
             flush_folder(target.parent)
         finally:
-            with suppress(OSError):  # it has taken its place, or the disk has said so already
+            with suppress(OSError):  # what the disk refuses has been said by now
                 stream.close()
-                partial.unlink()
+            partial.unlink(missing_ok=True)
             _under_way.discard(partial)
 
 
@@ -218,6 +219,16 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def refusal_of(error: BaseException) -> OSError | None:
+    """Return a disk's refusal behind an exception: Lightning's loggers, for one, wrap it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in DISK_ERRORS:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def disk_message(error: OSError, place: Path | None = None) -> str | None:

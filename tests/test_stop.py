@@ -1,14 +1,20 @@
 import io
 import json
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from gpt2_lightning.callbacks import report
 from gpt2_lightning.cli import main
+from gpt2_lightning.inference import hf_folder
+from gpt2_lightning.inference.checkpoint import is_whole
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.storage import whole_file
 from tests.command_line import CALM, curves, fine_tuning
 from tests.signals import SendSignal
 
@@ -106,3 +112,58 @@ def test_a_stop_before_training_leaves_nothing_to_use(
     assert stopped.value.code == 143
     assert not (RUN / "hf").exists()
     assert not (RUN / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_results_are_written(
+    number: int,
+    code: int,
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = hf_folder._verify_model
+
+    def interrupted(*given: Any) -> None:
+        signal.raise_signal(number)
+        plain(*given)
+
+    monkeypatch.setattr(hf_folder, "_verify_model", interrupted)
+    found = signal.getsignal(number)
+    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *words])
+    assert stopped.value.code == code
+    assert (RUN / "hf/model.safetensors").is_file()
+    assert (RUN / "report.html").is_file()
+    assert not list(RUN.rglob("*.partial"))
+    assert "what came of it is written first" in capsys.readouterr().err
+    assert signal.getsignal(number) == found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("during", ["hf", "report"])
+def test_two_signals_while_the_results_are_written(
+    number: int, during: str, wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(number)
+        with whole_file(RUN / "report.html"):
+            signal.raise_signal(number)
+
+    if during == "hf":
+        monkeypatch.setattr(hf_folder, "_verify_model", interrupted)
+    else:
+        monkeypatch.setattr(report, "write_page", interrupted)
+    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2"]
+    if (child := os.fork()) == 0:
+        try:
+            main(["fit", *words])
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == number
+    assert (RUN / "hf").exists() == (during == "report")
+    assert not (RUN / "report.html").exists()
+    assert not list(RUN.rglob("*.partial"))
+    assert is_whole(RUN / "checkpoints/last.ckpt")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 # by this name it is known to tests, too
 from gpt2_lightning.report.scalars import read_scalars as read_scalars
-from gpt2_lightning.storage import write_text
+from gpt2_lightning.storage import refusal_of, write_text
 
 LAYOUT = {
     "loss": {"nats per token": ["Multiline", ["train/loss", "val/loss"]]},
@@ -33,8 +34,9 @@ class Curves(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write what there is."""
-        self._write(trainer)
+        """Write what there is; a disk that has refused is not asked to speak twice."""
+        with suppress(OSError) if refusal_of(exception) else nullcontext():
+            self._write(trainer)
 
     @staticmethod
     def _write(trainer: Trainer) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +23,7 @@ from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.causal_lm import count_parameters, positions_of
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.storage import flush_folder, flush_tree, write_text
+from gpt2_lightning.storage import flush_folder, flush_tree, refusal_of, write_text
 
 LIBRARIES = ("gpt2-lightning", "lightning", "torch", "transformers", "tokenizers", "datasets")
 
@@ -120,7 +121,9 @@ class Facts(Callback):
     ) -> None:
         """Write that it ended early."""
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
-        self._go_on(trainer, "stopped" if stopped else "failed")
+        # a disk that has refused is not asked to speak twice
+        with suppress(OSError) if refusal_of(exception) else nullcontext():
+            self._go_on(trainer, "stopped" if stopped else "failed")
 
     def _go_on(self, trainer: Trainer, ended: str | None) -> None:
         folder = run_folder(trainer)

@@ -14,9 +14,11 @@ from gpt2_lightning.callbacks.stop import Stopped
 from gpt2_lightning.callbacks.time_limit import TimeLimit
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.checkpoint import last_checkpoint
 from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import figure
+from gpt2_lightning.storage import refusal_of
 
 COLUMNS = {
     "perplexity": "perplexity",
@@ -94,9 +96,17 @@ class Outcome(Callback):
             return
         self._say_place(trainer)
         run = run_folder(trainer)
-        if isinstance(exception, Stopped) and run and (run / "checkpoints/last.ckpt").exists():
+        if (full := refusal_of(exception)) and full.filename is None and run:
+            full.filename = str(run)  # TensorBoard's thread tells no name
+        if run is None or last_checkpoint(run) is None:
+            return
+        if isinstance(exception, Stopped):
             say(f"Stopped after step {trainer.global_step:,}. Go on with it:")
-            say(f"            python -m gpt2_lightning fit --ckpt_path {run}")
+        elif full:
+            say("What was saved before is whole. Go on with it when the disk allows:")
+        else:
+            return
+        say(f"            python -m gpt2_lightning fit --ckpt_path {run}")
 
     @staticmethod
     def _say_place(trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.storage import undo
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOPPING = "Stopping where nothing is lost; a second signal ends the run at once."
+FINISHING = "The run is over; what came of it is written first. A second signal ends it at once."
 
 
 class Stopped(SystemExit):
@@ -34,6 +37,8 @@ class Stop(Callback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._speaks = False
+        self._training = True
+        self._found: dict[signal.Signals, Any] = {}
         self._put_off = False  # another callback asked for the end in the middle of a step
         self._after_validation = False
 
@@ -74,21 +79,50 @@ class Stop(Callback):
 
         When the run ends, Lightning puts back the handlers that it found.
         """
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+        self._listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, where there was no validation before training; validate at whole steps."""
-        self.on_sanity_check_start(trainer, pl_module)
+        self._listen()
         batches, parts = trainer.val_check_batch, trainer.accumulate_grad_batches
         if isinstance(batches, int) and batches < trainer.num_training_batches:
             trainer.val_check_batch = -(-batches // parts) * parts  # a share of the epoch
 
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+
+    def listen_to_the_end(self) -> None:
+        """Listen while the results are written: Lightning has put back the handlers it found."""
+        self._training = False
+        if threading.current_thread() is threading.main_thread():
+            self._found = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
+
+    def leave(self) -> None:
+        """Put back the handlers that were found.
+
+        Raises:
+            Stopped: If a signal came while the results were written.
+        """
+        for number, handler in self._found.items():
+            signal.signal(number, handler)
+        self._found = {}
+        if self.received is not None:
+            raise Stopped(128 + self.received)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, self._end_at_once)
         if self._speaks:
-            say(STOPPING, sys.stderr)
+            say(STOPPING if self._training else FINISHING, sys.stderr)
+
+    @staticmethod
+    def _end_at_once(number: int, frame: FrameType | None) -> None:
+        undo()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -146,6 +180,17 @@ class Stop(Callback):
         number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
         number = cast(Tensor, trainer.strategy.reduce(number, reduce_op="max"))
         self.received = int(number) or None
+
+
+class Listen(Callback):
+    """Lets `Stop` hear signals while hf/ and the report are written; it stands before them."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from here on."""
+        self.stop.listen_to_the_end()
 
 
 def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
