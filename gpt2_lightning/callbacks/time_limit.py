@@ -13,6 +13,7 @@ from gpt2_lightning.callbacks.stop import validation_is_due
 from gpt2_lightning.report.tables import duration as in_words
 
 PROJECTED_AFTER = 2.0  # seconds of the first validation after which its length is estimated
+WARM_UP = 1  # batches of it that are left out, as memory is first touched there
 
 
 class TimeLimit(Timer):
@@ -39,6 +40,7 @@ class TimeLimit(Timer):
         self._step_began: float | None = None
         self._validation = 0.0  # seconds of the newest one
         self._projected = False
+        self._warm: float | None = None  # when the first batches were done
 
     @property
     def state_key(self) -> str:
@@ -70,12 +72,15 @@ class TimeLimit(Timer):
         """Estimate, in the validation before training, how long it takes, and what that means."""
         if not trainer.sanity_checking or self._projected or self._validation_began is None:
             return
-        seconds = time.monotonic() - self._validation_began
-        if seconds < PROJECTED_AFTER:
+        now = time.monotonic()
+        if batch_idx + 1 == WARM_UP:
+            self._warm = now
+        if self._warm is None or now - self._warm < PROJECTED_AFTER:
             return
         self._projected = True
         (batches,) = cast("list[float]", trainer.num_sanity_val_batches)
-        whole = seconds / (batch_idx + 1) * batches
+        each = (now - self._warm) / (batch_idx + 1 - WARM_UP)
+        whole = self._warm - self._validation_began + each * (batches - WARM_UP)
         if trainer.is_global_zero and 2 * whole > self.limit / 2:
             say(
                 f"A validation takes about {in_words(whole)}; one before training and one at the "
