@@ -15,9 +15,10 @@ import yaml
 from gpt2_lightning.callbacks import report as report_callback
 from gpt2_lightning.callbacks import surprisal
 from gpt2_lightning.callbacks.facts import split_facts
-from gpt2_lightning.callbacks.surprisal import nats_of, passage_of, whole_characters
+from gpt2_lightning.callbacks.surprisal import nats_of, passage_of
 from gpt2_lightning.cli import main
 from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.data.token_text import whole_characters
 from gpt2_lightning.data.tokenizer import train_tokenizer
 from gpt2_lightning.report.heat_map import shade_of
 from gpt2_lightning.report.page import render
@@ -117,14 +118,17 @@ def write_passages(run: Path, *nats: float) -> None:
     (run / "surprisal.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def plain_nats(text: Path, folder: Path) -> list[float]:
-    """Return the nats of the first validation block by transformers alone."""
+def plain_nats(text: Path, folder: Path, passage: str) -> list[float]:
+    """Return the nats of the beginning of the validation text by transformers alone."""
     from transformers import AutoModelForCausalLM
 
     data = WikiTextDataModule(str(text), tokenizer=str(folder), block_size=16)
     data.prepare(["validation"])
     data.setup("validate")
-    ids = torch.tensor(data.stores["validation"].ids[:17].astype("int64"))
+    tokens = len(data.tokenizer(passage)["input_ids"])
+    assert 8 < tokens <= 16
+    ids = torch.tensor(data.stores["validation"].ids[: 1 + tokens].astype("int64"))
+    assert data.decode(ids[1:].tolist()) == passage
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(folder)(ids[None, :-1]).logits[0]
     nats: list[float] = torch.nn.functional.cross_entropy(
@@ -174,7 +178,8 @@ def test_a_run_leaves_a_page(
         json.loads(line) for line in (run / "surprisal.jsonl").read_text().split("\n") if line
     ]
     assert [row["step"] for row in passages] == [0, 4]
-    assert sum(passages[0]["nats"]) == pytest.approx(sum(plain_nats(wiki_folder, tiny_model)), 1e-4)
+    nats = plain_nats(wiki_folder, tiny_model, "".join(passages[0]["tokens"]))
+    assert sum(passages[0]["nats"]) == pytest.approx(sum(nats), 1e-4)
     assert passages[0]["tokens"] == passages[1]["tokens"]
     assert len(page.values("title")) == 2 * len(passages[0]["tokens"])
 
@@ -291,30 +296,35 @@ def test_surprisal_draws_nothing_and_leaves_the_model_as_it_was(tiny_model: Path
     assert len(first) == 20
 
 
-def test_the_passage_is_a_block_that_is_long_enough(wiki_folder: Path, tiny_model: Path) -> None:
+def test_the_passage_is_the_beginning_of_an_article_up_to_a_word(
+    wiki_folder: Path, tiny_model: Path
+) -> None:
     words: dict[str, Any] = {"tokenizer": str(tiny_model), "block_size": 64}
-    for blocks, block in (("pack", 0), ("pad", None)):
+    rows = wiki_folder / "wiki.valid.raw"
+    for blocks, starts_with_end_of_text in (("pack", True), ("pad", False)):
         data = WikiTextDataModule(str(wiki_folder), blocks=blocks, **words)  # type: ignore[arg-type] # a str in a loop
         data.prepare(["validation"])
         data.setup("validate")
-        made = data.split_blocks("validation")
-        inputs, targets = passage_of(made)
-        assert len(inputs) == len(targets) == made.target_counts.max()
+        inputs, targets = passage_of(data)
+        assert 32 < len(inputs) == len(targets) <= 64
         assert torch.equal(inputs[1:], targets[:-1])
-        assert (targets >= 0).all()
-        if block is not None:
-            assert int(inputs[0]) == data.tokenizer.eos_token_id
+        assert data.tokenizer.eos_token_id not in targets
+        assert (int(inputs[0]) == data.tokenizer.eos_token_id) is starts_with_end_of_text
+        text = rows.read_text(encoding="utf-8")
+        said = data.decode(targets.tolist())
+        assert said in text
+        assert not text[text.index(said) + len(said)].isalnum()
 
 
 def test_tokens_are_shown_as_whole_characters() -> None:
     tokenizer = train_tokenizer(["the old bridge " * 9], 270)
     text = "the café 😀 \ufffd 龙, old"
     ids = tokenizer(text)["input_ids"]
-    pieces = whole_characters(tokenizer, ids[0], ids[1:], [1.0] * (len(ids) - 1))
+    pieces = whole_characters(tokenizer, ids[1:], after=ids[:1])
     assert "".join(piece for piece, _ in pieces) == text[len(tokenizer.decode(ids[:1])) :]
-    assert sum(nats for _, nats in pieces) == len(ids) - 1
+    assert sum(tokens for _, tokens in pieces) == len(ids) - 1
     assert {"é", "😀", "龙"} <= {piece.strip() for piece, _ in pieces}
-    assert dict(pieces)["😀"] == 4.0  # four bytes, four tokens
+    assert dict(pieces)["😀"] == 4  # four bytes
 
 
 def test_facts_of_padded_and_cleaned_text(wiki_folder: Path, tiny_model: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from gpt2_lightning.data.token_text import TokenBytes
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import load
 from gpt2_lightning.inference.scoring import score
@@ -18,7 +19,6 @@ from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.serving.draft import Draft
 from gpt2_lightning.serving.engine import Engine, QueueFull
 from gpt2_lightning.serving.job import Job
-from gpt2_lightning.serving.token_bytes import TokenBytes
 from gpt2_lightning.serving.writer import Piece, Token
 
 NEVER = -1  # an end-of-text that does not come

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.data.prompts import decoder
+from gpt2_lightning.data.token_text import decoder
 from gpt2_lightning.data.tokenizer import train_tokenizer
 from gpt2_lightning.inference.streaming import text_pieces
 from gpt2_lightning.model.decoding import completes_stop

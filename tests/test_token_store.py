@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.cleaning import get_cleaner
 from gpt2_lightning.data.rows import Row
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
-from gpt2_lightning.data.tokenizer import load_tokenizer
+from gpt2_lightning.data.token_text import lost_text
+from gpt2_lightning.data.tokenizer import keeps_every_byte, load_tokenizer, lost_by_tokens
 from tests.corpus import wiki_rows
+from tests.test_token_text import without_unused_bytes
+from tests.test_tokenizer import bert_folder
 
 ROWS = [
     Row(" = One = \n", True),
@@ -104,3 +108,50 @@ def test_the_name_tells_every_change() -> None:
     base = {"rows": "x", "cleaning": ["none", 1]}
     assert store_name(base) == store_name(dict(reversed(base.items())))
     assert store_name(base) != store_name({**base, "cleaning": ["none", 2]})
+
+
+def test_what_is_lost_is_decided_by_the_text(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert write(tmp_path / "all", ROWS, tokenizer).manifest.lost == []
+    assert write(tmp_path / "cleaned", ROWS, tokenizer, "tutorial", "row").manifest.lost == []
+    # its vocabulary lacks bytes that no text holds, as SmolLM2's does
+    fewer = without_unused_bytes()
+    assert not keeps_every_byte(fewer)
+    assert write(tmp_path / "fewer", ROWS, fewer).manifest.lost == []
+    words = load_tokenizer(str(bert_folder(tmp_path / "bert", sep=True)))
+    lossy = write(tmp_path / "words", ROWS, words).manifest.lost
+    assert lossy is not None
+    assert "line ends" in lossy
+    assert "characters that are not in the vocabulary" in lossy
+
+
+@pytest.mark.parametrize(
+    ("text", "back", "lost"),
+    [
+        ("a b", "a b", []),
+        ("a b", " a b", []),  # a space before every text
+        ("a\nb", "a b", ["line ends"]),
+        ("A b\n", "a b", ["line ends", "capital letters"]),
+        ("a  b", "a b", ["spaces"]),
+        ("café", "cafe", ["the form of some characters"]),
+    ],
+)
+def test_what_is_lost_is_named(text: str, back: str, lost: list[str]) -> None:
+    assert lost_text(text, back, unknown=False) == lost
+
+
+def test_a_store_of_an_earlier_version_opens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    store = write(tmp_path / "store", ROWS, tokenizer)
+    file = tmp_path / "store" / "manifest.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    del manifest["lost"]
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    opened = TokenStore.open(tmp_path / "store").manifest
+    assert opened.lost is None
+    assert opened.tokens == store.manifest.tokens
+    assert lost_by_tokens(opened.lost, tokenizer) == ""
+    assert "an earlier version" in lost_by_tokens(opened.lost, without_unused_bytes())
+    assert lost_by_tokens(["line ends", "spaces"], tokenizer) == "line ends and spaces"

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from gpt2_lightning.data.prompts import decoder
+from gpt2_lightning.data.token_text import decoder
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import append_text, write_text
 
@@ -49,12 +49,13 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Add a batch to this rank's part."""
-        decode = decoder(cast(Any, trainer).datamodule.tokenizer)
+        tokenizer = cast(Any, trainer).datamodule.tokenizer
         sampling = cast(GPT2Module, pl_module).sampling
         lines = []
-        for index, prompt, samples in zip(
-            batch["index"], batch["prompts"], prediction, strict=True
+        for index, prompt, read, samples in zip(
+            batch["index"], batch["prompts"], batch["input_ids"], prediction, strict=True
         ):
+            decode = decoder(tokenizer, after=read.tolist())
             texts = [
                 {"seed": seed, "text": sampling.before_stop(decode(ids))}
                 for seed, ids in zip(sampling.seeds, samples, strict=True)

@@ -3,11 +3,12 @@
 import json
 import logging
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -15,15 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.sharding import is_sharded
-from gpt2_lightning.data.prompts import decoder, encode_prompt
+from gpt2_lightning.data.prompts import encode_prompt
+from gpt2_lightning.data.token_text import decoder, passage
 from gpt2_lightning.inference.quality import Quality, measure
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.generation import generate
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import append_text
 
-DEFAULT_PROMPTS = 3  # where none are given: the beginnings of validation blocks
-PROMPT_TOKENS = 16  # of each
+DEFAULT_PROMPTS = 3  # where none are given
+PROMPT_TOKENS = 16  # of each, at most
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ class Samples(Callback):
     Every sample has a seed of its own, so training is the same with and without this callback.
 
     Args:
-        prompts: What to continue; null takes the beginnings of the first validation blocks.
+        prompts: What to continue; null takes the first words of the first three validation blocks,
+            16 tokens at most.
         enabled: Whether to sample at all.
     """
 
@@ -70,14 +73,18 @@ class Samples(Callback):
         decode = decoder(tokenizer)
         drawn = generate(module.model, prompts, sampling, end_of_text=end_of_text, decode=decode)
         samples = [ids for continuations in drawn for ids in continuations]
-        texts = [decode(ids) for ids in samples]
+        texts = [
+            decoder(tokenizer, after=prompt.tolist())(ids)
+            for prompt, continuations in zip(prompts, drawn, strict=True)
+            for ids in continuations
+        ]
         ended = [sampling.ended(len(ids), text) for ids, text in zip(samples, texts, strict=True)]
         quality = measure(samples, ended, data.stores["train"].ids)
         step = trainer.global_step  # 0 before training
         rows = [
             {
                 "step": step,
-                "prompt": tokenizer.decode(prompt),
+                "prompt": decode(prompt.tolist()),
                 "seed": seed,
                 "text": sampling.before_stop(text),
                 "ended": by_itself,
@@ -101,11 +108,15 @@ class Samples(Callback):
     def _prompts(self, data: Any) -> list[Tensor]:
         if self.prompts:
             return [encode_prompt(data.tokenizer, prompt) for prompt in self.prompts]
-        blocks = data.split_blocks("validation")
-        first = blocks.batch(np.arange(min(DEFAULT_PROMPTS, len(blocks))))["input_ids"]
-        # a padded row, or the last block, is text for as long as it has targets
-        lengths = np.clip(blocks.target_counts, 1, PROMPT_TOKENS)
-        return [row[:length] for row, length in zip(first, lengths, strict=False)]
+        store, most = data.stores["validation"], min(PROMPT_TOKENS, data.block_size)
+        texts = [(store.ids, number * data.block_size) for number in range(DEFAULT_PROMPTS)]
+        if data.blocks == "pad":
+            rows = pairwise(store.starts[: DEFAULT_PROMPTS + 1].tolist())
+            texts = [(store.ids[begins:ends], 0) for begins, ends in rows]
+        places = [(ids, passage(data.tokenizer, ids, begins, most=most)) for ids, begins in texts]
+        found = [ids[place] for ids, place in places if place is not None]
+        prompts = {tuple(ids.tolist()): ids for ids in found}  # each once
+        return [torch.from_numpy(ids.astype(np.int64)) for ids in prompts.values()]
 
     @staticmethod
     def _write(folder: Path, rows: list[dict[str, Any]]) -> None:

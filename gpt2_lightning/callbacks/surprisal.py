@@ -2,24 +2,25 @@
 
 import json
 import logging
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.sharding import is_sharded
-from gpt2_lightning.data.blocks import Blocks
+from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.data.token_text import passage, whole_characters
 from gpt2_lightning.model.loss import token_nats
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import append_text, write_text
 
-PASSAGE = 200  # tokens, of a block that has so many
-LONGEST_GROUP = 16  # tokens that are held back for a whole character
-CUT_CHARACTER = "\ufffd"  # what stands in a text for bytes that make no character
+PASSAGE = 200  # tokens, of an article that has so many
+UNITS_LOOKED_AT = 32  # articles or rows
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +48,14 @@ class Surprisal(Callback):
         if is_sharded(trainer) or cast(Any, trainer).fast_dev_run:
             return
         data = cast(Any, trainer).datamodule
-        inputs, targets = passage_of(data.split_blocks("validation"))
-        nats = nats_of(cast(GPT2Module, pl_module).model, inputs, targets)
-        tokens = whole_characters(data.tokenizer, int(inputs[0]), targets.tolist(), nats)
+        inputs, targets = passage_of(data)
+        nats = iter(nats_of(cast(GPT2Module, pl_module).model, inputs, targets))
+        pieces = whole_characters(data.tokenizer, targets.tolist(), after=inputs[:1].tolist())
         row = {
             "step": trainer.global_step,
-            "tokens": [text for text, _ in tokens],
-            "nats": [round(value, 4) for _, value in tokens],
+            "tokens": [text for text, _ in pieces],
+            # of tokens that only together make up whole characters, the sum
+            "nats": [round(sum(islice(nats, tokens)), 4) for _, tokens in pieces],
         }
         line = json.dumps(row, ensure_ascii=False) + "\n"
         # of another run in the same folder nothing is left
@@ -61,16 +63,32 @@ class Surprisal(Callback):
         self._fresh = False
 
 
-def passage_of(blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Return the beginning of the first block that is long enough, else of the longest.
+def passage_of(data: WikiTextDataModule) -> tuple[Tensor, Tensor]:
+    """Choose the beginning of an article or row of the validation split, up to a word's end.
+
+    It is the first that is long enough among the first, else the longest of these.
+
+    Args:
+        data: Set up.
 
     Returns:
         Inputs and targets, both of shape ``(tokens,)``.
     """
-    wanted = min(PASSAGE, int(blocks.target_counts.max()))
-    first = int(np.argmax(blocks.target_counts >= wanted))
-    batch = blocks.batch(np.array([first]))
-    return batch["input_ids"][0, :wanted], batch["targets"][0, :wanted]
+    store = data.stores["validation"]
+    lead = 1 if data.blocks == "pack" else 0  # an article follows an end-of-text, a row nothing
+    most = min(PASSAGE, data.block_size)
+    found = np.empty(0, np.int64)
+    for begins in store.starts[: min(UNITS_LOOKED_AT, store.manifest.units)].tolist():
+        ends = store.starts[np.searchsorted(store.starts, begins, "right")]
+        unit = store.ids[begins - lead : ends]
+        if (place := passage(data.tokenizer, unit, 0, most=most)) is None:
+            continue
+        if place.stop > len(found):
+            found = unit[: place.stop].astype(np.int64)
+        if len(found) > most // 2:
+            break
+    ids = torch.from_numpy(found)
+    return ids[:-1], ids[1:]
 
 
 @torch.no_grad()
@@ -87,36 +105,3 @@ def nats_of(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> list[flo
     finally:
         model.train(was_training)
     return [float(value) for value in nats.tolist()]
-
-
-def whole_characters(
-    tokenizer: PreTrainedTokenizerBase, before: int, ids: list[int], nats: list[float]
-) -> list[tuple[str, float]]:
-    """Turn ids into text, joining those that only together make up whole characters.
-
-    Args:
-        tokenizer: What made the ids.
-        before: The id before the first, which decides whether a space precedes it.
-        ids: The ids.
-        nats: Nats of each.
-
-    Returns:
-        Text and nats of each token or group of tokens; the nats of a group are summed.
-    """
-
-    def decode(some: list[int]) -> str:
-        # tidied-up spaces would change what was decoded before
-        return cast(str, tokenizer.decode(some, clean_up_tokenization_spaces=False))
-
-    pieces: list[tuple[str, float]] = []
-    said, held, held_nats = decode([before]), 0, 0.0
-    for count, value in enumerate(nats, start=1):
-        text = decode([before, *ids[:count]])
-        held, held_nats = held + 1, held_nats + value
-        piece = text[len(said) :]
-        broken = not piece or piece.endswith(CUT_CHARACTER)
-        if broken and held < LONGEST_GROUP and count < len(ids):
-            continue
-        pieces.append((piece, held_nats))
-        said, held, held_nats = text, 0, 0.0
-    return pieces

@@ -18,9 +18,10 @@ from gpt2_lightning.data.rows import Rows, SplitName
 from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.splitting import split_rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
+from gpt2_lightning.data.token_text import Decode, decoder
 from gpt2_lightning.data.tokenizer import (
-    keeps_every_byte,
     load_tokenizer,
+    lost_by_tokens,
     save_tokenizer_files,
     tokenizer_digest,
     tokenizer_files,
@@ -112,6 +113,11 @@ class WikiTextDataModule(LightningDataModule):
         """The tokenizer; known once `setup` was called."""
         assert self._tokenizer is not None, "setup() has not been called"
         return self._tokenizer
+
+    @property
+    def decode(self) -> Decode:
+        """Ids -> text; known once `setup` was called."""
+        return decoder(self.tokenizer)
 
     @property
     def described(self) -> str:
@@ -319,8 +325,8 @@ class WikiTextDataModule(LightningDataModule):
             return None, f"--data.cleaning {self.cleaner.name} loses text"
         if self.cleaner.name == "detokenize" and not self.stores[split].manifest.marks:
             return None, "--data.cleaning detokenize loses nothing of WikiText, which this is not"
-        if not keeps_every_byte(self.tokenizer):
-            return None, "the tokenizer is not byte-level and may lose text"
+        if lost := lost_by_tokens(self.stores[split].manifest.lost, self.tokenizer):
+            return None, f"the tokenizer loses text ({lost})"
         return self.stores[split].manifest.bytes, ""
 
     # --- in the checkpoint --------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Prompts to continue: read, dealt out over the ranks, turned into ids; and ids into text."""
+"""Prompts to continue: read, dealt out over the ranks, turned into ids."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -120,16 +120,3 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tens
     # the length is checked against the model, in one message of our own
     ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids or [tokenizer.eos_token_id])
-
-
-def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    """Return what turns ids into text, such that more ids only ever add to it.
-
-    Bytes that are no whole character yet are the exception: they stand at the end as U+FFFD.
-    """
-
-    def decode(ids: list[int]) -> str:
-        # cleaning up would change what stands there already
-        return cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-    return decode

@@ -32,6 +32,7 @@ class ScoredText:
         tokens: Tokens of every unit, shape ``(units,)``.
         reading: How the text was read, in words.
         counts: Of the original text.
+        lost: What the tokens do not give back; None where that is not known.
     """
 
     ids: npt.NDArray[np.unsignedinteger[Any]]
@@ -39,6 +40,7 @@ class ScoredText:
     tokens: npt.NDArray[np.int64]
     reading: str
     counts: "TextCounts"
+    lost: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -221,4 +223,4 @@ def _tokenized(
         raise UsageError(
             f"--data.cleaning {cleaner.name}: it leaves nothing of the split. Try none."
         )
-    return ScoredText(store.ids, starts, tokens, how, counts)
+    return ScoredText(store.ids, starts, tokens, how, counts, store.manifest.lost)

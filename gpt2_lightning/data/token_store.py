@@ -13,12 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.rows import Row
+from gpt2_lightning.data.token_text import decode_all, lost_text
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
 from gpt2_lightning.storage import whole_folder
 
 FORMAT_VERSION = 2
 CHARACTERS_PER_PIECE = 1 << 16
 CHARACTERS_PER_BATCH = 1 << 20  # what is tokenized in one call; bounds the memory
+
+MOST_EXAMINED = 1000  # pieces, to say what is lost; that something is, one tells
 
 Unit = Literal["article", "row"]
 
@@ -39,6 +42,8 @@ class Manifest:
         cleaned_bytes: UTF-8 bytes after cleaning.
         dtype: NumPy type of the ids.
         shaped_by: Everything the store's name is a hash of.
+        lost: What of the cleaned text its tokens do not give back, in words; empty where they give
+            back all. None in a store of an earlier version, which did not look.
     """
 
     tokens: int
@@ -51,6 +56,7 @@ class Manifest:
     cleaned_bytes: int
     dtype: str
     shaped_by: dict[str, Any]
+    lost: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,7 @@ def write_token_store(
             cleaned_bytes=ids_of.bytes,
             dtype=dtype.name,
             shaped_by=shaped_by,
+            lost=list(ids_of.lost),
         )
         (writing / "manifest.json").write_text(
             json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8"
@@ -230,6 +237,8 @@ class _Encoder:
         self.tokenizer = tokenizer
         self.cuts = cuts_at_spaces(tokenizer)
         self.bytes = 0
+        self.lost: dict[str, None] = {}
+        self._examined = 0  # pieces of which something is lost
 
     def __call__(
         self, pieces: Iterable[tuple[str, bool]]
@@ -256,4 +265,17 @@ class _Encoder:
             return_attention_mask=False,
             verbose=False,  # no warning that a long text exceeds the model's positions
         )["input_ids"]
+        self._look_for_losses(batch, encoded)
         yield from zip(batch, encoded, strict=True)
+
+    def _look_for_losses(self, batch: list[tuple[str, bool]], encoded: list[list[int]]) -> None:
+        if self._examined >= MOST_EXAMINED:
+            return
+        unknown = self.tokenizer.unk_token_id
+        if unknown == self.tokenizer.eos_token_id:  # GPT-2's: bytes leave nothing unknown
+            unknown = None
+        texts = decode_all(self.tokenizer, encoded)
+        for (text, _), ids, back in zip(batch, encoded, texts, strict=True):
+            if found := lost_text(text, back, unknown=unknown in ids):
+                self.lost |= dict.fromkeys(found)
+                self._examined += 1

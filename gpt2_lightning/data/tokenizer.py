@@ -173,5 +173,18 @@ def keeps_every_byte(tokenizer: PreTrainedTokenizerBase) -> bool:
     )
 
 
+def lost_by_tokens(lost: list[str] | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say what a text's tokens do not give back; nothing where they give back all.
+
+    Args:
+        lost: What a token store's manifest says; None where it is of an earlier version, which did
+            not look.
+        tokenizer: What made the tokens.
+    """
+    if lost is None and not keeps_every_byte(tokenizer):
+        return "it is not byte-level, and an earlier version stored its tokens without looking"
+    return " and ".join(filter(None, [", ".join((lost or [])[:-1]), *(lost or [])[-1:]]))
+
+
 def _has_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
     return getattr(tokenizer, "backend_tokenizer", None) is not None

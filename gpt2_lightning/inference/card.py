@@ -47,7 +47,9 @@ class Card:
         bytes: UTF-8 bytes of the original text.
         nats: Summed negative log-likelihood of the predicted tokens.
         token_perplexity: Per predicted token.
-        word_perplexity: Per word of the original text; null where text is lost on the way.
+        lost: Why word and byte figures of the original text cannot be given; null where they can.
+        word_perplexity: Per word of the original text; null where text is lost on the way, or the
+            figure is beyond numbers.
         byte_perplexity: Per byte of the original text; null in the same cases.
         bits_per_byte: Of the original text; null in the same cases.
         intervals: Ends of the 95 % interval of each figure, over articles; null for one text.
@@ -84,6 +86,7 @@ class Card:
     words_by_harness: int
     bytes: int
     nats: float
+    lost: str | None
     token_perplexity: float
     word_perplexity: float | None
     byte_perplexity: float | None
@@ -161,7 +164,8 @@ def as_lines(card: Card) -> list[tuple[str, str]]:
 
     def figure(name: str, value: float | None) -> str:
         if value is None:
-            return "- (text is lost on the way, or the figure is beyond numbers)"
+            is_lost = card.lost is not None and name != "token_perplexity"
+            return f"- ({card.lost if is_lost else 'the figure is beyond numbers'})"
         ends = (card.intervals or {}).get(name)
         sure = (
             f"   95 % of resampled articles: {_short(ends[0])} to {_short(ends[1])}" if ends else ""

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gpt2_lightning.data.prompts import decoder, encode_prompt
+from gpt2_lightning.data.prompts import encode_prompt
+from gpt2_lightning.data.token_text import decoder
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.sample import Sample
 from gpt2_lightning.inference.streaming import text_pieces
@@ -142,7 +143,7 @@ def _pieces(
     row: _Row,
     options: SamplingOptions,
 ) -> Generator[str, None, Sample]:
-    decode = decoder(tokenizer)
+    decode = decoder(tokenizer, after=row.ids.tolist())
     with closing(
         continue_rows(
             model,
@@ -194,7 +195,7 @@ def _sample(
     options: SamplingOptions,
     ids: list[int],
 ) -> Sample:
-    text = decoder(tokenizer)(ids)
+    text = decoder(tokenizer, after=row.ids.tolist())(ids)
     return Sample(
         prompt=row.prompt,
         seed=row.seed if options.do_sample else None,

@@ -7,6 +7,7 @@ import torch
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.scored_text import ScoredText
+from gpt2_lightning.data.token_text import passage
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.quality import Quality, measure
 from gpt2_lightning.inference.text_model import TextModel
@@ -14,7 +15,7 @@ from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.generation import generate
 from gpt2_lightning.model.sampling import SamplingOptions
 
-PROMPT_TOKENS = 16  # of each sample
+PROMPT_TOKENS = 16  # of each sample, at most
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class DrawnSamples:
 
     Attributes:
         count: How many.
-        prompt_tokens: Tokens of each prompt, taken from the text at even distances.
+        prompt_tokens: Tokens of each prompt at most: words of the text, at even distances.
         max_new_tokens: Tokens of each sample at most.
         sampling: How they were drawn, in words.
         quality: What was counted.
@@ -58,9 +59,12 @@ def draw_samples(
     prompt_tokens = min(PROMPT_TOKENS, positions_of(model) // 2, max(len(text.ids) - 1, 1))
     options.max_new_tokens = min(options.max_new_tokens, positions_of(model) - prompt_tokens)
     places = np.linspace(1, max(len(text.ids) - 1 - prompt_tokens, 1), count).astype(int)
+    found = [passage(loaded.tokenizer, text.ids, place, most=prompt_tokens) for place in places]
+    whole = passage(loaded.tokenizer, text.ids, 0, most=prompt_tokens)
     prompts = [
-        torch.from_numpy(text.ids[place : place + prompt_tokens].astype(np.int64))
-        for place in places
+        # no word begins after the last of the places
+        torch.from_numpy(text.ids[place or whole].astype(np.int64))
+        for place in found
     ]
     end_of_text = int(loaded.tokenizer.eos_token_id)
     samples = [

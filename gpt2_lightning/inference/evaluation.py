@@ -18,7 +18,7 @@ from gpt2_lightning.data.scored_text import (
     read_joined,
 )
 from gpt2_lightning.data.sources import open_source
-from gpt2_lightning.data.tokenizer import keeps_every_byte
+from gpt2_lightning.data.tokenizer import lost_by_tokens
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.card import Card, figures
 from gpt2_lightning.inference.processes import Processes
@@ -159,7 +159,8 @@ def _read_blocks(data: WikiTextDataModule, split: SplitName) -> tuple[ScoredText
     how = f"blocks of {data.block_size} tokens, --data.blocks {data.blocks}"
     tokens = np.asarray([len(store.ids) - (data.blocks == "pack")])
     counts = count_text(data.splits([split])[split], by_article=False)
-    return ScoredText(store.ids, np.zeros(1, np.int64), tokens, how, counts), windows
+    lost = store.manifest.lost
+    return ScoredText(store.ids, np.zeros(1, np.int64), tokens, how, counts, lost), windows
 
 
 def _padded_windows(starts: Any, block_size: int) -> Iterator[Window]:
@@ -188,8 +189,8 @@ def _card(
     # as val/bits_per_byte: every token that is left is predicted, or none is
     tokens = found.predicted if training else text.tokens
     numbers = figures(found, tokens=tokens, words=words, bytes_=counts.bytes)
-    whole = _covers_every_byte(loaded, data, split, protocol)
-    if not whole:
+    lost = _lost_on_the_way(loaded, data, split, protocol, text)
+    if lost is not None:
         for figure in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
             numbers[figure] = None
             if numbers["intervals"]:
@@ -232,13 +233,14 @@ def _card(
         },
         seconds=found.seconds,
         tokens_per_second=predicted / max(found.seconds, 1e-9),
+        lost=lost,
         comparable=comparability(
             text=known,
             cleaning=data.cleaner.name,
             protocol=protocol.name,
             reading=text.reading,
             dtype=dtype,
-            whole=whole,
+            whole=lost is None,
         ),
         **numbers,
     )
@@ -258,14 +260,23 @@ def _first_token(protocol: Protocol, data: WikiTextDataModule) -> str:
             return "the first of the text follows an end-of-text"
 
 
-def _covers_every_byte(
-    loaded: TextModel, data: WikiTextDataModule, split: EvaluatedSplit, protocol: Protocol
-) -> bool:
-    """Tell whether words and bytes of the original text are what was predicted.
+def _lost_on_the_way(
+    loaded: TextModel,
+    data: WikiTextDataModule,
+    split: EvaluatedSplit,
+    protocol: Protocol,
+    text: ScoredText,
+) -> str | None:
+    """Say why words and bytes of the original text are not what was predicted; None where they are.
 
     The harness' own detokeniser loses a few; its convention counts them all the same.
     """
     if protocol.name == "training" and split != "all":
-        return data.original_bytes(split)[0] is not None
-    undone = data.cleaner.name != "detokenize" or has_titles(rows_of(data, split))
-    return data.cleaner.lossless and undone and keeps_every_byte(loaded.tokenizer)
+        return data.original_bytes(split)[1] or None
+    if not data.cleaner.lossless:
+        return f"--data.cleaning {data.cleaner.name} loses text"
+    if data.cleaner.name == "detokenize" and not has_titles(rows_of(data, split)):
+        return "--data.cleaning detokenize loses nothing of WikiText, which this is not"
+    if lost := lost_by_tokens(text.lost, loaded.tokenizer):
+        return f"the tokenizer loses text ({lost})"
+    return None

@@ -1,12 +1,15 @@
 """The first block of a split, as the model gets it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.blocks import IGNORED
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.rows import SplitName
+from gpt2_lightning.data.token_text import CUT_CHARACTER, whole_characters
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class FirstBlock:
         input_ids: What the model reads.
         targets: What it is to say next at each position; -100 where nothing counts.
         attention_mask: 1 where a token stands, 0 on padding.
-        inputs: The inputs as text, one by one.
+        inputs: The inputs as text, one by one; a part of a character is shown as that character
+            and which part of it.
         wanted: The targets as text, one by one; None where nothing counts.
         text: The inputs that are no padding, as one text.
         in_step: Whether every target is the next position's input.
@@ -46,14 +50,30 @@ def first_block(data: WikiTextDataModule, split: SplitName) -> FirstBlock:
     mask = batch["attention_mask"][0] if "attention_mask" in batch else counts.long()
     tokenizer = data.tokenizer
     follows = (targets[:-1] == inputs[1:]) | ~counts[:-1]
+    said = targets.where(counts, int(tokenizer.eos_token_id)).tolist()
+    wanted = _texts(tokenizer, said, inputs[:1].tolist())
     return FirstBlock(
         input_ids=inputs.tolist(),
         targets=targets.tolist(),
         attention_mask=mask.tolist(),
-        inputs=[str(tokenizer.decode([id_])) for id_ in inputs.tolist()],
+        inputs=_texts(tokenizer, inputs.tolist()),
         wanted=[
-            None if id_ == IGNORED else str(tokenizer.decode([id_])) for id_ in targets.tolist()
+            text if counted else None for text, counted in zip(wanted, counts.tolist(), strict=True)
         ],
-        text=str(tokenizer.decode(inputs[mask.bool()].tolist())),
+        text=data.decode(inputs[mask.bool()].tolist()).strip(CUT_CHARACTER),
         in_step=bool(follows.all()),
     )
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], after: Sequence[int] = ()
+) -> list[str]:
+    """Return the text of each id; one that is a part of a character says of which."""
+    texts: list[str] = []
+    for text, tokens in whole_characters(tokenizer, ids, after=after):
+        texts += (
+            [text]
+            if tokens == 1
+            else [f"{text} ({part}/{tokens})" for part in range(1, tokens + 1)]
+        )
+    return texts

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.token_store import TokenStore
+from gpt2_lightning.data.token_text import CUT_CHARACTER, decoder
 from gpt2_lightning.inspection.pieces import PIECE, closing, ids_between, starts_between
 
 HELD = 1 << 21  # n-grams of the held-out split looked for together; bounds the memory
@@ -97,7 +98,7 @@ def measure_overlap(
             run.extend(place, known)
     run.end()
     shown = ids_between(held_out, run.start, run.start + min(run.longest, LONGEST_SHOWN))
-    passage = str(tokenizer.decode(shown.tolist()))
+    passage = decoder(tokenizer)(shown.tolist()).strip(CUT_CHARACTER)
     return Overlap(n, ngrams, found, units, units_touched, run.longest, passage)
 
 

@@ -389,7 +389,7 @@ class GPT2Module(LightningModule):
             batch["input_ids"],
             self.sampling,
             end_of_text=int(self.model.config.eos_token_id),
-            decode=cast(Any, self.trainer).datamodule.tokenizer.decode,
+            decode=cast(Any, self.trainer).datamodule.decode,
         )
 
     # --- checkpoints --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from gpt2_lightning.data.token_text import TokenBytes
 from gpt2_lightning.serving.draft import Draft
 from gpt2_lightning.serving.engine import QueueFull
 from gpt2_lightning.serving.job import Job
@@ -16,7 +17,6 @@ from gpt2_lightning.serving.metrics import Metrics
 from gpt2_lightning.serving.protocol import Choice, Completion, ErrorAnswer, Logprobs, Usage
 from gpt2_lightning.serving.refusal import Refusal
 from gpt2_lightning.serving.served import Served
-from gpt2_lightning.serving.token_bytes import TokenBytes
 from gpt2_lightning.serving.writer import Piece, Token
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds

@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gpt2_lightning.data.token_text import TokenBytes
 from gpt2_lightning.model.processors import processors_for
 from gpt2_lightning.model.sampling import SamplingOptions
-from gpt2_lightning.serving.token_bytes import TokenBytes
 from gpt2_lightning.serving.writer import Logprob, Piece, Writer
 
 
@@ -44,7 +44,8 @@ class Draft:
         self.echo = echo
         self.new: list[int] = []
         self.ended = False
-        self._writer = Writer(tokens, options.stop, end_of_text)
+        after = () if echo else self.prompt
+        self._writer = Writer(tokens, options.stop, end_of_text, after)
         self._processors = processors_for(
             options, [seed], prompt_tokens=len(self.prompt), end_of_text=end_of_text
         )

@@ -3,12 +3,12 @@
 import time
 from dataclasses import dataclass, field
 
+from gpt2_lightning.data.token_text import TokenBytes
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.serving.engine import Engine
 from gpt2_lightning.serving.limits import Limits
 from gpt2_lightning.serving.refusal import Refusal
-from gpt2_lightning.serving.token_bytes import TokenBytes
 
 
 class Served:

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from gpt2_lightning.serving.token_bytes import TokenBytes
+from gpt2_lightning.data.token_text import TokenBytes
 
 Finish = Literal["stop", "length"]
 
@@ -56,15 +56,22 @@ class Writer:
         tokens: What each token adds.
         stop: Strings before which the text ends.
         end_of_text: Id that ends the text and is no part of it.
+        after: Ids of the text that it continues, where they are no part of it.
     """
 
-    def __init__(self, tokens: TokenBytes, stop: Sequence[str], end_of_text: int) -> None:
+    def __init__(
+        self,
+        tokens: TokenBytes,
+        stop: Sequence[str],
+        end_of_text: int,
+        after: Sequence[int] = (),
+    ) -> None:
         self.stopped = False
         self._tokens = tokens
         self._stop = stop
         self._end_of_text = end_of_text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: list[int] = []
+        self._ids = list(after)
         self._pending = ""  # decoded, but it may be the beginning of a stop string
         self._released = 0  # characters
         self._held: list[tuple[int, Token]] = []  # tokens, and where their text ends

@@ -1,0 +1,244 @@
+"""Text from tokens: the one place where ids are put together to text, whole or as they come."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+CUT_CHARACTER = "\ufffd"  # what stands in a text for bytes that make no character
+CONTEXT = 8  # tokens before one that may decide how it is written: a space, a joined word
+MOST_TOKENS = 16  # of one character; bytes that make none are given up after so many
+
+Decode = Callable[[list[int]], str]
+
+# Scripts that are written without spaces between words: Chinese and Japanese, with their marks.
+_CJK = "\u2e80-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f"
+_CJK += "\U00020000-\U0003ffff"
+_SHARED = "“”‘’…—·"  # marks that Chinese and Latin text share
+# Thai, Lao, Burmese and Khmer have no spaces between words either, and no tokenizer parts them
+WITHOUT_SPACES = re.compile(f"[{_CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+# A WordPiece decoder puts a blank before every word; these stood in no text.
+_ADDED_BLANK = re.compile(
+    f"(?<=[{_CJK}]) | (?=[{_CJK}])"
+    f"|(?<=[{_SHARED}]) (?=[{_SHARED}])"
+    r"|(?<=\d[.,:]) (?=\d)|(?<=\d) (?=[%:])"
+)
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase, *, after: Sequence[int] = ()) -> Decode:
+    """Return what turns ids into text, such that more ids only ever add to it.
+
+    Bytes that are no whole character yet are the exception: they stand at the end as U+FFFD.
+
+    A WordPiece tokenizer, such as the BERT vocabulary of Chinese GPT-2s, drops all white space and
+    decodes with a blank before every word; beside Chinese and Japanese characters, and within
+    numbers, that blank is left out again.
+
+    Args:
+        tokenizer: The model's own.
+        after: Ids of the text that is continued. They decide how the first new id is written: with
+            a blank before it, or joined to the last word.
+    """
+    added_blanks = _kind_of_decoder(tokenizer) == "WordPiece"
+
+    def decode(ids: list[int]) -> str:
+        # cleaning up would change what stands there already
+        text = cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return _ADDED_BLANK.sub("", text) if added_blanks else text
+
+    context = [] if is_byte_level(tokenizer) else list(after[-CONTEXT:])
+    if not context:
+        return decode
+    before = len(decode(context))
+    return lambda ids: decode([*context, *ids])[before:]
+
+
+def decode_all(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[str]:
+    """Turn many rows of ids into text as `decoder` does, shared out over the cores."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return [decoder(tokenizer)(ids) for ids in rows]
+    texts: list[str] = backend.decode_batch(rows, skip_special_tokens=False)
+    if _kind_of_decoder(tokenizer) == "WordPiece":
+        return [_ADDED_BLANK.sub("", text) for text in texts]
+    return texts
+
+
+def lost_text(text: str, back: str, *, unknown: bool) -> list[str]:
+    """Name what of a text its tokens do not give back.
+
+    Args:
+        text: What was tokenized.
+        back: What its tokens give.
+        unknown: Whether the unknown token is among them.
+    """
+    if back in (text, f" {text}"):  # some put a space before every text
+        return []
+    visible, left = ("".join(it.split()) for it in (text, back))
+    found = {
+        "line ends": text.count("\n") > back.count("\n"),
+        "capital letters": visible != visible.lower() and left == left.lower(),
+        "characters that are not in the vocabulary": unknown,
+        "the form of some characters": not unknown and visible.lower() != left.lower(),
+    }
+    return [name for name, is_lost in found.items() if is_lost] or ["spaces"]
+
+
+def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether tokens stand for bytes, as GPT-2's do: a token is the same text everywhere."""
+    return _kind_of_decoder(tokenizer) == "ByteLevel"
+
+
+def _kind_of_decoder(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    kind = (json.loads(backend.to_str()).get("decoder") or {}).get("type")
+    return None if kind is None else str(kind)
+
+
+class TokenBytes:
+    """What each token adds to a text, so that text can be put together as the tokens come.
+
+    A byte-level tokenizer has a table of it. Others, such as BERT's, write a token according to
+    what stands before it: there the text is decoded with and without the token.
+
+    Args:
+        tokenizer: The model's own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._decode = decoder(tokenizer)
+        self._table = _byte_table(tokenizer) if is_byte_level(tokenizer) else None
+        # a byte that the vocabulary has no piece for, as tokenizers made by SentencePiece write it
+        self._single = {} if self._table is not None else _single_bytes(tokenizer)
+        # bytes of the longest token, where every token has its own
+        self.longest = max(map(len, self._table.values())) if self._table else None
+
+    def of(self, token: int, before: list[int]) -> bytes:
+        """Return the bytes that a token adds after the tokens before it."""
+        if self._table is not None:
+            return self._table.get(token, b"")
+        if token in self._single:
+            return self._single[token]
+        context = before[-CONTEXT:]
+        shorter, longer = self._decode(context), self._decode([*context, token])
+        return longer.removeprefix(shorter).encode()
+
+    def label(self, token: int) -> str:
+        """Return a name for a token: its text, or its bytes where these make no characters."""
+        found = (self._single if self._table is None else self._table).get(token)
+        if found is None:
+            return self._decode([token]) if self._table is None else ""
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
+
+
+def _byte_table(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    table = {
+        token: bytes(byte_of[character] for character in text)
+        for text, token in tokenizer.get_vocab().items()
+        if all(character in byte_of for character in text)
+    }
+    # <|endoftext|> and its like stand as they are
+    added = {token: it.content.encode() for token, it in tokenizer.added_tokens_decoder.items()}
+    return table | added
+
+
+def _single_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or "ByteFallback" not in backend.to_str():
+        return {}
+    ids = {byte: backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+    return {token: bytes([byte]) for byte, token in ids.items() if token is not None}
+
+
+def whole_characters(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, after: Sequence[int] = ()
+) -> list[tuple[str, int]]:
+    """Cut a text into pieces of whole characters, as small as its tokens are.
+
+    Args:
+        tokenizer: What made the ids.
+        ids: The ids.
+        after: Ids before the first, which may decide whether a space precedes it.
+
+    Returns:
+        The pieces: their text, and of how many tokens each is. Joined they are the text.
+    """
+    decode = decoder(tokenizer, after=after)
+    pieces: list[tuple[str, int]] = []
+    said = held = 0
+    for count in range(1, len(ids) + 1):
+        text, held = decode(list(ids[:count])), held + 1
+        broken = len(text) <= said or text.endswith(CUT_CHARACTER)
+        if broken and held < MOST_TOKENS and count < len(ids):
+            continue
+        pieces.append((text[said:], held))
+        said, held = len(text), 0
+    return pieces
+
+
+def passage(
+    tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[Any], begins: int, *, most: int
+) -> slice | None:
+    """Find a passage that begins and ends at a word, within one article.
+
+    In scripts without spaces, and where there is but one word, it begins and ends at a character.
+
+    Args:
+        tokenizer: What made the ids.
+        ids: A whole text, shape ``(tokens,)``; end-of-text ids part its articles.
+        begins: The passage begins here, or at the first word after it.
+        most: Tokens, at most.
+
+    Returns:
+        Where it stands in ``ids``; None where nothing but ends of texts is left.
+    """
+    end_of_text = int(tokenizer.eos_token_id)
+    while begins < len(ids) and ids[begins] == end_of_text:
+        begins += 1
+    if begins >= len(ids):
+        return None
+    # the token before the first, and the one after the last, show whether they part a word
+    lead = 0 if begins == 0 or ids[begins - 1] == end_of_text else 1
+    window = ids[begins - lead : begins + most + 1].tolist()
+    article = window[: window.index(end_of_text)] if end_of_text in window else window
+    ends = len(article) < lead + most + 1
+    pieces = whole_characters(tokenizer, article)
+    characters = np.cumsum([0, *(tokens for _, tokens in pieces)]).tolist()
+    words = [
+        place
+        for place, (before, _), (behind, _) in zip(
+            characters[1:-1], pieces[:-1], pieces[1:], strict=True
+        )
+        if _parts(before, behind)
+    ]
+    words = [0] * (lead == 0) + words + [len(article)] * ends
+    if len(words) < 2 and end_of_text in window:
+        return passage(tokenizer, ids, begins - lead + len(article), most=most)
+    if not ends and pieces[-1][0].endswith(CUT_CHARACTER):
+        characters.pop()
+    places = words if len(words) > 1 else [place for place in characters if place >= lead]
+    first = places[0]
+    last = max(place for place in places if place <= first + most)
+    if last == first:  # no character is so short
+        last = min(len(article), first + most)
+    return slice(begins - lead + first, begins - lead + last)
+
+
+def _parts(before: str, behind: str) -> bool:
+    """Tell whether no word and no character goes on from one piece of text to the next."""
+    if not before or not behind or CUT_CHARACTER in before[-1] + behind[0]:
+        return False
+    if WITHOUT_SPACES.match(before[-1]) or WITHOUT_SPACES.match(behind[0]):
+        return True
+    return not (before[-1].isalnum() and behind[0].isalnum())
