@@ -18,13 +18,12 @@ class WholeCheckpoints(TorchCheckpointIO):
     another file system: a full disk or SIGKILL leaves half a checkpoint under its final name.
 
     Args:
-        behind: Whether saving goes on behind the training, as with `AsyncCheckpointIO`. A
-            checkpoint is then removed when the next one is whole, and not when that was asked for.
+        behind: The plugin that lets this one save behind the training. Before a checkpoint is
+            removed, it has to have saved the one that takes its place.
     """
 
-    def __init__(self, *, behind: bool = False) -> None:
+    def __init__(self, behind: AsyncCheckpointIO | None = None) -> None:
         self.behind = behind
-        self._outlived: list[Any] = []
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -45,22 +44,12 @@ class WholeCheckpoints(TorchCheckpointIO):
             # a last.ckpt that is a link to the best (--checkpoint.save_last link) is no way to it
             with whole_file(Path(path), replace_link=True) as stream:
                 torch.save(checkpoint, stream)
-        self._remove_outlived()
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint, once the one that was saved after it is whole."""
-        if self.behind:
-            self._outlived.append(path)
-        else:
-            super().remove_checkpoint(path)
-
-    def teardown(self) -> None:
-        """Remove what the last of the checkpoints has outlived."""
-        self._remove_outlived()
-
-    def _remove_outlived(self) -> None:
-        while self._outlived:
-            super().remove_checkpoint(self._outlived.pop())
+        if self.behind is not None:
+            self.behind.teardown()  # waits, and raises what went wrong; it can save again then
+        super().remove_checkpoint(path)
 
 
 def give_to_async(plugins: Any) -> None:
@@ -71,7 +60,7 @@ def give_to_async(plugins: Any) -> None:
     """
     for plugin in plugins if isinstance(plugins, list) else [plugins]:
         if isinstance(plugin, AsyncCheckpointIO) and plugin.checkpoint_io is None:
-            plugin.checkpoint_io = WholeCheckpoints(behind=True)
+            plugin.checkpoint_io = WholeCheckpoints(plugin)
 
 
 def give_to_trainer(trainer: Trainer) -> None:

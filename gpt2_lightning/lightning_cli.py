@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from gpt2_lightning.callbacks.baseline import Baseline
 from gpt2_lightning.callbacks.curves import Curves
 from gpt2_lightning.callbacks.facts import Facts
 from gpt2_lightning.callbacks.hf_folder import HFFolder
+from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.callbacks.mistake import Mistake
 from gpt2_lightning.callbacks.outcome import Outcome
 from gpt2_lightning.callbacks.predictions import Predictions
@@ -110,16 +112,24 @@ class GPT2CLI(LightningCLI):
     """
 
     def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
-        super().__init__(
-            GPT2Module,
-            WikiTextDataModule,
-            args=words,
-            seed_everything_default=1,  # a run can be repeated unless asked otherwise
-            auto_configure_optimizers=False,  # it would turn the schedule once an epoch
-            load_from_checkpoint_support=False,  # checkpoints hold plain values, no instantiator
-            parser_class=GPT2ArgumentParser,
-            parser_kwargs=parser_kwargs,
-        )
+        self.stop = Stop()
+        try:
+            super().__init__(
+                GPT2Module,
+                WikiTextDataModule,
+                args=words,
+                seed_everything_default=1,  # a run can be repeated unless asked otherwise
+                auto_configure_optimizers=False,  # it would turn the schedule once an epoch
+                load_from_checkpoint_support=False,  # checkpoints hold plain values
+                parser_class=GPT2ArgumentParser,
+                parser_kwargs=parser_kwargs,
+            )
+        except RuntimeError as error:
+            if self.stop.lost is None:
+                raise
+            if self.stop.lost:
+                say(f"error: {self.stop.lost}", sys.stderr)
+            raise SystemExit(1) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that flags can change, and the links of plain values."""
@@ -246,7 +256,6 @@ class GPT2CLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         bar = settings.enable_progress_bar is not False
         limit = settings.max_time
-        self.stop = Stop()
         callbacks: list[Callback] = [
             *([ProgressBar()] if bar else []),  # first: what others print comes after it
             Listen(self.stop),  # before those that write at the end

@@ -249,7 +249,7 @@ def disk_message(error: OSError, place: Path | None = None) -> str | None:
     match error.errno:
         case errno.ENOSPC:
             usage = shutil.disk_usage(mount)
-            free = f"{usage.free / 1e6:,.1f} MB of {usage.total / 1e6:,.1f} MB are free"
+            free = f"without it {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free"
             return f"{name}: no space is left on the disk at {mount} ({free}). Make room there."
         case errno.EDQUOT:
             return f"{name}: your quota on the disk at {mount} is used up. Make room there."

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -117,6 +118,22 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(
     assert ours["global_step"] == theirs["global_step"] > 5
     for name, value in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], value)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_process_is_named_by_the_other(
+    wiki_folder: Path, tiny_model: Path, rank: int
+) -> None:
+    killing = f"init_args: {{number: {int(signal.SIGKILL)}, batch: 4, rank: {rank}}}"
+    sender = f"{{class_path: tests.signals.SendSignal, {killing}}}"
+    words = (*flags(wiki_folder, tiny_model), *TWO, "--trainer.max_steps=20")
+    done = run("fit", *words, f"--trainer.callbacks=[{sender}]")
+    assert done.returncode == (-signal.SIGKILL if rank == 0 else 1), done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: rank {rank} of 2 was lost: ")
+    assert "--ckpt_path last goes on" in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from gpt2_lightning.checkpoint_io import WholeCheckpoints, give_to_async
 from gpt2_lightning.errors import UsageError
@@ -106,9 +108,8 @@ def test_the_best_before_stays_until_the_new_one_is_whole(
     assert all(there)
 
 
-@pytest.mark.parametrize("behind", [False, True])
-def test_a_failed_save_leaves_the_one_before(tmp_path: Path, behind: bool) -> None:
-    files = WholeCheckpoints(behind=behind)
+def test_a_failed_save_leaves_the_one_before(tmp_path: Path) -> None:
+    files = WholeCheckpoints()
     target = tmp_path / "checkpoints" / "last.ckpt"
     files.save_checkpoint({"step": 1}, target)
 
@@ -126,13 +127,41 @@ def test_a_failed_save_leaves_the_one_before(tmp_path: Path, behind: bool) -> No
 def test_saving_behind_the_training_removes_only_what_it_has_outlived(tmp_path: Path) -> None:
     plugin = AsyncCheckpointIO()
     give_to_async([plugin])
-    base = plugin.checkpoint_io
-    assert isinstance(base, WholeCheckpoints)
-    base.save_checkpoint({"step": 1}, tmp_path / "1.ckpt")
-    base.remove_checkpoint(tmp_path / "1.ckpt")  # asked for while the next one is still queued
-    assert (tmp_path / "1.ckpt").exists()
-    base.save_checkpoint({"step": 2}, tmp_path / "2.ckpt")
-    assert [file.name for file in tmp_path.glob("*")] == ["2.ckpt"]
+    assert isinstance(plugin.checkpoint_io, WholeCheckpoints)
+    plugin.save_checkpoint({"step": 1}, tmp_path / "1.ckpt")
+    (tmp_path / "2.ckpt").mkdir()  # in the way of the next one
+    plugin.save_checkpoint({"step": 2}, tmp_path / "2.ckpt")
+    with pytest.raises(UsageError, match="no regular file"):
+        plugin.remove_checkpoint(tmp_path / "1.ckpt")  # asked for at once, as Lightning does
+    assert torch.load(tmp_path / "1.ckpt", weights_only=True) == {"step": 1}
+
+
+def test_a_run_that_saves_behind_the_training(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = WholeCheckpoints.save_checkpoint
+
+    def slow(self: WholeCheckpoints, *given: Any, **more: Any) -> None:
+        done.wait(0.3)  # nobody sets it
+        hasty(self, *given, **more)
+
+    done = threading.Event()
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", slow)
+    sender = "{class_path: tests.signals.SendSignal, init_args: {number: 15, batch: 3}}"
+    with pytest.raises(SystemExit):
+        fit(
+            *fine_tuning(wiki_folder, tiny_model),
+            "--trainer.val_check_interval=1",
+            "--trainer.plugins=lightning.pytorch.plugins.io.AsyncCheckpointIO",
+            f"--trainer.callbacks=[{sender}]",
+        )
+    run = Path("lightning_logs/version_0")
+    names = sorted(file.name for file in (run / "checkpoints").iterdir())
+    assert len(names) == 2
+    assert names[0].startswith("best-step")
+    best = torch.load(run / "checkpoints" / names[0], weights_only=True)["state_dict"]
+    weights = load_file(run / "hf" / "model.safetensors")["transformer.wte.weight"]
+    assert torch.equal(weights, best["model.transformer.wte.weight"])
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(

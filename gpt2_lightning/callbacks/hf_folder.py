@@ -30,6 +30,7 @@ class HFFolder(Callback):
         """Leave a run folder that can be used, if training had begun."""
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
         if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
+            trainer.strategy.checkpoint_io.teardown()  # an asynchronous one has saved all then
             self._write(trainer, cast(GPT2Module, pl_module))
 
     def _write(self, trainer: Trainer, module: GPT2Module) -> None:

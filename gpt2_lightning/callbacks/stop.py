@@ -1,8 +1,11 @@
 """A run's end that loses nothing: by ``max_steps``, SIGTERM or Ctrl-C."""
 
+import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -11,11 +14,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.distributed import DistBackendError, DistNetworkError
 
 from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import undo
 
+WAIT = 3  # seconds, for the end of a process whose connection has broken
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOPPING = "Stopping where nothing is lost; a second signal ends the run at once."
 FINISHING = "The run is over; what came of it is written first. A second signal ends it at once."
@@ -38,6 +43,8 @@ class Stop(Callback):
         self.received: int | None = None
         self._speaks = False
         self._training = True
+        self.lost: str | None = None  # what became of another process, once one was lost
+        self._parent = os.getppid()
         self._found: dict[signal.Signals, Any] = {}
         self._put_off = False  # another callback asked for the end in the middle of a step
         self._after_validation = False
@@ -168,6 +175,13 @@ class Stop(Callback):
         if isinstance(checkpointing, ModelCheckpoint) and not checkpointing.last_model_path:
             save_last(trainer)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Find whether it was another process that ended."""
+        if trainer.world_size > 1 and is_of_another_process(exception):
+            self.lost = lost_process(trainer, self._parent)
+
     @staticmethod
     def _end(trainer: Trainer, received: int) -> NoReturn:
         save_last(trainer)
@@ -191,6 +205,43 @@ class Listen(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen from here on."""
         self.stop.listen_to_the_end()
+
+
+def is_of_another_process(error: BaseException) -> bool:
+    """Tell whether an error says that a connection to another process of the run has broken."""
+    # gloo raises a plain RuntimeError, with the path of its own source file in it
+    return isinstance(error, DistBackendError | DistNetworkError) or "gloo/transport" in str(error)
+
+
+def lost_process(trainer: Trainer, parent: int) -> str:
+    """Say which process of a run has ended; an empty text where another process says it.
+
+    Args:
+        trainer: Of a process that is left.
+        parent: The parent of this process at its start: for those that Lightning starts, rank 0.
+    """
+    rest = "The others cannot go on. --ckpt_path last goes on from the last checkpoint."
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ:
+        return f"another of the {trainer.world_size} processes of this run was lost. {rest}"
+    until = time.monotonic() + WAIT  # a connection breaks a moment before its process is gone
+    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    while time.monotonic() < until:
+        if trainer.local_rank and os.getppid() != parent:
+            return f"rank 0 of {trainer.world_size} was lost: its process has ended. {rest}"
+        for number, process in enumerate(started, 1):
+            if process.poll():
+                rank = trainer.global_rank + number
+                return f"rank {rank} of {trainer.world_size} was lost: {_end_of(process)}. {rest}"
+        time.sleep(0.05)
+    return "" if trainer.local_rank else f"another process of this run was lost. {rest}"
+
+
+def _end_of(process: "subprocess.Popen[bytes]") -> str:
+    if process.returncode > 0:
+        return f"it ended with code {process.returncode}, and its own message stands above"
+    name = signal.Signals(-process.returncode).name
+    memory = ", as the system does where memory has run out" if name == "SIGKILL" else ""
+    return f"{name} has ended it{memory}"
 
 
 def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:

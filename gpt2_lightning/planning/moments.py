@@ -147,11 +147,7 @@ def writing(setting: Setting) -> list[Moment]:
     if not setting.validates:
         held += gradients(setting)
     found = []
-    wide = setting.precision.weights
     count = setting.shape.parameters
-    if setting.saves:  # Lightning writes a checkpoint to memory first
-        copy = Term("checkpoint, before it is on disk", 3 * wide * count)
-        found.append(Moment("writing a checkpoint", (*held, copy)))
     if setting.exports:
         models = Term("model of hf/, and as it is read back", 2 * FP32 * count)
         found.append(Moment("writing hf/", (*held, models)))
