@@ -1,5 +1,6 @@
 """What is kept off the screen, each with its reason, and how our own words come onto it."""
 
+import errno
 import logging
 import os
 import threading
@@ -64,7 +65,8 @@ def _first_rank(record: logging.LogRecord) -> bool:
 
 def _unless_of_the_disk(failed: threading.ExceptHookArgs) -> None:
     """Leave a disk's refusal in TensorBoard's thread to the next writing, which raises it again."""
-    if not isinstance(failed.exc_value, OSError) or failed.exc_value.errno not in DISK_ERRORS:
+    refusals = DISK_ERRORS | {errno.EACCES, errno.EPERM}
+    if not isinstance(failed.exc_value, OSError) or failed.exc_value.errno not in refusals:
         threading.__excepthook__(failed)
 
 

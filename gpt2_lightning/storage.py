@@ -258,7 +258,8 @@ def disk_message(error: OSError, place: Path | None = None) -> str | None:
         case errno.EROFS:
             return f"{name}: the disk at {mount} can only be read."
         case errno.EACCES | errno.EPERM:
-            return f"{name}: permission denied. ls -ld {name} shows whose it is."
+            there = next(place for place in (Path(name), *Path(name).parents) if place.exists())
+            return f"{name}: permission denied. ls -ld {there} shows whose it is."
         case errno.EIO:
             return f"{name}: the disk at {mount} fails ({error.strerror}). Take another."
     return f"{name}: {error.strerror}." if error.strerror else None

@@ -373,6 +373,16 @@ def test_a_run_of_long_ago_has_a_page(run: Path) -> None:
     assert "overdone" not in text  # the best step is shown, not the last
 
 
+def test_a_line_that_a_kill_cut_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("seed_everything: 1\n")
+    whole = '{"step": 0, "text": "桥\u2028"}\n'.encode()
+    (tmp_path / "samples.jsonl").write_bytes(whole + '{"step": 1, "text": "桥'.encode()[:-1])
+    assert read_run(str(tmp_path)).samples == [{"step": 0, "text": "桥\u2028"}]
+    assert f"{tmp_path / 'samples.jsonl'}: 1 line(s) left out" in capsys.readouterr().err
+
+
 def test_a_run_that_was_killed_at_once_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed_everything: 1\n")
     text = render([read_run(str(tmp_path))])
@@ -510,7 +520,8 @@ def test_mistakes(
     assert refused.value.code == 2
     message = capsys.readouterr().err
     assert said in message
-    assert message.count("\n") == 1
+    (line,) = (line for line in message.splitlines() if "left out, cut short when" not in line)
+    assert line.startswith("error: ")
     assert not list(Path().rglob("*.html*"))
 
 

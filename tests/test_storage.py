@@ -272,6 +272,11 @@ def test_what_cannot_be_read_is_not_blamed_on_what_is_written(tmp_path: Path) ->
     assert refused.value.filename == str(tmp_path / "absent.txt")
 
 
+def test_a_folder_that_may_not_be_written_is_the_one_that_is_there(tmp_path: Path) -> None:
+    refused = OSError(errno.EACCES, "Permission denied", str(tmp_path / "logs" / "version_0"))
+    assert f"permission denied. ls -ld {tmp_path} shows" in str(disk_message(refused))
+
+
 def test_names_in_bytes_are_said_as_text() -> None:
     assert disk_message(OSError(errno.EROFS, "Read-only", b"/a/b")) == (
         "/a/b: the disk at / can only be read."

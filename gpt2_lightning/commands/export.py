@@ -133,10 +133,9 @@ def _write(
     dtype: str,
     check: Any,
 ) -> None:
-    from safetensors import SafetensorError
-
     from gpt2_lightning.inference.export_folder import write_record
     from gpt2_lightning.inference.hf_folder import write_hf_folder
+    from gpt2_lightning.storage import disk_message
 
     def finish(written: "Path") -> None:
         (written / "README.md").write_text(readme, encoding="utf-8")
@@ -145,8 +144,8 @@ def _write(
 
     try:
         write_hf_folder(folder, loaded.model, loaded.tokenizer, origin.sampling, finish)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"--to {folder}: it cannot be written ({error}).") from error
+    except OSError as error:
+        raise UsageError(f"--to {disk_message(error, folder)}") from error
 
 
 def _tell(folder: "Path", loaded: "TextModel", origin: "Origin", license: str | None) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -166,9 +167,16 @@ def _json(file: Path) -> Any:
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for line in _text(file).split("\n"):  # not splitlines: text may hold U+2028
-        with suppress(json.JSONDecodeError):  # cut short, when the run was killed
-            rows.append(json.loads(line))
+    lost = 0
+    for line in file.read_bytes().split(b"\n"):  # not splitlines: text may hold U+2028
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError:  # cut short when the run was killed, perhaps within a character
+            lost += 1
+    if lost:
+        cut = f"{file}: {lost} line(s) left out, cut short when the run was killed."
+        with suppress(OSError):  # a screen that has gone ends no run
+            print(cut, file=sys.stderr)
     return rows
 
 
