@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt2_lightning.arguments import refuse, value_of, with_underscores
 from gpt2_lightning.callbacks.baseline import Baseline
+from gpt2_lightning.callbacks.checkpoint import RunCheckpoint
 from gpt2_lightning.callbacks.curves import Curves
 from gpt2_lightning.callbacks.facts import Facts
 from gpt2_lightning.callbacks.hf_folder import HFFolder
@@ -133,7 +134,7 @@ class GPT2CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that flags can change, and the links of plain values."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
         parser.set_defaults(DEFAULTS)
         parser.link_arguments("data.block_size", "model.block_size")
@@ -280,9 +281,18 @@ class GPT2CLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise UsageError(in_flags(str(error))) from error
         give_to_trainer(trainer)
-        # Stop puts off the stops that others ask for; checkpoints come last, as ever
-        trainer.callbacks.sort(key=lambda it: (isinstance(it, Checkpoint), isinstance(it, Stop)))
+        trainer.callbacks.sort(key=_place)
         return trainer
+
+
+def _place(callback: Callback) -> int:
+    """Return where among the callbacks one stands; Lightning asks them in this order.
+
+    A checkpoint holds the state of those before it. Stop puts off the stops that others ask for,
+    and ends a run when its validation is saved. Facts and the report tell of what was saved.
+    """
+    order: tuple[type, ...] = (Checkpoint, Stop, Facts, Report)
+    return next((n for n, kind in enumerate(order, 1) if isinstance(callback, kind)), 0)
 
 
 def run(words: list[str]) -> None:

@@ -28,6 +28,8 @@ SILENCED = [
     (r".*Trying to infer the `batch_size` from an ambiguous collection.*", Warning),
     # a checkpoint that was moved away from its run goes on in a new run folder
     (r"The dirpath has changed from .*", Warning),
+    # the run's own checkpoints, by the name that they had in earlier versions
+    (r".*Please add the following callbacks: \[\"ModelCheckpoint\{[^]]*\]", Warning),
     # each batch of prompts tells their places itself
     (r".*Couldn't infer the batch indices.*", Warning),
     # we go on in the same run folder on purpose

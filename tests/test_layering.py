@@ -15,11 +15,11 @@ MAP = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
 FLOORS = [
     {"errors"},
     {"hub_errors", "storage"},
-    {"data", "model"},
+    {"checkpoint_io", "data", "model"},
     {"inference"},
     {"report", "serving", "fetching", "inspection", "planning"},
     {"callbacks"},
-    {"arguments", "checkpoint_io", "contradictions", "quiet"},
+    {"arguments", "contradictions", "quiet"},
     {"lightning_cli"},
     {"fit_settings"},
     {"commands"},

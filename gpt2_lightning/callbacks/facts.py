@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gpt2_lightning.callbacks.outcome import Outcome
+from gpt2_lightning.callbacks.outcome import Outcome, best_of
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.data.blocks import PaddedBlocks
 from gpt2_lightning.data.datamodule import WikiTextDataModule
@@ -91,6 +91,7 @@ class Facts(Callback):
             "no_bits_per_byte": data.original_bytes("validation")[1] or None,
             "xz_bits_per_byte": earlier.get("xz_bits_per_byte"),
             "outcome": earlier.get("outcome"),
+            "best": best_of(trainer),
         }
         self._write(folder)
         flush_tree(folder)  # its checkpoints need the settings that others have written there
@@ -135,6 +136,7 @@ class Facts(Callback):
         for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, Outcome):
                 self.facts["outcome"] = callback.state_dict()
+        self.facts["best"] = best_of(trainer)
         self._write(folder)
 
     def _write(self, folder: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from gpt2_lightning.callbacks.checkpoint import run_checkpoint
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.inference.checkpoint import load_checkpoint
 from gpt2_lightning.inference.hf_folder import write_hf_folder
@@ -42,9 +42,8 @@ class HFFolder(Callback):
 
     @staticmethod
     def _outcome(trainer: Trainer, module: GPT2Module) -> TextModel:
-        checkpointing = trainer.checkpoint_callback
-        if isinstance(checkpointing, ModelCheckpoint):
-            for path in (checkpointing.best_model_path, checkpointing.last_model_path):
+        if (own := run_checkpoint(trainer)) is not None:
+            for path in (own.best_model_path, own.last_model_path):
                 if path and Path(path).exists():  # a sharded one is a folder
                     return load_checkpoint(Path(path))
         model = from_config(module.model.config.to_dict(), attention="sdpa")

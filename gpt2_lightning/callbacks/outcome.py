@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
 
+from gpt2_lightning.callbacks.checkpoint import run_checkpoint
 from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.callbacks.stop import Stopped
@@ -17,7 +18,7 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import last_checkpoint
 from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.report.tables import figure
+from gpt2_lightning.report.tables import chosen_by, figure
 from gpt2_lightning.storage import refusal_of
 
 COLUMNS = {
@@ -36,7 +37,6 @@ class Outcome(Callback):
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
-        self.best: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,8 +53,6 @@ class Outcome(Callback):
             return
         self.last = dict(cast(GPT2Module, pl_module).eval_results)
         _say(trainer, self.last)
-        if not self.best or self.last["val/loss"] < self.best["val/loss"]:
-            self.best = self.last
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the numbers of the test split."""
@@ -62,22 +60,22 @@ class Outcome(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the numbers for a run that goes on."""
-        return {"before": self.before, "best": self.best, "last": self.last}
+        return {"before": self.before, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the numbers again."""
-        self.before = state_dict["before"]
-        self.best, self.last = state_dict["best"], state_dict["last"]
+        self.before, self.last = state_dict["before"], state_dict["last"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print it all."""
         if not trainer.is_global_zero:
             return
         data = cast(Any, trainer).datamodule
-        rows = {"before": self.before, "best": self.best, "last": self.last}
+        best = best_of(trainer)
+        rows = {"before": self.before, "best": best["figures"] if best else {}, "last": self.last}
         rows["xz"] = self._of_xz(data)
         if any(rows.values()):
-            _show(_table("Validation", rows, "val/", data))
+            _show(_table("Validation", rows, "val/", data, best))
         self._say_place(trainer)
         module, how = cast(GPT2Module, pl_module), _cut_by(trainer)
         total = module.total_steps() if how else module.run_steps()
@@ -113,13 +111,11 @@ class Outcome(Callback):
         run = run_folder(trainer)
         if run is None or not (run / "hf").is_dir():
             return
-        checkpointing = trainer.checkpoint_callback
-        best = isinstance(checkpointing, ModelCheckpoint) and checkpointing.best_model_path
-        say(f"{'Best model' if best else 'Last model'}: {run / 'hf'}")
+        say(f"{'Best model' if best_of(trainer) else 'Last model'}: {run / 'hf'}")
         say(f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."')
 
     def _of_xz(self, data: Any) -> dict[str, float]:
-        if "val/bits_per_byte" not in self.best:
+        if "val/bits_per_byte" not in self.last:
             return {}
         splits = data.stores["train"], data.stores["validation"]
         found = xz_bits_per_byte(*splits, data.tokenizer)
@@ -136,6 +132,12 @@ class Outcome(Callback):
             label = Path(file).name if run is None else f"{run.name}, {Path(file).stem}"
         rows = {label: cast(GPT2Module, trainer.lightning_module).eval_results}
         _show(_table(title, rows, prefix, cast(Any, trainer).datamodule))
+
+
+def best_of(trainer: Trainer) -> dict[str, Any] | None:
+    """Return what is known of the checkpoint that a number has chosen; see `RunCheckpoint.best`."""
+    own = run_checkpoint(trainer)
+    return own.best if own is not None and own.monitor is not None else None
 
 
 def _cut_by(trainer: Trainer) -> str | None:
@@ -167,8 +169,16 @@ def _show(table: Table) -> None:
     say(drawn.get().rstrip("\n"))
 
 
-def _table(title: str, rows: dict[str, dict[str, float]], prefix: str, data: Any) -> Table:
+def _table(
+    title: str,
+    rows: dict[str, dict[str, float]],
+    prefix: str,
+    data: Any,
+    best: dict[str, Any] | None = None,
+) -> Table:
     notes = []
+    if best is not None:
+        notes.append(f"best: {chosen_by(best)}")
     if rows.get("xz"):
         notes.append(
             "xz: a compressor that has seen the training text; hard to beat on little text"

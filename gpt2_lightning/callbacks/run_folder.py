@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+
+from gpt2_lightning.callbacks.checkpoint import run_checkpoint
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -14,7 +15,5 @@ def run_folder(trainer: Trainer) -> Path | None:
     for logger in trainer.loggers:
         if logger.log_dir is not None:
             return Path(logger.log_dir)
-    checkpointing = trainer.checkpoint_callback
-    if isinstance(checkpointing, ModelCheckpoint) and checkpointing.dirpath is not None:
-        return Path(checkpointing.dirpath).parent
-    return None
+    own = run_checkpoint(trainer)
+    return None if own is None or own.dirpath is None else own.folder.parent

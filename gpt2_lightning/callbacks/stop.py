@@ -6,16 +6,15 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.distributed import DistBackendError, DistNetworkError
 
+from gpt2_lightning.callbacks.checkpoint import run_checkpoint, validation_is_due
 from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import undo
@@ -169,12 +168,6 @@ class Stop(Callback):
         if self._after_validation and self.received is not None:
             self._end(trainer, self.received)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save a run that made no validation, and so no checkpoint."""
-        checkpointing = trainer.checkpoint_callback
-        if isinstance(checkpointing, ModelCheckpoint) and not checkpointing.last_model_path:
-            save_last(trainer)
-
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -244,20 +237,10 @@ def _end_of(process: "subprocess.Popen[bytes]") -> str:
     return f"{name} has ended it{memory}"
 
 
-def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
-    """Tell whether Lightning validates after this micro-batch."""
-    if not trainer.enable_validation or not isinstance(every := trainer.val_check_batch, int):
-        return False
-    if (by_epoch := trainer.check_val_every_n_epoch) is None:
-        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
-    return (trainer.current_epoch + 1) % by_epoch == 0 and (batch_idx + 1) % every == 0
-
-
 def save_last(trainer: Trainer) -> None:
     """Save the run's ``last.ckpt``, where checkpoints are kept at all."""
-    checkpointing = trainer.checkpoint_callback
-    if not isinstance(checkpointing, ModelCheckpoint) or checkpointing.dirpath is None:
+    own = run_checkpoint(trainer)
+    if own is None or own.dirpath is None or not (own.keeps_last or own.save_top_k):
         return
-    if checkpointing.save_last or checkpointing.save_top_k:
-        last = Path(checkpointing.dirpath) / "last.ckpt"
-        trainer.save_checkpoint(last, weights_only=False)  # the optimizer too: it can go on
+    if own.step_of_last != trainer.global_step or own.save_weights_only:
+        own.save_last_state(trainer, weights_only=False)  # the optimizer too: it can go on

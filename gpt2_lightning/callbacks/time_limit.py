@@ -8,8 +8,8 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
+from gpt2_lightning.callbacks.checkpoint import validation_is_due
 from gpt2_lightning.callbacks.line import say
-from gpt2_lightning.callbacks.stop import validation_is_due
 from gpt2_lightning.report.tables import duration as in_words
 
 PROJECTED_AFTER = 2.0  # seconds of the first validation after which its length is estimated

@@ -37,7 +37,7 @@ def export(
         model: Run folder such as lightning_logs/version_0, checkpoint (a .ckpt, or the folder of
             FSDP's sharded state), folder in Hugging Face format, or Hub id.
         to: The folder to write; one that holds anything else than an earlier export is refused.
-        which: Checkpoint of a run folder: best (lowest validation loss) or last.
+        which: Checkpoint of a run folder: best (by --checkpoint.monitor of fit) or last.
         dtype: Type of the weights: fp32, or bf16 in half the size.
         card: JSON that evaluate --output wrote, for the card's metrics; null takes card.json of the
             run folder, if there is one.

@@ -1,7 +1,9 @@
 """A trained model and its tokenizer, from a run folder, a .ckpt, an HF folder or the Hub."""
 
+import json
 import logging
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from gpt2_lightning.storage import scratch_folder
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
 DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
+BEST_KEY = "RunCheckpoint"  # under which the callbacks' states say which checkpoint is the best
 
 log = logging.getLogger(__name__)
 _told: set[tuple[Path, float]] = set()  # torn checkpoints that were spoken of, with their times
@@ -155,18 +158,52 @@ def check_run(name: str, flag: str) -> None:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """Return a run folder's best checkpoint, else its last one, if it has any."""
+    """Return a run folder's best checkpoint, else its last one, if it has any.
+
+    Which one is the best, the run's own ModelCheckpoint has said in the newest checkpoint; where
+    that one is torn or gone, the best of the others that it kept.
+    """
     usable = _usable(run)
     # --checkpoint.filename may have named them
     found = [file for file in usable if not file.stem.startswith("last")]
-    if len(found) > 1:  # save_top_k keeps several, of which the newest need not be the best
-        newest = usable[-1]
-        states = read_checkpoint(newest).get("callbacks", {}).values()
-        names = [Path(it["best_model_path"]).name for it in states if "best_model_path" in it]
-        found.sort(key=lambda file: file.name in names)
-    if found:
-        return found[-1]
+    if not found:
+        return last_checkpoint(run)
+    state = best_state(read_checkpoint(usable[-1]))
+    if state is None:  # weights alone: the facts may know
+        known = facts_of(run).get("best") or {}
+        return next((file for file in found if file.name == known.get("file")), found[-1])
+    ranked = sorted(
+        state["best_k_models"].items(),
+        key=lambda it: float(it[1]) if state.get("mode", "min") == "min" else -float(it[1]),
+    )
+    for name in (state["best_model_path"], *(name for name, _ in ranked)):
+        if (file := run / "checkpoints" / Path(name).name) in found:
+            return file
     return last_checkpoint(run)
+
+
+def best_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the state of the run's own ModelCheckpoint; None where a checkpoint has none."""
+    states = checkpoint.get("callbacks", {})
+    if BEST_KEY in states:
+        found: dict[str, Any] = states[BEST_KEY]
+        return found
+    # earlier versions had Lightning's own class, after those that the user had added
+    earlier = [state for key, state in states.items() if key.startswith("ModelCheckpoint")]
+    return earlier[-1] if earlier else None
+
+
+def extreme_of(best: dict[str, Any]) -> str:
+    """Say which number chose a checkpoint (``RunCheckpoint.best``), such as: lowest val/loss."""
+    return f"{'highest' if best.get('mode') == 'max' else 'lowest'} {best['monitor']}"
+
+
+def facts_of(run: Path | None) -> dict[str, Any]:
+    """Return the ``facts.json`` of a run folder; nothing where there is none that can be read."""
+    found: Any = None
+    with suppress(OSError, ValueError):
+        found = run and json.loads((run / "facts.json").read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
 
 
 def _written(file: Path) -> float:

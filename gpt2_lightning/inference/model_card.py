@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from gpt2_lightning.inference.card_file import FIGURES
+from gpt2_lightning.inference.checkpoint import extreme_of
 from gpt2_lightning.inference.markdown import code, number, table
 from gpt2_lightning.inference.origin import Origin, hub_id, public_name
 from gpt2_lightning.inference.training import (
@@ -148,13 +149,19 @@ def _metrics(origin: Origin, cards: list[dict[str, Any]]) -> str:
         for name, label in VALIDATION.items()
         if origin.figures.get(name) is not None
     ]
+    chosen = ""
+    if origin.chosen:
+        chosen = (
+            f"The checkpoint is that of the {code(extreme_of(origin.chosen))} of all validations, "
+            f"{origin.chosen['value']:,.4f}. "
+        )
     if rows:
         parts.append(
             "The run's own validation, at this model's step or the last before it, on the blocks "
             f"of training ({code(origin.setting('data.blocks'))}, "
             f"{number(origin.setting('data.block_size'))} tokens, cleaning "
-            f"{code(origin.setting('data.cleaning'))}). It chose the checkpoint, and says nothing "
-            "beside figures of another protocol.\n\n" + table(("", "validation split"), rows)
+            f"{code(origin.setting('data.cleaning'))}). {chosen}It says nothing beside figures of "
+            "another protocol.\n\n" + table(("", "validation split"), rows)
         )
     return "\n\n".join(parts) or "Nothing was measured."
 

@@ -1,6 +1,5 @@
 """Origin: where a model's weights are, and what is known of its training."""
 
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -11,7 +10,13 @@ import yaml
 
 from gpt2_lightning.data.sources import HUB_ID
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import best_checkpoint, last_checkpoint, read_checkpoint
+from gpt2_lightning.inference.checkpoint import (
+    best_checkpoint,
+    best_state,
+    facts_of,
+    last_checkpoint,
+    read_checkpoint,
+)
 from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.inference.sharded import is_sharded
 from gpt2_lightning.model.sampling import SamplingOptions
@@ -30,6 +35,7 @@ class Origin:
         facts: ``facts.json``: what only the run itself knew.
         step: Optimizer steps behind a checkpoint.
         figures: Of the run's validation at this step, or the last one before it.
+        chosen: ``monitor``, ``mode`` and ``value`` of a checkpoint that was kept as the best.
     """
 
     weights: str
@@ -38,6 +44,7 @@ class Origin:
     facts: dict[str, Any] = field(default_factory=dict)
     step: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     @property
     def of_training(self) -> bool:
@@ -120,38 +127,37 @@ def _of_checkpoint(file: Path, run: Path | None) -> Origin:
         "model": checkpoint.get("hyper_parameters", {}),
         "data": checkpoint.get("datamodule_hyper_parameters", {}),
     }
-    facts = _facts(run)
+    facts = facts_of(run)
     local = checkpoint.get("callbacks", {}).get("Facts", facts).get("local")
+    best = (best_state(checkpoint) or {}).get("best") or facts.get("best") or {}
+    step = checkpoint.get("global_step")
+    of_best = bool(best) and best["step"] == step and best["monitor"] is not None
+    figures = checkpoint.get("callbacks", {}).get("Outcome", {}).get("last", {})
     settings = _settings(run) | {name: group for name, group in settings.items() if group}
     return Origin(
         weights=str(file),
         run=run,
         settings=_with_paths(settings, local),
         facts=facts,
-        step=checkpoint.get("global_step"),
-        figures=checkpoint.get("callbacks", {}).get("Outcome", {}).get("last", {}),
+        step=step,
+        figures=figures or (best["figures"] if of_best else {}),  # weights alone bring none
+        chosen=best if of_best else {},
     )
 
 
 def _of_hf_folder(folder: Path, run: Path) -> Origin:
-    facts = _facts(run)
-    outcome = facts.get("outcome") or {}
-    figures = outcome.get("best") or outcome.get("last") or {}
+    facts = facts_of(run)
+    outcome, best = facts.get("outcome") or {}, facts.get("best") or {}
+    # earlier versions noted the figures of the best beside the others
+    figures = best.get("figures") or outcome.get("best") or outcome.get("last") or {}
     settings = _with_paths(_settings(run), facts.get("local"))
-    return Origin(str(folder), run, settings, facts, figures=figures)
+    return Origin(str(folder), run, settings, facts, best.get("step"), figures, best)
 
 
 def _settings(run: Path | None) -> dict[str, Any]:
     found: Any = None
     with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         found = run and yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
-
-
-def _facts(run: Path | None) -> dict[str, Any]:
-    found: Any = None
-    with suppress(OSError, ValueError):
-        found = run and json.loads((run / "facts.json").read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
 
 

@@ -15,7 +15,8 @@ def outcome(run: Run) -> str:
         return "The validation split was not measured after training began."
     after, before = figure(best["perplexity"]), measured(run, run.before)
     if not before:
-        return f"Perplexity {after} on the validation split, at best."
+        when = "at best" if run.chosen else "at the end"
+        return f"Perplexity {after} on the validation split, {when}."
     name = "bits_per_byte" if "bits_per_byte" in before and "bits_per_byte" in best else "loss"
     less = before[name] - best[name]
     return (

@@ -64,10 +64,30 @@ class Run:
         return 0 if any(step == 0 for step, _ in self.curve("val/loss")) else None
 
     @cached_property
+    def chosen(self) -> dict[str, Any] | None:
+        """What is known of the best checkpoint (``RunCheckpoint.best``); None where none was kept.
+
+        A run of an earlier version has not noted it; its settings and its curves tell.
+        """
+        if "best" in self.facts:
+            noted: dict[str, Any] | None = self.facts["best"]
+            return noted
+        monitor = self.setting("checkpoint.monitor") or "val/loss"
+        mode = self.setting("checkpoint.mode") or "min"
+        values = {}
+        for step, _ in self.curve("val/loss"):
+            logged = [value for at, value in self.curve(monitor) if at <= step]
+            if step and logged:
+                values[step] = logged[-1]
+        if not values:
+            return None
+        step = (max if mode == "max" else min)(values, key=values.__getitem__)
+        return {"step": step, "monitor": monitor, "mode": mode, "value": values[step]}
+
+    @cached_property
     def best(self) -> int | None:
-        """The step of the lowest validation loss after training began: that of ``hf/``."""
-        losses = [(loss, step) for step, loss in self.curve("val/loss") if step]
-        return min(losses)[1] if losses else None
+        """The step of ``hf/``: that of the best checkpoint, else of the last validation."""
+        return self.chosen["step"] if self.chosen else self.last
 
     @cached_property
     def last(self) -> int | None:
@@ -82,7 +102,8 @@ class Run:
         first, last = found[0], self.best if self.best in found else found[-1]
         labels = {first: "before training" if first == 0 else f"step {first:,}"}
         if last != first:
-            labels[last] = f"step {last:,}" + (", the best" if last == self.best else "")
+            best = self.chosen and self.chosen["step"]
+            labels[last] = f"step {last:,}" + (", the best" if last == best else "")
         return labels
 
     @cached_property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2_lightning.data.cleaning import CLEANERS
+from gpt2_lightning.inference.checkpoint import extreme_of
 from gpt2_lightning.report.run import Run
 
 MEASURES = {"perplexity": "perplexity", "loss": "nats per token", "bits_per_byte": "bits per byte"}
@@ -29,6 +30,11 @@ def figure(value: float | None) -> str:
     if abs(value) < 999.95:
         return f"{value:#.4g}".rstrip(".")
     return f"{round(value, 3 - math.floor(math.log10(abs(value)))):,.0f}"
+
+
+def chosen_by(best: dict[str, Any]) -> str:
+    """Say of a best checkpoint by which number it was chosen: step 8, the lowest val/loss, 4.24."""
+    return f"step {best['step']:,}, the {extreme_of(best)}, {figure(best['value'])}"
 
 
 def share(value: float | None) -> str:
@@ -59,7 +65,11 @@ def figures(run: Run) -> list[Row]:
     """Return what was measured before training, at best and at last, and on the test split."""
     rows = [
         Row(f"{label}, step {step:,}", [figure(numbers.get(name)) for name in MEASURES])
-        for label, step in (("before", run.before), ("best", run.best), ("last", run.last))
+        for label, step in (
+            ("before", run.before),
+            ("best", run.best if run.chosen else None),
+            ("last", run.last),
+        )
         if step is not None and (numbers := measured(run, step))
     ]
     tested = [step for step, _ in run.curve("test/loss")]
@@ -90,10 +100,12 @@ def remarks(run: Run) -> list[str]:
         said.append(f"Bits per byte are not given: {reason}.")
     if run.setting("trainer.limit_val_batches") not in (None, 1.0):
         said.append("--trainer.limit_val_batches: only a part of the split was validated.")
-    if run.best is not None and not run.curve("test/loss"):
+    if run.chosen:
+        said.append(f"Best is {chosen_by(run.chosen)}, of all validations.")
+    if run.chosen and not run.curve("test/loss"):
         said.append(
-            "Best is the lowest of all validations, so a little lucky; the test verb measures "
-            "text that had no say in it."
+            "Chosen so, its figures are a little lucky; the test verb measures text that had no "
+            "say in it."
         )
     return said
 
