@@ -104,8 +104,8 @@ def remarks(run: Run) -> list[str]:
         said.append(f"Best is {chosen_by(run.chosen)}, of all validations.")
     if run.chosen and not run.curve("test/loss"):
         said.append(
-            "Chosen so, its figures are a little lucky; the test verb measures text that had no "
-            "say in it."
+            "The choice was made by this text, so a little lucky; the test verb measures text "
+            "that had no say in it."
         )
     return said
 
