@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,38 @@ def test_nulls_are_defaults(server: Running) -> None:
     assert server.text(prompt="a", seed=3, **unused) == body["choices"][0]["text"]
 
 
+def test_no_prompt_is_the_beginning_of_a_text(server: Running) -> None:
+    empty = server.text(prompt="", seed=3)
+    assert server.text(prompt=None, seed=3) == server.text(seed=3) == empty
+    body = server.post({"prompt": None, "seed": 3}).json()
+    assert body["usage"]["prompt_tokens"] == 1  # the end-of-text
+
+
+def test_null_asks_for_nothing_whatever_its_name(server: Running) -> None:
+    text = server.text(prompt="a", seed=3)
+    nulls = ["n", "model", "seed", "stream_options", "service_tier", "functions", "top_k", "min_p"]
+    nulls += ["repetition_penalty"]
+    answer = server.text(prompt="a", **(dict.fromkeys(nulls) | {"seed": 3}))
+    assert answer == text == server.text(prompt="a", seed=3, stop=[], logit_bias={})
+    options = {"include_usage": None, "include_obfuscation": None, "other": None}
+    body = {"prompt": "a", "seed": 3, "stream": True}
+    for given in (None, {}, options):
+        events = events_of(server.post(body | {"stream_options": given}))
+        assert "".join(event["choices"][0]["text"] for event in events) == text
+        assert not any({"usage", "obfuscation"} & set(event) for event in events)
+
+
+def test_obfuscation_hides_the_length_of_a_text(server: Running) -> None:
+    body = {"prompt": "a", "seed": 3, "max_tokens": 30, "stream": True}
+    options = {"include_obfuscation": True, "include_usage": True}
+    *events, last = events_of(server.post(body | {"stream_options": options}))
+    lengths = [len(it["choices"][0]["text"]) + len(it["obfuscation"]) for it in events]
+    assert all(length % 64 == 0 for length in lengths)
+    assert "obfuscation" not in last
+    assert last["usage"]["completion_tokens"] == 30
+    assert "obfuscation" not in server.post(body | {"stream": False}).json()
+
+
 def test_other_words_for_the_same(server: Running) -> None:
     greedy = server.text(prompt="the river", temperature=0)
     assert server.text(prompt="the river", top_p=0, seed=3) == greedy
@@ -198,7 +231,6 @@ def test_a_route_that_is_not_there(server: Running) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({}, "prompt", "field required"),
         ({"prompt": 5}, "prompt", "it has to be a string, a list of strings"),
         ({"prompt": []}, "prompt", "at least 1 item"),
         ({"prompt": [[]]}, "prompt", "at least 1 item"),
@@ -209,7 +241,6 @@ def test_a_route_that_is_not_there(server: Running) -> None:
         ({"prompt": [10**30]}, "prompt", "less than 2147483648"),
         ({"prompt": [300]}, "prompt", "there is no token 300; ids go from 0 to 299"),
         ({"prompt": {"a": 1}}, "prompt", "it has to be a string"),
-        ({"prompt": None}, "prompt", "it has to be a string"),
         ({"prompt": "\ud800"}, "prompt", "half a character"),
         ({"prompt": ["\udfff"]}, "prompt", "half a character"),
         ({"prompt": "a", "stop": "\ud800"}, "stop", "half a character"),
@@ -242,7 +273,15 @@ def test_a_route_that_is_not_there(server: Running) -> None:
         ({"prompt": "a", "suffix": "b"}, "suffix", "not supported; leave it out"),
         ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"prompt": [None]}, "prompt", "it has to be a string"),
+        ({"prompt": "a", "stop": [None]}, "stop", "valid string"),
         ({"prompt": "a", "tempratur": 1}, "tempratur", "there is no such field"),
+        ({"promt": "a"}, "promt", "there is no such field"),
+        (
+            {"prompt": "a", "stream": True, "stream_options": {"include_use": True}},
+            "stream_options",
+            "extra inputs",
+        ),
         ({"prompt": "a", "x" * 9999: 1}, "x" * 64 + "…", "there is no such field"),
     ],
 )
@@ -504,6 +543,40 @@ def test_a_client_that_never_ends_its_request(opinionated_model: Path) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_body_that_stands_still(opinionated_model: Path) -> None:
+    with (
+        running(service_of(opinionated_model, max_idle_seconds=0.2)) as it,
+        connection(it) as client,
+    ):
+        client.sendall(head(1000) + b'{"prompt": ')
+        answer = client.recv(4000).decode()
+        assert answer.startswith("HTTP/1.1 408 ")
+        assert "No more of the body came for 0.2 seconds." in answer
+
+
+@pytest.mark.parametrize("begun", ["", "GET /hea", "GET /health HTTP/1.1\r\nHost: localhost\r\n"])
+def test_headers_that_never_end(opinionated_model: Path, begun: str) -> None:
+    with (
+        running(service_of(opinionated_model, max_idle_seconds=0.2)) as it,
+        connection(it) as client,
+    ):
+        client.sendall(begun.encode())
+        assert ended(client) == b""
+        second = connection(it)
+        second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        second.sendall(b"G")  # the time between two requests ends with the first letter of one
+        assert ended(second).startswith(b"HTTP/1.1 200 ")
+
+
+def ended(client: socket.socket) -> bytes:
+    """Return what a server sent before it closed the connection."""
+    said = b""
+    with client, suppress(ConnectionResetError):
+        while more := client.recv(4000):
+            said += more
+    return said
+
+
 def unread(it: Running) -> socket.socket:
     """Ask for much, and read nothing of it."""
     client = socket.socket()
@@ -533,6 +606,18 @@ def test_nobody_waits_for_ever_for_a_reader(
     with running(service, send_buffer=4096) as it, unread(it):
         wait_until(lambda: it.service.requests == 0)
         wait_until(lambda: at_rest(it))
+
+
+def test_a_reader_that_is_stuck_gives_its_slots_up(
+    opinionated_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_of(opinionated_model, batch_size=16, max_idle_seconds=0.3)
+    with running(service, send_buffer=2048) as it:
+        slowed(it, monkeypatch)
+        with unread(it):
+            wait_until(lambda: it.service.requests == 0)
+            wait_until(lambda: at_rest(it))
+        assert it.service.models[0].engine.new_tokens < 60 * 16
 
 
 # --- what else there is ---------------------------------------------------------------------------

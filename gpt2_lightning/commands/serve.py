@@ -26,6 +26,7 @@ def serve(
     max_queue: int = 64,
     max_body_bytes: int = 2**20,
     max_seconds: float = 300.0,
+    max_idle_seconds: float = 10.0,
     api_key: str | None = None,
     allowed_host: str | None = None,
     device: str = "auto",
@@ -47,6 +48,8 @@ def serve(
         max_queue: Requests that wait; further ones are told to come again (429).
         max_body_bytes: Bytes of a request.
         max_seconds: Seconds from a request's first byte to its answer's last.
+        max_idle_seconds: Seconds for a request's headers, and those in which a client sends no
+            more of a body, or takes no byte of an answer, before its connection is closed.
         api_key: What clients have to send as a bearer token. Other users of this machine can read
             a command line; the environment variable GPT2_LIGHTNING_API_KEY they cannot.
         allowed_host: A name, besides localhost, by which a proxy on this machine asks. Without a
@@ -84,6 +87,7 @@ def serve(
         max_queue=max_queue,
         max_body_bytes=max_body_bytes,
         max_seconds=max_seconds,
+        max_idle_seconds=max_idle_seconds,
     )
     limits.check()
     key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE)

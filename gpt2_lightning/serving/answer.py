@@ -1,6 +1,7 @@
 """Answers: whole, or as server-sent events while the samples are written."""
 
 import asyncio
+import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -21,6 +22,7 @@ from gpt2_lightning.serving.writer import Piece, Token
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 DONE = b"data: [DONE]\n\n"
+OBFUSCATED_LENGTH = 64  # characters of text and obfuscation together, or a multiple of them
 
 
 class Answer:
@@ -75,21 +77,27 @@ class Answer:
         choices = [self._choice(number, _joined(some)) for number, some in enumerate(pieces)]
         return self._completion(choices, self._usage())
 
-    async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def events(
+        self, *, include_usage: bool, include_obfuscation: bool
+    ) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events: what has come of each sample since the last time.
 
         Args:
             include_usage: Whether a last event tells the usage.
+            include_obfuscation: Whether random letters hide the length of each event's text.
         """
-        exclude = None if include_usage else {"usage"}
+        exclude = {"usage"} if not include_usage else set()
+        exclude |= {"obfuscation"} if not include_obfuscation else set()
         try:
             async with aclosing(self._pieces()) as arriving:
                 async for number, piece in arriving:
                     event = self._completion([self._choice(number, piece)])
+                    if include_obfuscation:
+                        event.obfuscation = _letters(-len(piece.text) % OBFUSCATED_LENGTH)
                     yield f"data: {event.model_dump_json(exclude=exclude)}\n\n".encode()
             if include_usage:
                 event = self._completion([], self._usage())
-                yield f"data: {event.model_dump_json()}\n\n".encode()
+                yield f"data: {event.model_dump_json(exclude={'obfuscation'})}\n\n".encode()
             yield DONE
         except Refusal as refusal:
             yield f"data: {ErrorAnswer(error=refusal.body).model_dump_json()}\n\n".encode()
@@ -149,11 +157,12 @@ class EventStream(StreamingResponse):
     Args:
         answer: The answer.
         include_usage: Whether a last event tells the usage.
+        include_obfuscation: Whether random letters hide the length of each event's text.
     """
 
-    def __init__(self, answer: Answer, *, include_usage: bool) -> None:
+    def __init__(self, answer: Answer, *, include_usage: bool, include_obfuscation: bool) -> None:
         super().__init__(
-            answer.events(include_usage=include_usage),
+            answer.events(include_usage=include_usage, include_obfuscation=include_obfuscation),
             media_type="text/event-stream",
             # a proxy that waits for the whole answer would undo the stream
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
@@ -166,6 +175,10 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._answer.cancel()
+
+
+def _letters(count: int) -> str:
+    return secrets.token_urlsafe(count)[:count]
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:

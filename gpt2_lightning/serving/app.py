@@ -87,7 +87,12 @@ def make_app(service: Service) -> ASGIApp:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
 
-    @app.post(COMPLETIONS, response_model=Completion, responses=EVENTS)  # type: ignore[arg-type] # dict is invariant
+    @app.post(
+        COMPLETIONS,
+        response_model=Completion,
+        response_model_exclude={"obfuscation"},
+        responses=EVENTS,  # type: ignore[arg-type] # dict is invariant
+    )
     async def complete(asked: CompletionRequest) -> Any:
         """Continue a prompt."""
         if service.stopping:
@@ -97,7 +102,11 @@ def make_app(service: Service) -> ASGIApp:
         answer = Answer(drafts, asked.n or 1, served, metrics)
         if asked.stream:
             options = asked.stream_options
-            return EventStream(answer, include_usage=bool(options and options.include_usage))
+            return EventStream(
+                answer,
+                include_usage=bool(options and options.include_usage),
+                include_obfuscation=bool(options and options.include_obfuscation),
+            )
         try:
             return await answer.whole()
         finally:

@@ -65,7 +65,7 @@ async def drafts_of(request: CompletionRequest, served: Served, limits: Limits) 
 
 def _split(request: CompletionRequest) -> tuple[list[str], list[list[int]]]:
     """Return a request's prompts: as texts, or as ids."""
-    prompt = request.prompt
+    prompt = request.prompt or ""  # no prompt is the beginning of a text, as an empty one
     if isinstance(prompt, str):
         return [prompt], []
     texts = [item for item in prompt if isinstance(item, str)]

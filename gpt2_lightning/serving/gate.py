@@ -100,16 +100,23 @@ class Gate:
         """Return the body, or None if the client has gone.
 
         Raises:
-            Refusal: If it is longer than allowed; the rest is not kept.
+            Refusal: If it is longer than allowed (the rest is not kept), or no more of it comes.
         """
         allowed = self.service.limits.max_body_bytes
+        idle = self.service.limits.max_idle_seconds
         refusal = Refusal(413, f"The body is longer than {allowed:,} bytes.", code="body_too_long")
         if int(headers.get("content-length", "0")) > allowed:
             raise refusal
         read = bytearray()
         more = True
         while more:
-            message = await receive()
+            try:
+                async with asyncio.timeout(idle):
+                    message = await receive()
+            except TimeoutError:
+                raise Refusal(
+                    408, f"No more of the body came for {idle:g} seconds.", code="timeout"
+                ) from None
             if message["type"] == "http.disconnect":
                 return None
             read += message.get("body", b"")

@@ -16,6 +16,8 @@ class Limits:
         max_queue: Requests that wait for the first of their samples to begin.
         max_body_bytes: Bytes of a request's body.
         max_seconds: Seconds from a request's first byte to its answer's last.
+        max_idle_seconds: Seconds for a request's headers, and those in which a client sends no
+            more of a body, or takes no byte of an answer, before its connection is closed.
     """
 
     max_prompt_tokens: int | None = None
@@ -24,6 +26,7 @@ class Limits:
     max_queue: int = 64
     max_body_bytes: int = 2**20
     max_seconds: float = 300.0
+    max_idle_seconds: float = 10.0
 
     def check(self) -> None:
         """See that the limits leave something to serve.

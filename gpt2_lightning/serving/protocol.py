@@ -74,12 +74,26 @@ Stop = Annotated[
 ]
 
 
+def _without_nulls(fields: Any) -> Any:
+    """Leave out what a client spells as null: it asks for nothing, known here or not."""
+    if not isinstance(fields, dict):
+        return fields
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 class StreamOptions(BaseModel):
     """Options of a streamed answer."""
 
     model_config = EXACT
 
     include_usage: bool | None = Field(False, description="A last event with the usage.")
+    include_obfuscation: bool | None = Field(
+        False,
+        description="A field of random letters in each event, so that its length tells less of "
+        "its text.",
+    )
+
+    _nulls = model_validator(mode="before")(_without_nulls)
 
 
 class CompletionRequest(BaseModel):
@@ -90,7 +104,9 @@ class CompletionRequest(BaseModel):
     model: Annotated[Text, Len(1, 256)] | None = Field(
         None, description="One of /v1/models; the first of them where it is left out."
     )
-    prompt: Prompt = Field(description=f"Text to continue: {KINDS}.")
+    prompt: Prompt | None = Field(
+        None, description=f"Text to continue: {KINDS}. Null or left out: a new text begins."
+    )
     max_tokens: int | None = Field(
         16, ge=0, le=1_000_000, description="Tokens to write at most; 0 goes with echo."
     )
@@ -132,6 +148,8 @@ class CompletionRequest(BaseModel):
     logit_bias: Annotated[dict[str, float], Len(0, 0)] | None = Field(
         None, description="Not supported."
     )
+
+    _nulls = model_validator(mode="before")(_without_nulls)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -187,6 +205,10 @@ class Completion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage | None = None
+    obfuscation: Annotated[
+        str | None,
+        Field(description="Random letters, in the events of a stream that asked for them."),
+    ] = None
 
 
 class ModelCard(BaseModel):

@@ -1,12 +1,17 @@
 """The server: a socket, signals, and an end that waits for what was begun."""
 
+import asyncio
 import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.serving.app import make_app
@@ -14,6 +19,76 @@ from gpt2_lightning.serving.refusal import Refusal
 from gpt2_lightning.serving.served import Service
 
 FLUSH_SECONDS = 10  # for the last bytes of the last answers
+# Bytes that the system keeps for a client that does not read. Linux would keep megabytes, which is
+# a stream of any length: nobody could tell that it is not being read.
+SEND_BUFFER = 8_192
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, closed when its client is idle in the middle of something.
+
+    uvicorn itself limits the time between two requests alone.
+
+    Args:
+        idle_seconds: For a request's headers; and how long a client may take no byte of an answer.
+        rest: uvicorn's own arguments.
+    """
+
+    def __init__(self, idle_seconds: float, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._idle_seconds = idle_seconds
+        self._headers_due: asyncio.TimerHandle | None = None
+        self._reader_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn: asyncio's base class says BaseTransport
+        """Begin to wait for the first request's headers."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # whatever cannot be sent pauses the writing
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        super().connection_lost(exc)
+        for timer in (self._headers_due, self._reader_due):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a request's headers have to be complete in time, not merely begun."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._expect_headers()
+        elif self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+
+    def pause_writing(self) -> None:
+        """Watch whether the client takes what waits for it."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """Stop watching: the system has taken all of it."""
+        super().resume_writing()
+        if self._reader_due is not None:
+            self._reader_due.cancel()
+            self._reader_due = None
+
+    def _expect_headers(self) -> None:
+        if self._headers_due is None and not self.transport.is_closing():
+            self._headers_due = self.loop.call_later(self._idle_seconds, self.transport.abort)
+
+    def _watch_reader(self, waited: int | None = None) -> None:
+        """Close the connection when nothing is taken between two looks.
+
+        Args:
+            waited: Bytes that waited for the client at the look before, if there was one.
+        """
+        waiting = self.transport.get_write_buffer_size()
+        if waiting == waited:
+            self.transport.abort()
+        else:
+            self._reader_due = self.loop.call_later(self._idle_seconds, self._watch_reader, waiting)
 
 
 class Server(uvicorn.Server):
@@ -28,7 +103,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                http="h11",  # what it brings along; the model is what takes time
+                # h11 is what uvicorn brings along; the model is what takes time
+                http=cast(Any, partial(Connection, service.limits.max_idle_seconds)),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
@@ -90,7 +166,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"--port {port}: it has to be from 0 to 65535; 0 takes a free one.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be none
         number = getattr(error, "errno", None) or 0  # below 0 for a name that was not found
         reason = os.strerror(number) if number > 0 else getattr(error, "strerror", "no such name")
@@ -98,6 +174,8 @@ def listen(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port}: it cannot listen there ({reason}). "
             "Another --port may be free; --port 0 takes one that is."
         ) from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # of every connection
+    return listener
 
 
 def run(service: Service, listener: socket.socket, listening: Callable[[], None]) -> None:
@@ -109,7 +187,7 @@ def run(service: Service, listener: socket.socket, listening: Callable[[], None]
         listening: Called once it answers.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; inherited by every connection
-        # a client that reads nothing more would keep its connection, and what it was sent
-        milliseconds = min(int(service.limits.max_seconds * 1000), 2**31 - 1)
+        # a client that has vanished, or reads nothing more, would keep what it was sent
+        milliseconds = min(max(1, int(service.limits.max_idle_seconds * 1000)), 2**31 - 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     Server(service, listening).run([listener])
