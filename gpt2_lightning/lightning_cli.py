@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +25,12 @@ from gpt2_lightning.callbacks.outcome import Outcome
 from gpt2_lightning.callbacks.predictions import Predictions
 from gpt2_lightning.callbacks.progress_bar import ProgressBar
 from gpt2_lightning.callbacks.report import Report
+from gpt2_lightning.callbacks.run_folder import (
+    DEFAULT_LOGGER,
+    RunFolder,
+    place_loggers,
+    ready_loggers,
+)
 from gpt2_lightning.callbacks.samples import Samples
 from gpt2_lightning.callbacks.stop import Listen, Stop
 from gpt2_lightning.callbacks.surprisal import Surprisal
@@ -57,11 +64,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_EPOCHS = 3  # where no length is given; Lightning would take 1000
 DEFAULTS = {
-    "trainer.logger": {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        # hp_metric would be a curve of one point at -1
-        "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
-    },
+    "trainer.logger": DEFAULT_LOGGER,
     "trainer.num_sanity_val_steps": -1,  # the whole split, kept as the curve's beginning
     "trainer.use_distributed_sampler": False,  # the loaders deal the blocks out themselves
     "trainer.enable_model_summary": False,  # Totals says it in a line, tied weights counted once
@@ -101,6 +104,13 @@ class GPT2ArgumentParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message instead of printing the usage and ending the process."""
+        # what jsonargparse shows of a logger without its required argument
+        lacking = r"class_path='(?:\w+\.)*(\w+)', init_args=Namespace\(save_dir=None"
+        if named := re.search(lacking, message):
+            raise UsageError(
+                f"--trainer.logger: {named[1]} needs a folder. --trainer.logger.save_dir . after "
+                "it would work, and puts its files into the run folder."
+            )
         refuse(self, message)
 
 
@@ -124,6 +134,7 @@ class GPT2CLI(LightningCLI):
                 load_from_checkpoint_support=False,  # checkpoints hold plain values
                 parser_class=GPT2ArgumentParser,
                 parser_kwargs=parser_kwargs,
+                save_config_callback=None,  # RunFolder writes config.yaml, for every logger
             )
         except RuntimeError as error:
             if self.stop.lost is None:
@@ -157,8 +168,9 @@ class GPT2CLI(LightningCLI):
         words = with_underscores(args)
         self.typed = words
         self.checkpoint_file: Path | None = None
+        self.going_on: str | None = None  # the folder of the run that goes on
         if (asked := value_of(words, "--ckpt_path")) is not None:
-            self.checkpoint_file = find_checkpoint(asked)
+            self.checkpoint_file = find_checkpoint(asked, _root_of_runs(words))
             for flag in CARRIED:
                 if value_of(words, flag) is not None:
                     raise UsageError(
@@ -190,10 +202,9 @@ class GPT2CLI(LightningCLI):
             config.model.pretrained = model_of(config.model.pretrained)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
-        if config.trainer.logger is False:  # Lightning would write config.yaml where one stands
-            self.save_config_callback = None
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
-            self.checkpoint_file = find_checkpoint(config.ckpt_path)
+            root = config.trainer.default_root_dir
+            self.checkpoint_file = find_checkpoint(config.ckpt_path, root and str(root))
         if self.checkpoint_file is not None:
             self._go_on_from(self.checkpoint_file, config)
         elif config.model.pretrained is not None:
@@ -240,13 +251,14 @@ class GPT2CLI(LightningCLI):
         if run is not None and self.subcommand == "fit":
             for left in (*sweep(run), *sweep(file.parent)):
                 log.info("%s is removed: a process that was killed had left it.", left)
-        if run is not None and config.trainer.logger not in (None, False):
-            logger = config.trainer.logger.init_args
-            # relative where the run was, as ModelCheckpoint compares the path's letters
-            here = run.parent.parent == Path.cwd()
-            logger.save_dir = "." if here else str(run.parent.parent)
-            logger.name, logger.version = run.parent.name, run.name
-            self.save_config_callback = None  # the run's own settings stand there
+        self.going_on = _own_run(checkpoint, file)
+
+    def instantiate_classes(self) -> None:
+        """Build what the settings say; where loggers write is no setting of config.yaml's."""
+        config = self.config[self.subcommand]
+        self.settings = self._parser(self.subcommand).dump(config, skip_none=False)
+        place_loggers(config.trainer, self.going_on)
+        super().instantiate_classes()
 
     def after_fit(self) -> None:
         """End as a signal asked that came while the results were written."""
@@ -257,8 +269,10 @@ class GPT2CLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         bar = settings.enable_progress_bar is not False
         limit = settings.max_time
+        root = str(settings.default_root_dir or ".")
         callbacks: list[Callback] = [
-            *([ProgressBar()] if bar else []),  # first: what others print comes after it
+            RunFolder(self.settings, root, self.going_on),  # first: the others write there
+            *([ProgressBar()] if bar else []),  # before them: what others print comes after it
             Listen(self.stop),  # before those that write at the end
             Baseline(),
             Totals(),
@@ -281,6 +295,7 @@ class GPT2CLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise UsageError(in_flags(str(error))) from error
         give_to_trainer(trainer)
+        ready_loggers(trainer.loggers, self.going_on)
         trainer.callbacks.sort(key=_place)
         return trainer
 
@@ -331,3 +346,26 @@ def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
         del model[name]
     del model["seed"]
     return {"seed_everything": data.pop("seed"), "model": model, "data": data}
+
+
+def _root_of_runs(words: list[str]) -> str | None:
+    """Return the folder below which a command line says that runs are."""
+    for flag in ("logger.init_args.save_dir", "logger.save_dir", "default_root_dir"):
+        if (root := value_of(words, f"--trainer.{flag}")) is not None:
+            return root
+    return None
+
+
+def _own_run(checkpoint: dict[str, Any], file: Path) -> str | None:
+    """Return the run folder that a checkpoint lies in, spelled as it was where the run began.
+
+    ModelCheckpoint knows its files again only by the letters of their path.
+    """
+    run = run_of(file)
+    if run is None:
+        return None
+    for state in checkpoint.get("callbacks", {}).values():
+        spelled = str(state.get("dirpath", "")) if isinstance(state, dict) else ""
+        if spelled.endswith("/checkpoints") and Path(spelled).absolute() == run / "checkpoints":
+            return spelled.removesuffix("/checkpoints")
+    return f"./{run.relative_to(Path.cwd())}" if run.is_relative_to(Path.cwd()) else str(run)

@@ -6,7 +6,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 # by this name it is known to tests, too
 from gpt2_lightning.report.scalars import read_scalars as read_scalars
@@ -27,6 +27,15 @@ class Curves(Callback):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.add_custom_scalars(LAYOUT)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write out what was logged, before the checkpoint that a run goes on from."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.flush()
+                elif isinstance(logger, CSVLogger):
+                    logger.save()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
         self._write(trainer)
@@ -40,12 +49,17 @@ class Curves(Callback):
 
     @staticmethod
     def _write(trainer: Trainer) -> None:
+        """Write the table, unless a CSV logger of the same folder does: it is the same table."""
         if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
+        by_logger = {it.log_dir for it in trainer.loggers if isinstance(it, CSVLogger)}
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir).is_dir():
+            if isinstance(logger, CSVLogger):
+                logger.save()
+            elif isinstance(logger, TensorBoardLogger) and Path(logger.log_dir).is_dir():
                 logger.experiment.flush()
-                write_metrics_csv(Path(logger.log_dir))
+                if logger.log_dir not in by_logger:
+                    write_metrics_csv(Path(logger.log_dir))
 
 
 def write_metrics_csv(run: Path) -> None:

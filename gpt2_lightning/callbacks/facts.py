@@ -62,7 +62,7 @@ class Facts(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known; earlier, a mistake could still leave no run at all."""
         folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None or cast(Any, trainer).fast_dev_run:
+        if not trainer.is_global_zero or folder is None:
             return
         data: WikiTextDataModule = cast(Any, trainer).datamodule
         module = cast(GPT2Module, pl_module)

@@ -35,7 +35,7 @@ class HFFolder(Callback):
 
     def _write(self, trainer: Trainer, module: GPT2Module) -> None:
         folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None or cast(Any, trainer).fast_dev_run:
+        if not trainer.is_global_zero or folder is None:
             return
         found = self._outcome(trainer, module)
         write_hf_folder(folder / "hf", found.model, found.tokenizer, module.sampling)

@@ -6,6 +6,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gpt2_lightning.callbacks.run_folder import LOCAL, run_folder
 from gpt2_lightning.errors import UsageError
 
 # what stands in a run folder before the first step
@@ -26,13 +27,15 @@ class Mistake(Callback):
         theirs = isinstance(exception, UsageError | MisconfigurationException)
         if not theirs or not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger):
-                continue
-            run = Path(logger.log_dir)
-            found = {file for name in WRITTEN_BEFORE_TRAINING for file in run.glob(name)}
-            if run.is_dir() and found == set(run.iterdir()):
-                logger.experiment.close()  # it would write its last events into a file that is gone
+        run = run_folder(trainer)  # None where config.yaml may be another run's
+        names = [name for name in WRITTEN_BEFORE_TRAINING if run or name != "config.yaml"]
+        local = [logger for logger in trainer.loggers if isinstance(logger, LOCAL)]
+        for folder in {*([run] if run else []), *(Path(logger.log_dir) for logger in local)}:
+            found = {file for name in names for file in folder.glob(name)}
+            if folder.is_dir() and found == set(folder.iterdir()):
+                for logger in local:  # it would write its last events into a file that is gone
+                    if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
+                        logger.experiment.close()
                 for file in found:
                     file.unlink()
-                run.rmdir()
+                folder.rmdir()

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from gpt2_lightning.callbacks.run_folder import run_folder
 from gpt2_lightning.data.token_text import decoder
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import append_text, write_text
@@ -26,16 +27,14 @@ class Predictions(BasePredictionWriter):
     def __init__(self) -> None:
         super().__init__(write_interval=INTERVAL)
         self.file: Path | None = None
-
-    def _part(self, trainer: Trainer, rank: int) -> Path:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        folder = Path(cast(Any, trainer.strategy).broadcast(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"predictions.jsonl.{rank}"
+        self.part: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with an empty part."""
-        self.part = self._part(trainer, trainer.global_rank)
+        if (folder := run_folder(trainer)) is None:  # with fast_dev_run
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.part = folder / f"predictions.jsonl.{trainer.global_rank}"
         self.part.write_text("")
 
     def write_on_batch_end(
@@ -49,6 +48,8 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Add a batch to this rank's part."""
+        if self.part is None:
+            return
         tokenizer = cast(Any, trainer).datamodule.tokenizer
         sampling = cast(GPT2Module, pl_module).sampling
         lines = []
@@ -66,6 +67,8 @@ class Predictions(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the parts of all ranks in order."""
+        if self.part is None:
+            return
         trainer.strategy.barrier("predictions")
         self.file = self.part.with_suffix("")
         if trainer.is_global_zero:

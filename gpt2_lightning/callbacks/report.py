@@ -1,7 +1,6 @@
 """The page about the run, written at its end."""
 
 import logging
-from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -40,7 +39,7 @@ class Report(Callback):
     @staticmethod
     def _write(trainer: Trainer) -> None:
         folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None or cast(Any, trainer).fast_dev_run:
+        if not trainer.is_global_zero or folder is None:
             return
         try:
             write_page([read_run(str(folder))], folder / "report.html")

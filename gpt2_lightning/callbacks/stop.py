@@ -239,6 +239,8 @@ def _end_of(process: "subprocess.Popen[bytes]") -> str:
 
 def save_last(trainer: Trainer) -> None:
     """Save the run's ``last.ckpt``, where checkpoints are kept at all."""
+    if cast(Any, trainer).fast_dev_run:
+        return
     own = run_checkpoint(trainer)
     if own is None or own.dirpath is None or not (own.keeps_last or own.save_top_k):
         return

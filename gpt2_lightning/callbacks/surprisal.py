@@ -45,7 +45,7 @@ class Surprisal(Callback):
         folder = run_folder(trainer)
         if trainer.state.fn != "fit" or not trainer.is_global_zero or folder is None:
             return
-        if is_sharded(trainer) or cast(Any, trainer).fast_dev_run:
+        if is_sharded(trainer):
             return
         data = cast(Any, trainer).datamodule
         inputs, targets = passage_of(data)

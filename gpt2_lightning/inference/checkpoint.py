@@ -3,6 +3,7 @@
 import json
 import logging
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,16 @@ def _inside_run(run: Path, flag: str) -> Path:
 
 def newest_run(logs: Path) -> Path | None:
     """Return the run of a folder of runs that wrote a whole checkpoint last, if one did."""
-    written = sorted(logs.glob("*/checkpoints/*.ckpt"), key=_written, reverse=True)
-    return next((file.parent.parent for file in written if _is_usable(file)), None)
+    newest = newest_checkpoint(logs.glob("*/checkpoints"))
+    return None if newest is None else newest.parent.parent
+
+
+def newest_checkpoint(folders: Iterable[Path]) -> Path | None:
+    """Return the whole checkpoint of some folders that was written last, if there is one."""
+    written = [file for folder in folders for file in folder.glob("*.ckpt")]
+    # of those written at once, as best and last are, the last one
+    written.sort(key=lambda file: (_written(file), file.name), reverse=True)
+    return next((file for file in written if _is_usable(file)), None)
 
 
 def last_checkpoint(run: Path) -> Path | None:

@@ -1,41 +1,100 @@
 """Run folders: which checkpoint ``last``, a folder or a file means."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
+from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import (
     best_checkpoint,
     check_run,
     last_checkpoint,
-    newest_run,
+    newest_checkpoint,
 )
 from gpt2_lightning.inference.sharded import is_sharded
+from gpt2_lightning.storage import append_text
 
 LOGS = Path("lightning_logs")
 
 
-def find_checkpoint(name: str) -> Path:
+RECORD = "runs.jsonl"  # in the cache: runs that are not in lightning_logs
+
+
+def remember_run(checkpoints: Path) -> None:
+    """Note where a run keeps its checkpoints, if ``last`` would not look there.
+
+    Args:
+        checkpoints: The folder of its checkpoints.
+    """
+    checkpoints = checkpoints.absolute()
+    if checkpoints.parent.parent == LOGS.absolute():
+        return
+    row = {"from": str(Path.cwd()), "checkpoints": str(checkpoints)}
+    with suppress(OSError):  # a home that cannot be written ends no run
+        append_text(cache_folder(None) / RECORD, json.dumps(row) + "\n")
+
+
+def _remembered() -> list[Path]:
+    """Return the folders of checkpoints of runs that were begun in the present folder."""
+    try:
+        lines = (cache_folder(None) / RECORD).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError):  # a line that was cut short
+            row = json.loads(line)
+            if row["from"] == str(Path.cwd()):
+                found.append(Path(row["checkpoints"]))
+    return found
+
+
+def _places(root: Path | None) -> list[Path]:
+    """Return the folders of checkpoints among which the newest run is looked for.
+
+    Args:
+        root: A folder that runs were told to go below (``--trainer.default_root_dir``, or a
+            logger's ``save_dir``); null takes ``lightning_logs``, and runs that were begun in the
+            present folder, wherever they are.
+    """
+    if root is None:
+        return [*LOGS.glob("*/checkpoints"), *_remembered()]
+    return [*root.glob("*/checkpoints"), *root.glob("*/*/checkpoints")]
+
+
+def find_checkpoint(name: str, root: str | None = None) -> Path:
     """Find the checkpoint that ``--ckpt_path`` means.
 
     Args:
         name: ``last`` (the newest run's last checkpoint, or its newest whole one where that is
             torn), ``best`` (its best), a run folder (its last checkpoint), or a checkpoint: a
             file, or a folder where its state is sharded.
+        root: The folder below which runs were told to go, if one was given.
 
     Raises:
         UsageError: If there is none: a fresh start is not what was asked for.
     """
     path = Path(name).expanduser()
     if name in ("last", "best"):
-        run = newest_run(LOGS)
-        if run is None:
+        newest = newest_checkpoint(_places(None if root is None else Path(root).expanduser()))
+        if newest is None:
             raise UsageError(
-                f"--ckpt_path {name}: no run in {LOGS}/ has a checkpoint. Leave the flag out to "
-                "start a run."
+                f"--ckpt_path {name}: no run in {root or LOGS}/ has a checkpoint. Leave the flag "
+                "out to start a run, or give the run's folder."
             )
+        run = run_of(newest)
+        if run is None:  # --checkpoint.dirpath
+            if name == "last":
+                return newest
+            raise UsageError(
+                f"--ckpt_path best: the newest run keeps its checkpoints in {newest.parent}. Give "
+                "the file of the best one."
+            )
+        run = newest.parent.parent  # as it was spelled
         if name == "last":
             last = last_checkpoint(run)
-            assert last is not None  # newest_run has found a whole one
+            assert last is not None  # a whole one was found
             return last
         if (best := best_checkpoint(run)) is None or best.name == "last.ckpt":
             raise UsageError(
