@@ -123,6 +123,16 @@ def check_checkpoint(checkpoint: Any, callbacks: Any) -> None:
             f"--checkpoint.save_top_k {checkpoint.save_top_k}: it has to be 0 or more, or -1 for "
             "all."
         )
+    every = checkpoint.every_n_train_steps
+    if every is not None and every < 0:
+        raise UsageError(f"--checkpoint.every_n_train_steps {every}: must be >= 1, or null.")
+    for name in ("save_on_train_epoch_end", "save_on_exception"):
+        if checkpoint[name]:
+            raise UsageError(
+                f"--checkpoint.{name} true: training could not go on exactly from there. "
+                "Checkpoints are saved after validations; --checkpoint.every_n_train_steps N "
+                "renews last.ckpt between them."
+            )
 
 
 def in_flags(message: str) -> str:

@@ -233,6 +233,12 @@ class GPT2CLI(LightningCLI):
         """Build the model and the tokenizer that a checkpoint carries, in its own run folder."""
         checkpoint = read_checkpoint(file)
         if self.subcommand == "fit":
+            if "callbacks" not in checkpoint:
+                raise UsageError(
+                    f"--ckpt_path: {file} holds weights alone (--checkpoint.save_weights_only "
+                    "true), from which training cannot go on. Begin a new run with them: "
+                    f"--model.pretrained {run_of(file) or 'RUN'}, without --ckpt_path."
+                )
             for group, key in (
                 ("data", "datamodule_hyper_parameters"),  # first: what is linked is a flag of data
                 ("model", "hyper_parameters"),

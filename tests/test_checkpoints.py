@@ -101,7 +101,11 @@ def test_a_killed_run_goes_on_after_its_newest_validation(
     killer += "batch: 5, epoch: 2}}"
     killed = subprocess.run(
         [sys.executable, "-m", "gpt2_lightning", "fit", *words, f"--trainer.callbacks=[{killer}]"],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums depend on it
+        },
         capture_output=True,
         timeout=300,
         check=False,
@@ -242,3 +246,40 @@ def test_what_is_no_number_is_never_the_best(
     screen = capsys.readouterr().out
     assert "--checkpoint.monitor val/loss: it is nan at step 3" in screen
     assert "Last model:" in screen
+
+
+def test_between_validations_the_last_state_is_renewed(wiki_folder: Path, tiny_model: Path) -> None:
+    run = fit(
+        *fine_tuning(wiki_folder, tiny_model),
+        "--trainer.max_steps=7",
+        "--trainer.accumulate_grad_batches=2",
+        "--samples.enabled=false",
+        "--checkpoint.every_n_train_steps=5",
+        "--checkpoint.save_top_k=-1",
+    )
+    names = {file.name.partition("-val_loss")[0] for file in (run / "checkpoints").iterdir()}
+    assert names == {"step5.ckpt", "best-step7", "last.ckpt"}
+    saved = content(run / "checkpoints/step5.ckpt")
+    assert saved["global_step"] == 5
+    batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    assert batches == 10  # whole steps
+    assert saved["callbacks"]["RunCheckpoint"]["best"] is None
+
+
+def test_weights_alone_do_not_go_on(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=1")
+    fit(*words, "--checkpoint.save_weights_only=true")
+    message = mistake("fit", "--ckpt_path=last", *CALM)
+    assert "last.ckpt holds weights alone (--checkpoint.save_weights_only true)" in message
+    assert find_checkpoint("best").name.startswith("best-step1-")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["save_on_train_epoch_end=true", "save_on_exception=true", "every_n_train_steps=-1"],
+)
+def test_flags_that_would_be_ignored_are_refused(
+    flag: str, mistake: Mistake, wiki_folder: Path, tiny_model: Path
+) -> None:
+    words = fine_tuning(wiki_folder, tiny_model)
+    assert flag.partition("=")[0] in mistake("fit", *words, *CALM, f"--checkpoint.{flag}")
