@@ -1,14 +1,13 @@
 """Data sets that `datasets` holds as Arrow files: from the Hub, or saved to disk."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from gpt2_lightning.data.readers import ROWS_PER_READ, rows_of_column
 from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
-
-ROWS_PER_READ = 1000
 
 
 def open_saved(path: Path, text_column: str) -> dict[SplitName, Rows]:
@@ -69,23 +68,10 @@ def _rows_of_datasets(
                 yield from rows_of_column(batch[text_column], text_column, path)
 
         files = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
-        found[SPLIT_NAMES[name]] = Rows(read, files, f"arrow {text_column}")
+        found[SPLIT_NAMES[name]] = Rows(read, files, f"arrow {text_column} 2")
     if not found:
         raise UsageError(
             f"--data.source {path}: splits {', '.join(splits)}, none of which is called train, "
             "validation or test."
         )
     return found
-
-
-def rows_of_column(values: Iterable[Any], text_column: str, file: Path) -> Iterator[Row]:
-    """Yield a column's values; every row is a document, and null an empty one."""
-    for value in values:
-        if value is None:
-            value = ""
-        if not isinstance(value, str):
-            raise UsageError(
-                f"--data.text_column {text_column}: the column holds {type(value).__name__} "
-                f"in {file}, not text."
-            )
-        yield Row(value, begins=True)

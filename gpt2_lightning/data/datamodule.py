@@ -14,7 +14,7 @@ from gpt2_lightning.data.blocks import BlockName, Blocks, PackedBlocks, PaddedBl
 from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
-from gpt2_lightning.data.rows import Rows, SplitName
+from gpt2_lightning.data.rows import DocumentsName, Rows, SplitName
 from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.splitting import split_rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
@@ -50,6 +50,11 @@ class WikiTextDataModule(LightningDataModule):
         subset: Folder below the source, or configuration on the Hub (``wikitext-2-raw-v1``).
         revision: Branch, tag or commit on the Hub.
         text_column: Column that holds the text, in parquet, jsonl and csv files.
+        documents: What of a text file is a document, after which an end-of-text stands: the whole
+            ``file``, or each ``line`` (tweets, jokes).
+        validation_source: File, folder or pattern of the validation split. Null goes by the names
+            of the source's files; ``none`` holds it out of the training text whatever they say.
+        test_source: The same of the test split.
         cleaning: ``none``; ``detokenize`` undoes WikiText's spaces and ``@-@`` marks;
             ``tutorial`` drops all punctuation, as the tutorial does.
         tokenizer: Name or folder. Null takes the model's own; from scratch, a byte-level BPE is
@@ -72,6 +77,9 @@ class WikiTextDataModule(LightningDataModule):
         subset: str | None = None,
         revision: str | None = None,
         text_column: str = "text",
+        documents: DocumentsName = "file",
+        validation_source: str | None = None,
+        test_source: str | None = None,
         cleaning: CleaningName = "none",
         tokenizer: str | None = None,
         tokenizer_revision: str | None = None,
@@ -93,6 +101,10 @@ class WikiTextDataModule(LightningDataModule):
         self.subset = subset
         self.revision = revision
         self.text_column = text_column
+        self.documents = documents
+        self.validation_source = validation_source
+        self.test_source = test_source
+        self._splits: dict[SplitName, Rows] | None = None
         self.cleaner = get_cleaner(cleaning)
         self.tokenizer_name = tokenizer
         self.tokenizer_revision = tokenizer_revision
@@ -162,12 +174,33 @@ class WikiTextDataModule(LightningDataModule):
         Raises:
             UsageError: If there is no such source, or one of the splits cannot be had.
         """
-        found = open_source(
+        splits = self._splits = self._splits or self._find_splits()
+        for split in wanted:
+            if split not in splits:
+                raise UsageError(
+                    f"--data.source {self.source}: it has no {split} split, and no training split "
+                    f"to take one from; it has: {', '.join(splits)}."
+                )
+        return splits
+
+    def open(self) -> dict[SplitName, Rows]:
+        """Open the source as it is: no split is taken out of another.
+
+        Raises:
+            UsageError: If there is no such source, or nothing in it that can be read.
+        """
+        return open_source(
             self.source,
             subset=self.subset,
             revision=self.revision,
             text_column=self.text_column,
+            documents=self.documents,
+            validation_source=self.validation_source,
+            test_source=self.test_source,
         )
+
+    def _find_splits(self) -> dict[SplitName, Rows]:
+        found = self.open()
         splits = {name: as_articles(rows) for name, rows in found.items()}
         held_out: list[SplitName] = ["validation", "test"]
         missing = [name for name in held_out if name not in splits]
@@ -178,12 +211,6 @@ class WikiTextDataModule(LightningDataModule):
             log.info("%s has no %s split: taking %s.", self.source, lacking, splitting)
             splits |= splitting.rows
             self.taken = set(missing)
-        for split in wanted:
-            if split not in splits:
-                raise UsageError(
-                    f"--data.source {self.source}: it has no {split} split, and no training split "
-                    f"to take one from; it has: {', '.join(splits)}."
-                )
         return splits
 
     def _train_tokenizer(self, splits: dict[SplitName, Rows]) -> str:

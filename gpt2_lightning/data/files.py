@@ -1,85 +1,445 @@
-"""Local files and folders: parquet in the Hub's layout, WikiText's archives, txt, jsonl, csv."""
+"""Local files and folders: which files are read, which split each belongs to, what is left out."""
 
-import codecs
+import glob
 import logging
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
-import pyarrow.parquet
-
-from gpt2_lightning.data.arrow import ROWS_PER_READ, open_saved, rows_of_column
-from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
+from gpt2_lightning.data.arrow import open_saved
+from gpt2_lightning.data.readers import (
+    ARCHIVES,
+    COMPRESSIONS,
+    OTHER_DOCUMENTS,
+    DataFile,
+    check_column,
+    is_data,
+    naming_damage,
+    read_file,
+    suffixes_of,
+)
+from gpt2_lightning.data.rows import SPLIT_NAMES, DocumentsName, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
 
-TEXT_SUFFIXES = {".txt", ".raw", ".tokens"}  # .raw and .tokens: the original WikiText archives
-# what people take for text; words are inside, but not as plain text
-OTHER_DOCUMENTS = {".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html", ".htm"}
-TABLE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
-SHARD = re.compile(r"(?P<split>[\w.]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet")
-
+SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet", re.IGNORECASE)
+# what stands beside a corpus and is no part of it
+ABOUT = re.compile(
+    r"(readme|licen[cs]e|copying|changelog|citation|notice|requirements)([._-].*)?|"
+    r"dataset_infos?\.json|state\.json|dataset_dict\.json",
+    re.IGNORECASE,
+)
+PART = re.compile(r"\d*|(part|shard|split|set|v)\d*|of|[0-9a-f]{16,}")  # says nothing of the text
+SHOWN = 3  # names in the line that says which files are which split
+ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
 
 log = logging.getLogger(__name__)
 
 
-def open_path(path: Path, subset: str | None, text_column: str) -> dict[SplitName, Rows]:
+@dataclass
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        files: Files that can be read, in the order of their names.
+        left_out: The names of all others, by the reason.
+    """
+
+    files: list[DataFile] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note a file that is not read."""
+        self.left_out.setdefault(reason, []).append(name)
+
+
+def open_path(
+    path: Path,
+    subset: str | None,
+    text_column: str,
+    *,
+    documents: DocumentsName = "file",
+    held_out: dict[SplitName, str] | None = None,
+) -> dict[SplitName, Rows]:
     """Find the splits of a file, or of a folder in any layout that is known.
+
+    Folders called train, valid (validation, val, dev) and test are the splits. Elsewhere the file
+    names tell, in lower case and cut at ``. _ -`` and blanks: a name says its split by its first
+    or last word, parts and shards (``part1``, ``00000-of-00002``) not counted. They are believed
+    where all names say one and what is left of a held-out name is nothing, or is left of a
+    training name as well (``poems_train.txt``, ``poems_test.txt``). Where no name says validation
+    or test, all is training text. Whatever lies between is refused, with the flags that decide.
 
     Args:
         path: The file or folder.
         subset: A folder inside ``path``; said to be unused where ``path`` itself holds data.
-        text_column: The column that holds the text, in parquet, jsonl and csv files.
+        text_column: The column that holds the text, in parquet, jsonl, json, csv and tsv files.
+        documents: Whether a text file, or each of its lines, is a document.
+        held_out: Paths of splits that are given by hand, whose names say nothing then; ``none``
+            where a split is to be held out of the training text.
 
     Raises:
-        UsageError: If there is nothing that can be read.
+        UsageError: If there is nothing that can be read, or the names can be read in two ways.
     """
+    held_out = held_out or {}
     if subset is not None:
         if (path / subset).is_dir():
-            return open_path(path / subset, None, text_column)
+            return open_path(
+                path / subset, None, text_column, documents=documents, held_out=held_out
+            )
         if path.is_dir() and not _holds_data(path):
             raise UsageError(
                 f"--data.subset {subset}: there is no folder of that name in {path}, which "
                 f"holds: {_listing(path)}."
             )
         log.info("%s holds its data itself: --data.subset %s is not used.", path, subset)
-    if path.is_file():
-        return {"train": _rows_of_files((path,), text_column)}
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if path.is_dir() and _is_saved(path):
         return open_saved(path, text_column)
-    if files := _files_by_split(path):
-        _tell_of_others(path)
-        return {split: _rows_of_files(found, text_column) for split, found in files.items()}
-    subsets = [inner.name for inner in sorted(path.iterdir()) if _holds_data(inner)]
-    if len(subsets) == 1:
-        return open_path(path / subsets[0], None, text_column)
-    if subsets:
-        raise UsageError(
-            f"--data.source {path}: this folder has several subsets. "
-            f"Choose one: {' or '.join(f'--data.subset {name}' for name in subsets)}."
+    if path.is_dir() and not _holds_data(path) and (subsets := _subsets(path)):
+        if len(subsets) > 1:
+            raise UsageError(
+                f"--data.source {path}: this folder has several subsets. "
+                f"Choose one: {' or '.join(f'--data.subset {name}' for name in subsets)}."
+            )
+        return open_path(
+            path / subsets[0], None, text_column, documents=documents, held_out=held_out
         )
-    raise UsageError(
-        f"--data.source {path}: no data files in this folder. It holds: {_listing(path)}. Files "
-        "that can be read: *.parquet, *.txt, *.jsonl, *.csv, wiki.train.raw or wiki.train.tokens, "
-        "or a folder written by datasets' save_to_disk."
+    found = _find(path)
+    own = {_key(file) for name in held_out.values() if name != "none" for file in _named(name)}
+    files = [file for file in found.files if _key(file) not in own]
+    if not found.files:
+        raise UsageError(
+            f"--data.source {path}: no data files in this folder. It holds: {_listing(path)}. "
+            "Files that can be read: *.txt, *.md, *.jsonl, *.json, *.csv, *.tsv, also compressed "
+            "(.gz, .bz2, .xz, .zst, .zip), *.parquet, wiki.train.raw or wiki.train.tokens, "
+            "or a folder written by datasets' save_to_disk."
+        )
+    if not files:
+        raise UsageError(
+            f"--data.source {path}: all of it is held out by --data.validation_source or "
+            "--data.test_source. Give training text."
+        )
+    whole = (
+        path.is_file() and not found.files[0].member
+    )  # one file has one split, whatever its name
+    splits: dict[SplitName, list[DataFile]]
+    splits = {"train": files} if whole else _by_split(path, files, found, held_out)
+    for of_split in splits.values():
+        _check_shards(of_split)
+    _say(path, splits, found.left_out)
+    return {
+        name: rows_of_files(splits[name], text_column, documents)
+        for name in ORDER
+        if name in splits
+    }
+
+
+def open_held_out(
+    flag: str, name: str, text_column: str, documents: DocumentsName = "file"
+) -> Rows:
+    """Open all files of a path or pattern as the rows of one split.
+
+    Args:
+        flag: Which named it, for messages.
+        name: A file, a folder, or a pattern such as ``data/*_test.txt``.
+        text_column: The column that holds the text, in tables.
+        documents: Whether a text file, or each of its lines, is a document.
+
+    Raises:
+        UsageError: If there is none of that name, or nothing in it that can be read.
+    """
+    try:
+        files = _named(name)
+    except UsageError as error:
+        raise UsageError(f"{flag} {name}: {error}") from error
+    if not files:
+        raise UsageError(
+            f"{flag} {name}: there is no file of text there. Give a file, a folder or a pattern, "
+            "or none for text held out of the training text."
+        )
+    log.info("%s %s: %s.", flag, name, _counted([file.name for file in files], "file"))
+    return rows_of_files(files, text_column, documents)
+
+
+def rows_of_files(
+    files: Iterable[DataFile], text_column: str, documents: DocumentsName = "file"
+) -> Rows:
+    """Return the rows of files, one after the other.
+
+    Raises:
+        UsageError: If a table has no such column.
+    """
+    files = tuple(files)
+    for file in files:
+        check_column(file, text_column)
+
+    def read() -> Iterator[Row]:
+        for file in files:
+            yield from read_file(file, text_column, documents)
+
+    identity = " ".join(file.identity(text_column, documents) for file in files)
+    return Rows(read, tuple(dict.fromkeys(file.path for file in files)), identity)
+
+
+def _named(name: str) -> list[DataFile]:
+    """Return the files of a path, or, where there is none, of a pattern."""
+    path = Path(name).expanduser()
+    paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    return [file for one in paths for file in _find(one).files]
+
+
+def _key(file: DataFile) -> tuple[Path, str | None]:
+    return file.path.resolve(), file.member
+
+
+def _find(path: Path) -> Found:
+    """Find the files of a folder at any depth, or of a file, in an order that machines share.
+
+    Hidden files are passed over. Links are followed, a folder once.
+    """
+    found = Found()
+    if path.is_file():
+        _take(path, path.name, found, named=True)
+        return found
+    seen = {path.resolve()}
+    for folder, inner, names in os.walk(path, followlinks=True):
+        kept = []
+        for name in sorted(inner):
+            real = Path(folder, name).resolve()
+            if name.startswith("."):
+                continue
+            if real in seen:
+                found.leave_out(
+                    Path(folder, name).relative_to(path).as_posix(), "links to a folder read before"
+                )
+                continue
+            seen.add(real)
+            kept.append(name)
+        inner[:] = kept
+        for name in names:
+            if not name.startswith("."):
+                file = Path(folder, name)
+                _take(file, file.relative_to(path).as_posix(), found)
+    found.files.sort(key=lambda file: file.name)
+    texts = [file for file in found.files if not ABOUT.fullmatch(PurePosixPath(file.name).name)]
+    if texts:  # a README is text only where there is no other
+        for file in found.files:
+            if file not in texts:
+                found.leave_out(file.name, "about the text")
+        found.files = texts
+    return found
+
+
+def _take(file: Path, name: str, found: Found, *, named: bool = False) -> None:
+    suffix = file.suffix.lower()
+    inner = PurePosixPath(file.stem.lower()).suffix
+    if not file.is_file():
+        found.leave_out(name, "a link to nowhere" if file.is_symlink() else "no file")
+    elif suffix == ".zip":
+        _take_archive(file, name, found)
+    elif suffixes_of(file.name):
+        found.files.append(DataFile(file, name))
+    elif suffix in ARCHIVES or inner == ".tar" or (suffix in COMPRESSIONS):
+        reason = "unpack it first"
+        if named:
+            raise UsageError(
+                f"--data.source {file}: it is packed in a way that is not read here. "
+                "Unpack it first; read as they are: .txt.gz, .jsonl.zst, .zip and "
+                "their like."
+            )
+        found.leave_out(name, reason)
+    elif named:
+        if suffix in OTHER_DOCUMENTS - {".html", ".htm"}:
+            raise UsageError(
+                f"--data.source {file}: {suffix} holds no plain text. Save it as .txt or .csv."
+            )
+        found.files.append(DataFile(file, name))
+    elif suffix in OTHER_DOCUMENTS:
+        found.leave_out(name, "no plain text")
+    else:
+        found.leave_out(
+            name, "about the text" if ABOUT.fullmatch(file.name) else "not known as text"
+        )
+
+
+def _take_archive(file: Path, name: str, found: Found) -> None:
+    with naming_damage(DataFile(file, name)), zipfile.ZipFile(file) as archive:
+        members = [inner for inner in archive.namelist() if not inner.endswith("/")]
+    taken = 0
+    for inner in sorted(members):
+        parts = PurePosixPath(inner).parts
+        if any(part.startswith(".") for part in parts) or parts[0] == "__MACOSX":
+            continue
+        if suffixes_of(inner) and not inner.lower().endswith(".parquet"):
+            # an archive of one file is that file; one of several is like a folder
+            found.files.append(
+                DataFile(file, f"{name}/{inner}" if len(members) > 1 else name, inner)
+            )
+            taken += 1
+        else:
+            found.leave_out(f"{name}/{inner}", "unpack the archive to read it")
+    if not taken:
+        raise UsageError(f"{file}: nothing in this archive can be read. Unpack it first.")
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _holds_data(folder: Path) -> bool:
+    """Tell whether a folder has data of its own, not counting subsets inside."""
+    if not folder.is_dir():
+        return folder.is_file()
+    return _is_saved(folder) or any(
+        is_data(file.name) and not file.name.startswith(".") and not ABOUT.fullmatch(file.name)
+        for file in folder.iterdir()
+        if file.is_file()
     )
 
 
-def _tell_of_others(folder: Path) -> None:
-    """Say which documents of a folder are none of the formats that are read."""
-    others = [
-        file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in OTHER_DOCUMENTS
+def _subsets(folder: Path) -> list[str]:
+    """Return the folders inside that have splits of their own, as the Hub's subsets do."""
+    inner = [it for it in sorted(folder.iterdir()) if it.is_dir() and not it.name.startswith(".")]
+    if any(it.name.lower() in SPLIT_NAMES for it in inner):
+        return []
+    return [it.name for it in inner if _is_saved(it) or _has_splits(it)]
+
+
+def _has_splits(folder: Path) -> bool:
+    for inner in folder.iterdir():
+        known = inner.name.lower() in SPLIT_NAMES if inner.is_dir() else is_data(inner.name)
+        if known and (inner.is_dir() or _split_of(inner.name)[0] is not None):
+            return True
+    return False
+
+
+def _split_of(name: str) -> tuple[SplitName | None, str]:
+    """Return the split that a file name says, None where it says none, and what is left of it."""
+    stem = PurePosixPath(name).name.lower()
+    stem = stem.removesuffix(".zip")
+    stem = stem.removesuffix(suffixes_of(stem))
+    words = [word for word in re.split(r"[\W_]+", stem) if not PART.fullmatch(word)]
+    bare = [re.sub(r"\d+$", "", word) for word in words]
+    for place in (0, len(words) - 1) if words else ():
+        if bare[place] in SPLIT_NAMES:
+            return SPLIT_NAMES[bare[place]], " ".join(words[:place] + words[place + 1 :])
+    return None, " ".join(words)
+
+
+def _by_split(
+    path: Path, files: list[DataFile], found: Found, held_out: dict[SplitName, str]
+) -> dict[SplitName, list[DataFile]]:
+    """Sort files by split: by folders called so, or else by their names.
+
+    Raises:
+        UsageError: If the names can be read in two ways.
+    """
+    splits: dict[SplitName, list[DataFile]] = {}
+    tops = [SPLIT_NAMES.get(_top(file)) for file in files]
+    said = [(split, "") for split in tops]
+    by_folder = "train" in tops or (any(tops) and None not in tops)
+    if not by_folder:
+        said = [
+            (SPLIT_NAMES[_top(file)], "a folder") if top else _split_of(file.name)
+            for file, top in zip(files, tops, strict=True)
+        ]
+    free = {name for name, given in held_out.items() if given == "none"}
+    if not by_folder:
+        free |= held_out.keys() if not _agree(said) else set()
+        said = [(None, rest) if split in free else (split, rest) for split, rest in said]
+        apart = [
+            file.name
+            for file, (split, _) in zip(files, said, strict=True)
+            if split not in (None, "train")
+        ]
+        if apart and not _agree(said):
+            others = [file.name for file in files if file.name not in apart]
+            raise UsageError(
+                f"--data.source {path}: are {_counted(apart, 'file')} validation or test text? "
+                f"Their names begin or end like a split's, but {_counted(others, 'other')} do not "
+                "go with them. Say which files are held out with --data.validation_source PATH "
+                "and --data.test_source PATH (a file, folder or pattern; none: all of the source "
+                "is training text, and a part of it is held out)."
+                if others
+                else f"--data.source {path}: are {_counted(apart, 'file')} validation or test "
+                "text? Their names begin or end like a split's, but no training file goes with "
+                "them. Say which files are held out with --data.validation_source PATH and "
+                "--data.test_source PATH (a file, folder or pattern; none: all of the source is "
+                "training text, and a part of it is held out)."
+            )
+    for file, (split, _) in zip(files, said, strict=True):
+        if by_folder and split is None:
+            found.leave_out(file.name, "beside the folders of the splits")
+        elif split in held_out and split not in free:
+            found.leave_out(file.name, f"--data.{split}_source is given")
+        else:
+            name = "train" if split is None or split in free else split
+            splits.setdefault(name, []).append(file)
+    return splits
+
+
+def _top(file: DataFile) -> str:
+    parts = PurePosixPath(file.name).parts
+    if file.member and len(parts) > 2 and parts[0].lower().endswith(".zip"):
+        parts = parts[1:]
+    return parts[0].lower() if len(parts) > 1 else ""
+
+
+def _agree(said: list[tuple[SplitName | None, str]]) -> bool:
+    """Tell whether all names say a split, and the held-out ones are of the training text's kind."""
+    train = {rest for split, rest in said if split == "train"}
+    others = {rest for split, rest in said if split not in (None, "train")}
+    alike = others <= train | {""} if train else len(others) == 1
+    return all(split is not None for split, _ in said) and alike
+
+
+def _check_shards(files: list[DataFile]) -> None:
+    """Refuse parquet shards of which one is missing.
+
+    Raises:
+        UsageError: If one is.
+    """
+    by_name: dict[tuple[Path, str], list[re.Match[str]]] = {}
+    for file in files:
+        if shard := SHARD.fullmatch(file.path.name):
+            by_name.setdefault((file.path.parent, shard["split"]), []).append(shard)
+    for (folder, split), shards in by_name.items():
+        total = int(shards[0]["total"])
+        missing = set(range(total)) - {int(shard["index"]) for shard in shards}
+        if missing or any(int(shard["total"]) != total for shard in shards):
+            names = ", ".join(
+                f"{split}-{index:05}-of-{total:05}.parquet" for index in sorted(missing)
+            )
+            raise UsageError(
+                f"--data.source {folder}: {len(shards)} parquet files of the {split} split, "
+                f"which has {total}. "
+                + (f"Missing: {names}." if missing else "Their totals differ.")
+            )
+
+
+def _say(
+    path: Path, splits: dict[SplitName, list[DataFile]], left_out: dict[str, list[str]]
+) -> None:
+    """Say in one line which files are which split, and what is left out."""
+    parts = [
+        f"{name}: {_counted([file.name for file in splits[name]], 'file')}"
+        for name in ORDER
+        if name in splits
     ]
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        log.warning(
-            "%s: not read, since they hold no plain text: %s%s.",
-            folder,
-            ", ".join(others[:3]),
-            more,
-        )
+    parts += [
+        f"left out, {why}: {_counted(sorted(names), 'file')}"
+        for why, names in sorted(left_out.items())
+    ]
+    log.info("%s: %s.", path, "; ".join(parts))
+
+
+def _counted(names: list[str], what: str) -> str:
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(names):,} {what}s ({shown})"
 
 
 def _listing(folder: Path, most: int = 8) -> str:
@@ -87,164 +447,3 @@ def _listing(folder: Path, most: int = 8) -> str:
     if not names:
         return "nothing"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _holds_data(path: Path) -> bool:
-    return path.is_dir() and (
-        (path / "dataset_dict.json").is_file()
-        or (path / "state.json").is_file()
-        or bool(_files_by_split(path))
-    )
-
-
-def _files_by_split(folder: Path) -> dict[SplitName, tuple[Path, ...]]:
-    """Sort a folder's data files by split: by their names, and by ``train`` where they tell none.
-
-    Raises:
-        UsageError: If one of a split's N parquet shards is missing.
-    """
-    found: dict[SplitName, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        if not file.is_file() or file.name.startswith("."):
-            continue
-        if file.suffix in TEXT_SUFFIXES | TABLE_BUILDERS.keys():
-            words = re.split(r"[._-]", file.name)
-            # wiki.train.raw, train.txt, train-00000-of-00001.parquet
-            named = words[1] if words[0] == "wiki" else words[0]
-            found.setdefault(SPLIT_NAMES.get(named, "train"), []).append(file)
-    for files in found.values():
-        _check_shards(files)
-    return {split: tuple(files) for split, files in found.items()}
-
-
-def _check_shards(files: list[Path]) -> None:
-    shards = [match for file in files if (match := SHARD.fullmatch(file.name))]
-    if not shards:
-        return
-    split, total = shards[0]["split"], int(shards[0]["total"])
-    missing = set(range(total)) - {int(shard["index"]) for shard in shards}
-    if missing or any(int(shard["total"]) != total for shard in shards):
-        names = ", ".join(f"{split}-{index:05}-of-{total:05}.parquet" for index in sorted(missing))
-        raise UsageError(
-            f"--data.source {files[0].parent}: {len(shards)} parquet files of the {split} split, "
-            f"which has {total}. " + (f"Missing: {names}." if missing else "Their totals differ.")
-        )
-
-
-def _rows_of_files(files: tuple[Path, ...], text_column: str) -> Rows:
-    def read() -> Iterator[Row]:
-        for file in files:
-            if file.suffix in TABLE_BUILDERS:
-                yield from _read_table(file, text_column)
-            else:
-                yield from _read_text(file)
-
-    if any(file.suffix in TABLE_BUILDERS for file in files):
-        _check_column(files, text_column)
-    identity = " ".join(f"{file.suffix} {text_column}" for file in files)
-    return Rows(read, files, identity)
-
-
-def _read_text(file: Path) -> Iterator[Row]:
-    """Yield a file's lines; the file is one document.
-
-    Line ends of Windows become newlines and a byte-order mark is dropped.
-    """
-    offset = 0
-    with file.open("rb") as stream:
-        for line in stream:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"{file}: not UTF-8 at byte {offset + error.start} "
-                    f"(0x{line[error.start]:02x}). {_remedy(file)}"
-                ) from error
-            if offset == 0:
-                text = text.removeprefix("\ufeff")
-            if text.endswith("\r\n"):
-                text = text[:-2] + "\n"
-            yield Row(text, begins=offset == 0)
-            offset += len(line)
-
-
-def _remedy(file: Path) -> str:
-    with file.open("rb") as stream:
-        beginning = stream.read(512)
-    if beginning.startswith(b"%PDF"):
-        return "It is a PDF: take the text out of it, for example with pdftotext."
-    if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "It is UTF-16: convert it, for example with iconv -f UTF-16 -t UTF-8."
-    if b"\0" in beginning:
-        return "It is no text file."
-    return (
-        "Convert the file, for example with iconv -f GB18030 -t UTF-8, or iconv -f LATIN1 -t UTF-8."
-    )
-
-
-def _read_table(file: Path, text_column: str) -> Iterator[Row]:
-    """Yield a column's values; every row is a document."""
-    with _naming_damage(file):
-        for values in _columns(file, text_column):
-            yield from rows_of_column(values, text_column, file)
-
-
-def _columns(file: Path, text_column: str) -> Iterator[list[Any]]:
-    """Yield a column's values, some at a time."""
-    if file.suffix == ".parquet":
-        # not through datasets, which holds a row group at a time: often that is the whole file
-        options = {"pre_buffer": False, "buffer_size": READ_AT_ONCE}
-        with pyarrow.parquet.ParquetFile(file, **options) as table:
-            for batch in table.iter_batches(ROWS_PER_READ, columns=[text_column]):
-                yield batch.column(0).to_pylist()
-        return
-    for batch in _stream(file).iter(batch_size=ROWS_PER_READ):
-        yield batch[text_column]
-
-
-def _stream(file: Path) -> Any:
-    """Open one file as a stream of `datasets`, which reads it piece by piece."""
-    from datasets import load_dataset
-
-    return load_dataset(
-        TABLE_BUILDERS[file.suffix], data_files=str(file), split="train", streaming=True
-    )
-
-
-def _check_column(files: tuple[Path, ...], text_column: str) -> None:
-    for file in files:
-        if file.suffix in TABLE_BUILDERS:
-            with _naming_damage(file):
-                names = _column_names(file)
-            if names and text_column not in names:
-                raise UsageError(
-                    f"--data.text_column {text_column}: {file} has no such column. "
-                    f"It has: {', '.join(names)}."
-                )
-
-
-def _column_names(file: Path) -> list[str]:
-    """Return a table's columns; none where it has no rows to tell them."""
-    if file.suffix == ".parquet":
-        names: list[str] = pyarrow.parquet.read_schema(file).names
-        return names
-    return list(next(iter(_stream(file)), ()))
-
-
-@contextmanager
-def _naming_damage(file: Path) -> Iterator[None]:
-    """Turn a reader's error into one message that names the file and the root cause."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        root: BaseException = error
-        # datasets says only "error occurred while generating"; what happened is in the cause
-        while (deeper := root.__cause__ or root.__context__) is not None:
-            root = deeper
-        reason = " ".join(str(root).split()) or type(root).__name__
-        raise UsageError(
-            f"{file}: cannot be read as {file.suffix[1:]} ({reason}). "
-            "The file may be damaged or cut short: fetch it again."
-        ) from error

@@ -27,7 +27,7 @@ def read_prompts(file: str, *, flag: str = "--data.prompts") -> list[str]:
     lines = read_lines(path.read_bytes(), f"{flag} {file}")
     if not lines:
         raise UsageError(f"{flag} {file}: the file holds no prompt; write one a line.")
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
         return list(lines.values())
     return [_prompt_of(line, f"{flag} {file}: line {number}") for number, line in lines.items()]
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 SplitName = Literal["train", "validation", "test"]
 JoinerName = Literal["newlines", "nothing"]  # what may stand between rows, joined to one text
+DocumentsName = Literal["file", "line"]  # what of a text file is a document
 
 # What people call their splits -> what we call them.
 SPLIT_NAMES: dict[str, SplitName] = {
@@ -18,6 +19,7 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "val": "validation",
     "dev": "validation",
     "test": "test",
+    "testing": "test",
 }
 
 

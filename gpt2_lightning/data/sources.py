@@ -6,8 +6,9 @@ from pathlib import Path
 
 from gpt2_lightning.data.arrow import open_hub
 from gpt2_lightning.data.builtin import BUILTIN_VERSION, builtin_rows
-from gpt2_lightning.data.files import OTHER_DOCUMENTS, TABLE_BUILDERS, TEXT_SUFFIXES, open_path
-from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
+from gpt2_lightning.data.files import open_held_out, open_path
+from gpt2_lightning.data.readers import OTHER_DOCUMENTS, is_data
+from gpt2_lightning.data.rows import SPLIT_NAMES, DocumentsName, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -19,6 +20,9 @@ def open_source(
     subset: str | None = None,
     revision: str | None = None,
     text_column: str = "text",
+    documents: DocumentsName = "file",
+    validation_source: str | None = None,
+    test_source: str | None = None,
 ) -> dict[SplitName, Rows]:
     """Find the splits of a source.
 
@@ -28,6 +32,10 @@ def open_source(
         subset: Folder below ``source``, or configuration on the Hub.
         revision: Branch, tag or commit on the Hub.
         text_column: The column that holds the text, in parquet, jsonl and csv files.
+        documents: Whether a text file, or each of its lines, is a document.
+        validation_source: File, folder or pattern of the validation split; ``none`` where it is
+            to be held out of the training text, whatever the source's files are called.
+        test_source: The same of the test split.
 
     Returns:
         The rows of every split that the source has.
@@ -35,6 +43,28 @@ def open_source(
     Raises:
         UsageError: If there is no such source, or nothing in it that can be read.
     """
+    held_out: dict[SplitName, str] = {}
+    if validation_source is not None:
+        held_out["validation"] = validation_source
+    if test_source is not None:
+        held_out["test"] = test_source
+    found = _open(source, subset, revision, text_column, documents, held_out)
+    for split, name in held_out.items():
+        found.pop(split, None)
+        if name != "none":
+            flag = f"--data.{split}_source"
+            found[split] = open_held_out(flag, name, text_column, documents)
+    return found
+
+
+def _open(
+    source: str,
+    subset: str | None,
+    revision: str | None,
+    text_column: str,
+    documents: DocumentsName,
+    held_out: dict[SplitName, str],
+) -> dict[SplitName, Rows]:
     if source == "builtin":
         try:
             rows = builtin_rows()
@@ -43,9 +73,9 @@ def open_source(
         return {SPLIT_NAMES[name]: _rows_in_memory(text) for name, text in rows.items()}
     path = Path(source).expanduser()
     if path.exists():
-        return open_path(path, subset, text_column)
-    files = TEXT_SUFFIXES | TABLE_BUILDERS.keys() | OTHER_DOCUMENTS
-    if HUB_ID.fullmatch(source) and source[0] not in ".-" and path.suffix.lower() not in files:
+        return open_path(path, subset, text_column, documents=documents, held_out=held_out)
+    is_file = is_data(source) or path.suffix.lower() in OTHER_DOCUMENTS
+    if HUB_ID.fullmatch(source) and source[0] not in ".-" and not is_file:
         return open_hub(source, subset, revision, text_column)
     raise UsageError(
         f"--data.source {source}: there is no such file or folder. Give a path that exists, "

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,17 +215,24 @@ def _pieces(
         held.append(text)
         length += len(text)
         if cuts and length >= CHARACTERS_PER_PIECE:
-            whole = "".join(held)
-            if cut := _last_cut(whole):
-                yield whole[:cut], begins
-                held, length, begins = [whole[cut:]], len(whole) - cut, False
+            whole, start = "".join(held), 0
+            while cut := _last_cut(whole, start, start + CHARACTERS_PER_PIECE):
+                yield whole[start:cut], begins
+                start, begins = cut, False
+                if len(whole) - start < CHARACTERS_PER_PIECE:
+                    break
+            held, length = [whole[start:]], len(whole) - start
     if held:
         yield "".join(held), begins
 
 
-def _last_cut(text: str) -> int:
-    """Return the last place where a space follows something else, 0 where there is none."""
-    for place in range(len(text) - 1, 0, -1):
+def _last_cut(text: str, start: int, end: int) -> int:
+    """Return the last place before ``end`` where a space follows something else, else the next.
+
+    It is after ``start``; 0 where there is none.
+    """
+    before = range(min(end, len(text) - 1), start, -1)
+    for place in chain(before, range(end, len(text))):
         if text[place].isspace() and not text[place - 1].isspace():
             return place
     return 0

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from gpt2_lightning.data.files import TABLE_BUILDERS, TEXT_SUFFIXES, open_path
+from gpt2_lightning.data.files import open_path
+from gpt2_lightning.data.readers import is_data
 from gpt2_lightning.data.rows import SplitName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.official import judge, read_split
@@ -15,7 +16,7 @@ SAVED = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wro
 def looks_like_data(folder: Path) -> bool:
     """Tell whether a folder holds files of data, not counting those in folders of its own."""
     return any((folder / name).is_file() for name in SAVED) or any(
-        path.suffix in TEXT_SUFFIXES | TABLE_BUILDERS.keys() and not path.name.startswith(".")
+        is_data(path.name) and not path.name.startswith(".")
         for path in folder.iterdir()
         if path.is_file() or path.is_symlink()
     )

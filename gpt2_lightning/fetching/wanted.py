@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePosixPath
 
-from gpt2_lightning.data.files import TABLE_BUILDERS, TEXT_SUFFIXES
+from gpt2_lightning.data.readers import is_data
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.listing import Listing, RemoteFile
 
@@ -95,7 +95,7 @@ def data_files(listing: Listing, subset: str | None, *, everything: bool) -> lis
     folders: dict[str, list[RemoteFile]] = {}
     for file in listing.files:
         path = PurePosixPath(file.path)
-        known = path.suffix in TEXT_SUFFIXES | TABLE_BUILDERS.keys()
+        known = is_data(path.name) and path.suffix.lower() != ".md"
         if known and path.name not in ABOUT and not any(it.startswith(".") for it in path.parts):
             folders.setdefault(str(path.parent), []).append(file)
     if subset is not None:

@@ -8,8 +8,8 @@ import yaml
 
 from gpt2_lightning.data.cleaning import CleaningName
 
-HOW_IT_IS_CUT = ("cleaning", "blocks", "block_size")
-WHERE_IT_LIES = ("source", "subset", "revision", "text_column")
+HOW_IT_IS_CUT = ("cleaning", "documents", "blocks", "block_size")
+WHERE_IT_LIES = ("source", "subset", "revision", "text_column", "validation_source", "test_source")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class EvaluatedText:
         subset: Folder below the source, or configuration on the Hub (wikitext-2-raw-v1).
         revision: Branch, tag or commit on the Hub.
         text_column: Column that holds the text, in parquet, jsonl and csv files.
+        documents: What of a text file is a document: the whole file, or each line.
+        validation_source: File, folder or pattern of the validation split; none holds it out of
+            the training text, whatever the source's files are called.
+        test_source: The same of the test split.
         cleaning: What is done to each row: none; detokenize undoes WikiText's spaces and marks;
             tutorial drops all punctuation.
         blocks: For --protocol training: pack fills every block, pad puts one row in each.
@@ -33,6 +37,9 @@ class EvaluatedText:
     subset: str | None = None
     revision: str | None = None
     text_column: str | None = None
+    documents: Literal["file", "line"] | None = None
+    validation_source: str | None = None
+    test_source: str | None = None
     cleaning: CleaningName | None = None
     blocks: Literal["pack", "pad"] | None = None
     block_size: int | None = None

@@ -17,7 +17,6 @@ from gpt2_lightning.data.scored_text import (
     read_articles,
     read_joined,
 )
-from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.tokenizer import lost_by_tokens
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.card import Card, figures
@@ -43,9 +42,7 @@ def rows_of(data: WikiTextDataModule, split: EvaluatedSplit) -> Rows:
     """
     if split != "all":
         return data.splits([split])[split]
-    found = open_source(
-        data.source, subset=data.subset, revision=data.revision, text_column=data.text_column
-    )
+    found = data.open()
     if len(found) > 1:
         raise UsageError(
             f"--split all: {data.source} has several splits. Choose one: {', '.join(found)}."

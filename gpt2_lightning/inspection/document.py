@@ -13,6 +13,9 @@ def as_document(findings: Findings, data: WikiTextDataModule) -> dict[str, Any]:
     return {
         "source": data.source,
         "subset": data.subset,
+        "documents": data.documents,
+        "validation_source": data.validation_source,
+        "test_source": data.test_source,
         "cleaning": data.cleaner.name,
         "tokenizer": data.tokenizer_name,
         "blocks": data.blocks,

@@ -88,8 +88,7 @@ def find(
     Raises:
         UsageError: If the source cannot be read, or has no such split.
     """
-    with _unsaid():  # `prepare` says it
-        there = data.splits([])
+    there = data.splits([])
     looked_at = [name for name in SPLITS if name in there] if split is None else [split]
     # the training split, too, since what is held out is compared with it
     needed = {*looked_at, "train"} & there.keys() | set(looked_at)
@@ -141,8 +140,8 @@ def _figures(
 
 
 @contextmanager
-def _unsaid() -> Iterator[None]:
-    """Keep the messages of a first look off the screen."""
+def unsaid() -> Iterator[None]:
+    """Keep off the screen what was said of the same source before."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

@@ -1,0 +1,366 @@
+"""How a file is read: text, jsonl, json, csv, tsv and parquet, plain or compressed, in streams."""
+
+import bz2
+import codecs
+import csv
+import gzip
+import json
+import logging
+import lzma
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, cast
+
+import pyarrow
+import pyarrow.parquet
+
+from gpt2_lightning.data.rows import DocumentsName, Row
+from gpt2_lightning.errors import UsageError
+
+Format = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
+FORMATS: dict[str, Format] = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".raw": "text",  # .raw and .tokens: the original WikiText archives
+    ".tokens": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = {".gz", ".bz2", ".xz", ".zst"}
+# what people take for text; words are inside, but not as plain text
+OTHER_DOCUMENTS = {".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html", ".htm", ".xlsx"}
+ARCHIVES = {".tar", ".tgz", ".7z", ".rar"}
+TABLE_VERSION = 2  # of how cells become text; raised when the text changes
+ROWS_PER_READ = 1000
+READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of text or of a table, or one inside a zip archive.
+
+    Attributes:
+        path: Of the file, or of the archive.
+        name: Below the folder that is read, with slashes; inside an archive, its name there.
+        member: Of the archive; None for a file of its own.
+    """
+
+    path: Path
+    name: str
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.member}" if self.member else str(self.path)
+
+    @property
+    def suffixes(self) -> str:
+        """The suffixes that say how it is read, in lower case: ``.txt``, ``.jsonl.gz``."""
+        return suffixes_of(self.member or self.path.name)
+
+    @property
+    def format(self) -> Format:
+        """What it holds; a file that was named, of no known suffix, is text."""
+        return FORMATS.get("." + self.suffixes.split(".")[1] if self.suffixes else "", "text")
+
+    def identity(self, text_column: str, documents: DocumentsName) -> str:
+        """Return what beside its content decides its rows."""
+        if self.format == "text":
+            return f"{self.suffixes or self.path.suffix} {text_column}" + (
+                " lines" if documents == "line" else ""
+            )
+        return f"{self.suffixes} {text_column} {TABLE_VERSION}"
+
+
+def suffixes_of(name: str) -> str:
+    """Return a name's suffix, that before a compression's included; empty if it is no data."""
+    path = PurePosixPath(name.lower())
+    inner = PurePosixPath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    if inner not in FORMATS or (inner == ".parquet" and path.suffix != inner):
+        return ""
+    return inner + (path.suffix if path.suffix in COMPRESSIONS else "")
+
+
+def is_data(name: str) -> bool:
+    """Tell by its name whether a file can be read."""
+    return bool(suffixes_of(name)) or name.lower().endswith(".zip")
+
+
+def read_file(file: DataFile, text_column: str, documents: DocumentsName) -> Iterator[Row]:
+    """Yield a file's rows.
+
+    Args:
+        file: The file.
+        text_column: The column that holds the text, in tables.
+        documents: Whether a text file, or each of its lines, is a document.
+
+    Raises:
+        UsageError: If it cannot be read; the message names the file and the place in it.
+    """
+    if file.format == "text":
+        yield from _read_text(file, documents)
+        return
+    missing = rows = 0
+    with naming_damage(file):
+        for value in _values(file, text_column):
+            rows += 1
+            missing += value is None
+            yield from rows_of_column([value], text_column, file)
+    if missing:
+        log.warning(
+            "%s: %s of %s rows have no value in --data.text_column %s; they are empty.",
+            file,
+            f"{missing:,}",
+            f"{rows:,}",
+            text_column,
+        )
+
+
+def check_column(file: DataFile, text_column: str) -> None:
+    """See that a table has a column.
+
+    Raises:
+        UsageError: If it has rows, and no such column.
+    """
+    if file.format == "text":
+        return
+    with naming_damage(file):
+        names = column_names(file)
+    if names and text_column not in names:
+        raise UsageError(
+            f"--data.text_column {text_column}: {file} has no such column. "
+            f"It has: {', '.join(names)}."
+        )
+
+
+def column_names(file: DataFile) -> list[str]:
+    """Return a table's columns; none where it has no rows to tell them."""
+    match file.format:
+        case "parquet":
+            names: list[str] = pyarrow.parquet.read_schema(file.path).names
+            return names
+        case "csv" | "tsv":
+            return next((cells for _, cells in _cells(file)), [])
+        case "jsonl":
+            return list(next((value for _, value in _json_lines(file)), {}))
+        case "json":
+            return list(next((value for _, value in _json_values(file)), {}))
+        case "text":
+            return []
+
+
+def rows_of_column(values: Any, text_column: str, file: object) -> Iterator[Row]:
+    r"""Yield a column's values; every row is a document, null an empty one, ``\r\n`` a newline."""
+    for value in values:
+        if value is None:
+            value = ""
+        if not isinstance(value, str):
+            raise UsageError(
+                f"--data.text_column {text_column}: the column holds {type(value).__name__} "
+                f"in {file}, not text."
+            )
+        yield Row(value.replace("\r\n", "\n"), begins=True)
+
+
+def _values(file: DataFile, text_column: str) -> Iterator[Any]:
+    """Yield a column's values, None where a row has none."""
+    match file.format:
+        case "parquet":
+            # not through datasets, which holds a row group at a time: often that is the whole file
+            options = {"pre_buffer": False, "buffer_size": READ_AT_ONCE}
+            with pyarrow.parquet.ParquetFile(file.path, **options) as table:
+                for batch in table.iter_batches(ROWS_PER_READ, columns=[text_column]):
+                    yield from batch.column(0).to_pylist()
+        case "csv" | "tsv":
+            yield from _cells_of_column(file, text_column)
+        case "jsonl":
+            for _, value in _json_lines(file):
+                yield value.get(text_column)
+        case "json":
+            for _, value in _json_values(file):
+                yield value.get(text_column)
+
+
+@contextmanager
+def _opened(file: DataFile) -> Iterator[IO[bytes]]:
+    """Open a file's bytes, decompressed as they are read."""
+    with file.path.open("rb") as raw:
+        if file.member is not None:
+            with zipfile.ZipFile(raw) as archive, archive.open(file.member) as inner:
+                yield inner
+            return
+        match "." + file.suffixes.rpartition(".")[2]:
+            case ".gz":
+                with gzip.open(raw) as stream:
+                    yield cast(IO[bytes], stream)
+            case ".bz2":
+                with bz2.open(raw) as stream:
+                    yield stream
+            case ".xz":
+                with lzma.open(raw) as stream:
+                    yield stream
+            case ".zst":
+                import io
+
+                with pyarrow.CompressedInputStream(raw, "zstd") as stream:
+                    yield io.BufferedReader(stream, READ_AT_ONCE)
+            case _:
+                yield raw
+
+
+def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
+    """Yield the lines, from 1, without a byte-order mark; their ends as they are."""
+    offset = 0
+    with naming_damage(file), _opened(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UsageError(
+                    f"{file}: not UTF-8 at byte {offset + error.start} "
+                    f"(0x{line[error.start]:02x}). {_remedy(file)}"
+                ) from error
+            yield number, text.removeprefix("\ufeff") if offset == 0 else text
+            offset += len(line)
+
+
+def _read_text(file: DataFile, documents: DocumentsName) -> Iterator[Row]:
+    """Yield a file's lines; line ends of Windows become newlines.
+
+    The file is one document, or every line that is not blank begins one.
+    """
+    for number, text in _lines(file):
+        if text.endswith("\r\n"):
+            text = text[:-2] + "\n"
+        yield Row(text, begins=number == 1 or (documents == "line" and not text.isspace()))
+
+
+def _remedy(file: DataFile) -> str:
+    with _opened(file) as stream:
+        beginning = stream.read(512)
+    if beginning.startswith(b"%PDF"):
+        return "It is a PDF: take the text out of it, for example with pdftotext."
+    if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "It is UTF-16: convert it, for example with iconv -f UTF-16 -t UTF-8."
+    if b"\0" in beginning or beginning[:2] in (b"PK", b"\x1f\x8b"):
+        return "It is no text file."
+    return (
+        "Convert the file, for example with iconv -f GB18030 -t UTF-8, or iconv -f LATIN1 -t UTF-8."
+    )
+
+
+def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+    """Yield a table's rows as text, with the line on which each ends."""
+    csv.field_size_limit(sys.maxsize)  # a field may be a book
+    reader = csv.reader(
+        (text for _, text in _lines(file)),
+        delimiter="\t" if file.format == "tsv" else ",",
+        strict=True,  # otherwise a quotation mark that is not closed takes the rest of the file
+    )
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise UsageError(
+            f"{file}: line {reader.line_num} cannot be read as {file.format} ({error}). Look for a "
+            "quotation mark that is not doubled or not closed."
+        ) from error
+
+
+def _cells_of_column(file: DataFile, text_column: str) -> Iterator[str | None]:
+    rows = _cells(file)
+    _, header = next(rows, (0, [text_column]))
+    column = header.index(text_column)
+    for line, cells in rows:
+        if len(cells) > len(header):
+            raise UsageError(
+                f"{file}: the row that ends on line {line} has {len(cells)} cells, the header "
+                f"{len(header)}. A text that holds a {'tab' if file.format == 'tsv' else 'comma'} "
+                "must stand in quotation marks."
+            )
+        yield cells[column] if column < len(cells) else None
+
+
+def _json_lines(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(file):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{file}: line {number} is no JSON ({error}).") from error
+            yield number, _object(value, f"{file}: line {number}")
+
+
+def _json_values(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a list, or those that follow each other, lines or not."""
+    decode = json.JSONDecoder().raw_decode
+    between = re.compile(r"[\s,\[\]]*")
+    held, number, tried = "", 0, 0
+    for last, text in _with_end(file):
+        held += text
+        if not last and len(held) < 2 * tried:
+            continue  # an object longer than what is held: read twice as much before it is tried
+        place = 0
+        while (start := between.match(held, place).end()) < len(held):  # type: ignore[union-attr] # it matches nothing, too
+            try:
+                value, place = decode(held, start)
+            except (ValueError, RecursionError) as error:
+                if last or isinstance(error, RecursionError):
+                    raise UsageError(
+                        f"{file}: object {number + 1} is no JSON ({error})."
+                    ) from error
+                break
+            number += 1
+            yield number, _object(value, f"{file}: value {number}")
+        held = held[start:]
+        tried = len(held)
+
+
+def _with_end(file: DataFile) -> Iterator[tuple[bool, str]]:
+    for _, text in _lines(file):
+        yield False, text
+    yield True, ""
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f'{name} is {type(value).__name__}, not an object such as {{"text": ""}}.')
+    return value
+
+
+@contextmanager
+def naming_damage(file: DataFile) -> Iterator[None]:
+    """Turn a reader's error into one message that names the file and the root cause.
+
+    Raises:
+        UsageError: In place of the error.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"{file}: cannot be read as {file.suffixes[1:] or 'text'} ({reason}). "
+            "The file may be damaged or cut short: fetch it again."
+        ) from error
+    except (pyarrow.ArrowException, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"{file}: cannot be read as {file.suffixes[1:] or 'text'} ({reason}). "
+            "It may be damaged, encrypted, or packed in a way that is not known here."
+        ) from error
