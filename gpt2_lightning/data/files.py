@@ -225,9 +225,9 @@ def _find(path: Path) -> Found:
     found.files.sort(key=lambda file: file.name)
     texts = [file for file in found.files if not ABOUT.fullmatch(PurePosixPath(file.name).name)]
     if texts:  # a README is text only where there is no other
-        for file in found.files:
-            if file not in texts:
-                found.leave_out(file.name, "about the text")
+        for other in found.files:
+            if other not in texts:
+                found.leave_out(other.name, "about the text")
         found.files = texts
     return found
 

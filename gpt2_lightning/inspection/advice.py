@@ -6,6 +6,8 @@ from gpt2_lightning.inspection.findings import Findings, SplitFigures
 
 MOST_CUT_OFF = 0.1  # share of the tokens
 MOST_UNKNOWN = 0.001  # share of the tokens
+FEWEST_LINES = 20  # of an article, before its lines may be texts of their own
+LONGEST_LINE = 280  # characters on average: a tweet
 MOST_OVERLAP = 0.05  # share of the n-grams
 
 
@@ -21,6 +23,7 @@ def advice(findings: Findings, data: WikiTextDataModule) -> list[str]:
     found = _missing(findings)
     found += _of_vocabulary(first, figures, trained=data.tokenizer_name is None)
     found += _of_blocks(first, figures, data)
+    found += _of_lines(first, figures, data)
     for name, figures in findings.splits.items():
         found += _of_duplicates(name, figures)
     return found
@@ -79,6 +82,19 @@ def _of_blocks(name: SplitName, figures: SplitFigures, data: WikiTextDataModule)
             "none here: it may join what belongs apart. Try none."
         )
     return found
+
+
+def _of_lines(name: SplitName, figures: SplitFigures, data: WikiTextDataModule) -> list[str]:
+    """Tell of short lines without paragraphs between them, which may be texts of their own."""
+    text = figures.original
+    many = text.rows >= FEWEST_LINES and text.rows >= FEWEST_LINES * text.articles
+    short = text.characters <= LONGEST_LINE * text.rows
+    if data.documents == "line" or not many or not short or text.blank_rows > text.rows / 100:
+        return []
+    return [
+        f"The {name} split has {text.rows:,} short lines and hardly a blank one. If each is a text "
+        "of its own (a tweet, a joke), --data.documents line puts an end-of-text after each."
+    ]
 
 
 def _of_duplicates(name: SplitName, figures: SplitFigures) -> list[str]:
