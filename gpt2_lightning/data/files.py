@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from gpt2_lightning.data.arrow import open_saved
 from gpt2_lightning.data.readers import (
+    ABOUT,
     ARCHIVES,
     COMPRESSIONS,
     OTHER_DOCUMENTS,
@@ -25,12 +26,6 @@ from gpt2_lightning.data.rows import SPLIT_NAMES, DocumentsName, Row, Rows, Spli
 from gpt2_lightning.errors import UsageError
 
 SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet", re.IGNORECASE)
-# what stands beside a corpus and is no part of it
-ABOUT = re.compile(
-    r"(readme|licen[cs]e|copying|changelog|citation|notice|requirements)([._-].*)?|"
-    r"dataset_infos?\.json|state\.json|dataset_dict\.json",
-    re.IGNORECASE,
-)
 PART = re.compile(r"\d*|(part|shard|split|set|v)\d*|of|[0-9a-f]{16,}")  # says nothing of the text
 SHOWN = 3  # names in the line that says which files are which split
 ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -293,7 +288,7 @@ def _holds_data(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.is_file()
     return _is_saved(folder) or any(
-        is_data(file.name) and not file.name.startswith(".") and not ABOUT.fullmatch(file.name)
+        is_data(file.name) and not file.name.startswith(".")
         for file in folder.iterdir()
         if file.is_file()
     )

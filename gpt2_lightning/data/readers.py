@@ -41,6 +41,12 @@ COMPRESSIONS = {".gz", ".bz2", ".xz", ".zst"}
 # what people take for text; words are inside, but not as plain text
 OTHER_DOCUMENTS = {".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html", ".htm", ".xlsx"}
 ARCHIVES = {".tar", ".tgz", ".7z", ".rar"}
+# what stands beside a corpus and is no part of it
+ABOUT = re.compile(
+    r"(readme|licen[cs]e|copying|changelog|citation|notice|requirements)([._-].*)?|"
+    r"dataset_infos?\.json|state\.json|dataset_dict\.json",
+    re.IGNORECASE,
+)
 TABLE_VERSION = 2  # of how cells become text; raised when the text changes
 ROWS_PER_READ = 1000
 READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
@@ -94,7 +100,9 @@ def suffixes_of(name: str) -> str:
 
 
 def is_data(name: str) -> bool:
-    """Tell by its name whether a file can be read."""
+    """Tell by its name whether a file can be read, and is not about the text beside it."""
+    if ABOUT.fullmatch(PurePosixPath(name).name):
+        return False
     return bool(suffixes_of(name)) or name.lower().endswith(".zip")
 
 
