@@ -29,6 +29,15 @@ FREE_TO_CHANGE = {
 
 # What `ModelCheckpoint` can go by.
 MONITORED = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
+# Lightning's finders -> why they are refused, and what does their work.
+INSTEAD_OF_FINDERS = {
+    "LearningRateFinder": "the schedule, not the optimizer, decides each step's rate here, so "
+    "what it finds would not be used. `plan` says which rates are usual for a batch; try one with "
+    "--model.learning_rate 3e-4 --trainer.max_steps 100.",
+    "BatchSizeFinder": "the batch decides how many steps the schedule has, which is settled before "
+    "it would be changed. `plan --measure` says what fits; --data.batch_size 4 with "
+    "--trainer.accumulate_grad_batches 2 takes the step of a batch of 8.",
+}
 # Flags of how a model from scratch, or its tokenizer, is built.
 FROM_SCRATCH = ("--data.vocab_size", "--model.architecture")
 # Settings -> the least value that makes sense, and the greatest, if there is one.
@@ -133,6 +142,21 @@ def check_checkpoint(checkpoint: Any, callbacks: Any) -> None:
                 "Checkpoints are saved after validations; --checkpoint.every_n_train_steps N "
                 "renews last.ckpt between them."
             )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse Lightning's finders: what they find would be lost, or change the schedule's length.
+
+    Args:
+        callbacks: The user's own, as the settings name them.
+
+    Raises:
+        UsageError: If one is a finder.
+    """
+    for callback in callbacks or []:
+        name = callback.class_path.rpartition(".")[2]
+        if name in INSTEAD_OF_FINDERS:
+            raise UsageError(f"--trainer.callbacks {name}: {INSTEAD_OF_FINDERS[name]}")
 
 
 def in_flags(message: str) -> str:

@@ -41,6 +41,7 @@ from gpt2_lightning.checkpoint_io import give_to_async, give_to_trainer
 from gpt2_lightning.contradictions import (
     FROM_SCRATCH,
     check_accelerator,
+    check_callbacks,
     check_checkpoint,
     check_numbers,
     check_precision,
@@ -196,6 +197,7 @@ class GPT2CLI(LightningCLI):
         config = self.config[self.subcommand]
         self.check_machine(config.trainer)
         check_trainer(config.trainer)
+        check_callbacks(config.trainer.callbacks)
         check_checkpoint(config.checkpoint, config.trainer.callbacks)
         check_numbers(config.model)
         if config.model.pretrained is not None:

@@ -24,6 +24,8 @@ SILENCED = [
     (r".*Checkpoint directory .* exists and is not empty.*", Warning),
     # short epochs are no mistake, and the last step of a run is always logged
     (r".*The number of training batches .* is smaller than the logging interval.*", Warning),
+    # the loader takes the same batches in every epoch itself, in its own order
+    (r".*You requested to overfit but enabled train dataloader shuffling.*", Warning),
     # batches carry their own counts
     (r".*Trying to infer the `batch_size` from an ambiguous collection.*", Warning),
     # a checkpoint that was moved away from its run goes on in a new run folder

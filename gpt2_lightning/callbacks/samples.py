@@ -2,8 +2,9 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,7 +104,7 @@ class Samples(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", _as_markdown(rows), step)
+                logger.experiment.add_text("samples", as_markdown(rows), step)
 
     def _prompts(self, data: Any) -> list[Tensor]:
         if self.prompts:
@@ -135,8 +136,16 @@ def _as_scalars(quality: Quality) -> dict[str, float]:
     return {name: number for name, number in numbers.items() if number is not None}
 
 
-def _as_markdown(rows: list[dict[str, Any]]) -> str:
-    """Return samples as TensorBoard shows them best: the prompt bold, the text as it is."""
-    return "\n\n".join(
-        f"**{row['prompt'].strip()}** {row['text']}\n\n*seed {row['seed']}*" for row in rows
-    )
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """Return samples for TensorBoard's text page, fenced: text is no markup, and none is lost."""
+    parts = []
+    for prompt, samples in groupby(rows, key=lambda row: str(row["prompt"])):
+        parts.append(f"**Prompt**\n\n{_fenced(prompt)}")
+        parts += [f"*seed {row['seed']}*\n\n{_fenced(row['text'])}" for row in samples]
+    return "\n\n".join(parts)
+
+
+def _fenced(text: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"

@@ -36,6 +36,7 @@ class TrainBatches:
         accumulate: Micro-batches in an optimizer step.
         limit: Trainer's ``limit_train_batches``: micro-batches that are taken of an epoch, or
             their share if it is a float. The last step's targets are counted up to there.
+        repeat: Take the first epoch's order in every epoch, for Trainer's ``overfit_batches``.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class TrainBatches:
         world_size: int = 1,
         accumulate: int = 1,
         limit: int | float = 1.0,
+        repeat: bool = False,
     ) -> None:
         self.blocks = blocks
         self.seed = seed
+        self.repeat = repeat
         self.rank = rank
         self.shape = (accumulate, world_size, batch_size)
         self.steps = -(-len(blocks) // int(np.prod(self.shape)))
@@ -98,7 +101,8 @@ class TrainBatches:
     def _order(self) -> npt.NDArray[np.int64]:
         """Return the epoch's block indices, shape (steps, accumulate, ranks, batch_size)."""
         order = np.full(self.steps * int(np.prod(self.shape)), FILL_UP)
-        order[: len(self.blocks)] = np.random.default_rng([self.seed, self.epoch]).permutation(
+        epoch = 0 if self.repeat else self.epoch
+        order[: len(self.blocks)] = np.random.default_rng([self.seed, epoch]).permutation(
             len(self.blocks)
         )
         return order.reshape(self.steps, *self.shape)

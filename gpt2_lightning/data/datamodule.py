@@ -2,7 +2,7 @@
 
 import json
 import logging
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -309,6 +309,7 @@ class WikiTextDataModule(LightningDataModule):
             seed=self.seed,
             accumulate=trainer.accumulate_grad_batches if trainer else 1,
             limit=trainer.limit_train_batches if trainer else 1.0,
+            repeat=trainer is not None and cast(Any, trainer).overfit_batches > 0,
             **self._ranks(),
         )
 

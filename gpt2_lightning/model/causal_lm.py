@@ -1,6 +1,7 @@
 """The language model itself: pretrained, from scratch, or from a checkpoint's configuration."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,7 @@ def from_pretrained(
                     f"--model.dropout: a model of type {config.model_type} has no {key}."
                 )
             setattr(config, key, value)
+        _check_attention(config, attention)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -179,11 +181,39 @@ def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTr
 
 
 def _built(config: PreTrainedConfig, attention: AttentionName) -> PreTrainedModel:
+    _check_attention(config, attention)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, attn_implementation=attention, dtype=torch.float32
     )
     model.train()
     return model
+
+
+def _check_attention(config: PreTrainedConfig, attention: AttentionName) -> None:
+    """See that transformers can provide an attention implementation for a model.
+
+    Raises:
+        UsageError: If it cannot, though it can build the model.
+    """
+
+    def build(attention: str) -> None:
+        with torch.device("meta"):  # no weights
+            AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention)
+
+    if attention == "eager":
+        return
+    try:
+        build(attention)
+    except (ImportError, ValueError) as error:
+        try:
+            build("eager")
+        except (ImportError, ValueError):
+            return  # the attention is not to blame; loading the model says what is
+        raise UsageError(
+            f"--model.attention {attention}: transformers cannot provide it here "
+            f"({' '.join(str(error).split())[:160]}). --model.attention sdpa, the default, needs "
+            "no package; eager works for every model."
+        ) from error
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:

@@ -1,6 +1,6 @@
 """What of the trainer decides the losses: kept in checkpoints, compared where a run goes on."""
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 
@@ -22,6 +22,7 @@ def trainer_settings(trainer: Trainer, schedule_steps: int) -> dict[str, Any]:
         "--trainer.gradient_clip_val": trainer.gradient_clip_val,
         "--trainer.gradient_clip_algorithm": clipping and str(clipping.value),
         "--trainer.limit_train_batches": trainer.limit_train_batches,
+        "--trainer.overfit_batches": cast(Any, trainer).overfit_batches,
         "--trainer.max_epochs or max_steps (steps of the schedule)": schedule_steps,
     }
 
