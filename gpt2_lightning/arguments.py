@@ -2,12 +2,134 @@
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from gpt2_lightning.errors import UsageError
+
+# Flags of neighbouring tools (transformers' scripts, nanoGPT, OpenAI's API) -> ours that do the
+# same, of which a verb has one at most. A flag that differs by its group alone, such as
+# --learning_rate for --model.learning_rate, need not stand here.
+FOREIGN = {
+    # how to draw
+    "length": ("max_new_tokens", "data.block_size"),
+    "max_length": ("max_length", "data.block_size", "context"),
+    "max_tokens": ("max_new_tokens",),
+    "num_tokens": ("max_new_tokens",),
+    "n_predict": ("max_new_tokens",),
+    "num_samples": ("num_return_sequences", "samples"),
+    "nsamples": ("num_return_sequences", "samples"),
+    "n": ("num_return_sequences",),
+    "k": ("top_k",),
+    "p": ("top_p",),
+    "topk": ("top_k",),
+    "topp": ("top_p",),
+    "temp": ("temperature",),
+    "beams": ("num_beams",),
+    "beam_size": ("num_beams",),
+    "sample": ("do_sample",),
+    "stop_token": ("stop",),
+    "stop_strings": ("stop",),
+    "stop_sequences": ("stop",),
+    "text": ("prompt",),
+    "start": ("prompt",),
+    "input": ("prompt", "data.source"),
+    "input_file": ("prompts_file", "data.source"),
+    "file": ("prompts_file", "data.source"),
+    # models and texts
+    "model": ("model.pretrained",),
+    "model_name": ("model", "model.pretrained"),
+    "model_path": ("model", "model.pretrained"),
+    "model_name_or_path": ("model", "model.pretrained"),
+    "checkpoint": ("model", "ckpt_path"),
+    "ckpt": ("model", "ckpt_path"),
+    "resume": ("ckpt_path",),
+    "resume_from_checkpoint": ("ckpt_path",),
+    "init_from": ("model.pretrained",),
+    "tokenizer_name": ("data.tokenizer",),
+    "data": ("data.source",),
+    "data_dir": ("data.source",),
+    "dataset": ("data.source",),
+    "dataset_name": ("data.source",),
+    "dataset_config": ("data.subset",),
+    "dataset_config_name": ("data.subset",),
+    "train_file": ("data.source",),
+    "train_data_file": ("data.source",),
+    "output_dir": ("trainer.default_root_dir", "output"),
+    "out_dir": ("trainer.default_root_dir", "output"),
+    "output_file": ("output",),
+    "out": ("output", "trainer.default_root_dir"),
+    # training
+    "lr": ("model.learning_rate",),
+    "epochs": ("trainer.max_epochs",),
+    "num_epochs": ("trainer.max_epochs",),
+    "num_train_epochs": ("trainer.max_epochs",),
+    "steps": ("trainer.max_steps",),
+    "max_iters": ("trainer.max_steps",),
+    "max_train_steps": ("trainer.max_steps",),
+    "per_device_train_batch_size": ("data.batch_size",),
+    "gradient_accumulation_steps": ("trainer.accumulate_grad_batches",),
+    "max_seq_length": ("data.block_size",),
+    "seq_len": ("data.block_size",),
+    "context_length": ("data.block_size", "context"),
+    "max_grad_norm": ("trainer.gradient_clip_val",),
+    "grad_clip": ("trainer.gradient_clip_val",),
+    "lr_scheduler_type": ("model.schedule",),
+    "num_warmup_steps": ("model.warmup_steps",),
+    "warmup_iters": ("model.warmup_steps",),
+    "eval_steps": ("trainer.val_check_interval",),
+    "eval_interval": ("trainer.val_check_interval",),
+    "logging_steps": ("trainer.log_every_n_steps",),
+    "log_interval": ("trainer.log_every_n_steps",),
+    "save_total_limit": ("checkpoint.save_top_k",),
+    "fp16": ("trainer.precision", "dtype"),
+    "bf16": ("trainer.precision", "dtype"),
+    "gpus": ("trainer.devices", "device"),
+    "seed": ("seed_everything",),
+    "random_seed": ("seed", "seed_everything"),
+}
+
+
+def with_our_names(words: list[str], accepted: Collection[str]) -> list[str]:
+    """Put our flags in the place of foreign ones whose meaning is the same.
+
+    Args:
+        words: The command line, with underscores in flag names.
+        accepted: The foreign names that are taken; others are refused with ours named.
+
+    Raises:
+        UsageError: If both are given.
+    """
+    given = {word.partition("=")[0] for word in words}
+    renamed = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--")
+        if flag.startswith("--") and name in accepted:
+            ours = f"--{FOREIGN[name][0]}"
+            if ours in given:
+                raise UsageError(f"{flag}: it is another name of {ours}. Give one of the two.")
+            given.add(ours)
+            flag = ours
+        renamed.append(flag + equals + value)
+    return renamed
+
+
+def flag_meant(flag: str, known: Sequence[str]) -> str | None:
+    """Return the flag that was probably meant: by its foreign name, its last part, its letters.
+
+    Args:
+        flag: What was given, such as --lr.
+        known: The flags that there are.
+    """
+    name = flag.removeprefix("--").rpartition(".")[2]
+    foreign = [f"--{ours}" for ours in FOREIGN.get(name, ()) if f"--{ours}" in known]
+    same = [ours for ours in known if ours.endswith(f".{name}")]
+    # of the same letters in another group, the shortest: --trainer.max_epochs
+    found = foreign or sorted(same, key=len)
+    return next(iter(found or difflib.get_close_matches(flag, known, n=1, cutoff=0.6)), None)
 
 
 def with_underscores(words: list[str]) -> list[str]:
@@ -81,8 +203,8 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
                 "needs its flag, a model or run --model."
             )
         flag = words[0]
-        close = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
-        hint = f" Did you mean {close[0]}?" if close else " --help lists the flags."
+        meant = flag_meant(flag, known)
+        hint = f" Did you mean {meant}?" if meant else " --help lists the flags."
         raise UsageError(f"{flag}: there is no such flag.{hint}")
     if missing := re.search(r"the following arguments are required: (.*)", text):
         names = ", ".join(f"--{name}" for name in missing[1].split(", "))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -202,6 +203,8 @@ class GPT2CLI(LightningCLI):
         check_numbers(config.model)
         if config.model.pretrained is not None:
             config.model.pretrained = model_of(config.model.pretrained)
+        if self.checkpoint_file is None:
+            self._leave_other_model(config)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
@@ -221,6 +224,39 @@ class GPT2CLI(LightningCLI):
         elif config.data.vocab_size is None:
             config.data.vocab_size = DEFAULT_VOCAB_SIZE
         config.model.vocab_size = config.data.vocab_size
+
+    def _leave_other_model(self, config: Any) -> None:
+        """Take the model's own tokenizer where that of a YAML file is of the file's own model.
+
+        A run's config.yaml names the tokenizer and the revision that it derived from its model.
+        """
+        saved: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
+        for file in filter(None, config.get("config") or []):
+            document = yaml.safe_load(Path(str(file)).read_text(encoding="utf-8"))
+            for group, settings in saved.items():
+                settings.update((document or {}).get(group) or {})
+        before, now = saved["model"].get("pretrained"), config.model.pretrained
+        if before is None or now in (before, model_of(before)):
+            return
+        derived = {
+            "--data.tokenizer": saved["data"].get("tokenizer") in (before, model_of(before)),
+            "--model.revision": saved["model"].get("revision") is not None,
+        }
+        for flag, is_derived in derived.items():
+            group, name = flag.removeprefix("--").split(".")
+            if not is_derived or any(word.partition("=")[0] == flag for word in self.typed):
+                continue
+            log.info(
+                "%s %s of the configuration file belongs to %s, and is left out with "
+                "--model.pretrained %s.",
+                flag,
+                config[group][name],
+                before,
+                now,
+            )
+            config[group][name] = None
+            if name == "tokenizer" and value_of(self.typed, "--data.tokenizer_revision") is None:
+                config.data.tokenizer_revision = None
 
     def check_machine(self, trainer: Any) -> None:
         """Refuse what this machine does not have.

@@ -3,7 +3,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.causal_lm import (
@@ -14,6 +14,7 @@ from gpt2_lightning.model.causal_lm import (
     from_scratch,
     fuse_gelu,
     positions_of,
+    set_dropout,
 )
 
 SMALL = Architecture(layers=2, heads=2, width=8, dropout=0.3)
@@ -99,3 +100,27 @@ def test_the_fused_gelu_is_the_same_function(tiny_model: Path) -> None:
     assert torch.allclose(after, before, atol=1e-6, rtol=1e-5)
     assert list(model.state_dict()) == keys
     assert model.config.activation_function == "gelu_new"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropout", "expected"),
+    [
+        ("llama", {"attn_pdrop": 0.0}, {"attention_dropout": 0.0}),
+        ("llama", {"attn_pdrop": 0.2}, {"attention_dropout": 0.2}),
+        ("llama", {"embd_pdrop": 0.0, "resid_pdrop": 0.0}, {}),
+        ("gpt_neox", {"resid_pdrop": 0.1, "attn_pdrop": 0.2}, {"hidden_dropout": 0.1}),
+        ("gpt2", {"embd_pdrop": 0.3, "resid_pdrop": 0.3}, {"embd_pdrop": 0.3, "attn_pdrop": 0.1}),
+    ],
+)
+def test_dropout_by_the_names_of_the_model(
+    kind: str, dropout: dict[str, float], expected: dict[str, float]
+) -> None:
+    config = AutoConfig.for_model(kind)
+    set_dropout(config, dropout)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_dropout_that_a_model_does_not_have_is_named() -> None:
+    config = AutoConfig.for_model("llama")
+    with pytest.raises(UsageError, match=r"--model.dropout 0.1: a model of type llama has no such"):
+        set_dropout(config, {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.0})

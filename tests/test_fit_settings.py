@@ -1,5 +1,6 @@
 """The flags of fit, for verbs that train nothing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,26 @@ def test_help_is_the_verbs_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.startswith("usage: python -m gpt2_lightning look [--config FILE] [flags]\n")
     assert "Look at something." in text
     assert "Rows to show." in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "tokenizer"),
+    [
+        ((), "old"),
+        (("--model.pretrained=new",), "new"),
+        (("--model.pretrained=new", "--data.tokenizer=old"), "old"),
+        (("--model.pretrained=null",), None),
+    ],
+)
+def test_another_model_than_a_saved_runs_brings_its_own_tokenizer(
+    tiny_model: Path, typed: tuple[str, ...], tokenizer: str | None
+) -> None:
+    for name in ("old", "new"):
+        shutil.copytree(tiny_model, name)
+    saved = "model:\n  pretrained: old\n  revision: v1\ndata:\n  tokenizer: old\n"
+    saved += "  tokenizer_revision: v1\n  block_size: 16\n"
+    Path("saved.yaml").write_text(saved, encoding="utf-8")
+    values = read("--config=saved.yaml", *typed).values
+    assert values.data.tokenizer == tokenizer
+    assert values.model.revision == (None if typed else "v1")
+    assert values.data.block_size == 16

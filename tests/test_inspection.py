@@ -174,7 +174,6 @@ def test_a_vocabulary_that_suits(tiny_model: Path, tmp_path: Path) -> None:
     text = "the old stone bridge of the town\n"
     found = vocabulary_of([text], tiny_model, tmp_path / "store")
     ids = AutoTokenizer.from_pretrained(tiny_model)(text)["input_ids"]
-    assert found.suits
     assert (found.tokens, found.ends_of_text) == (len(ids), 2)
     assert found.tokens_per_word == len(ids) / 7
     assert found.tokens_per_character == len(ids) / len(text)
@@ -183,7 +182,14 @@ def test_a_vocabulary_that_suits(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_a_vocabulary_that_does_not_suit(tiny_model: Path, tmp_path: Path) -> None:
     found = vocabulary_of([CHINESE], tiny_model, tmp_path / "store")
-    assert not found.suits
+    assert found.tokens_per_word is None  # such a script has no spaces
     assert found.tokens_per_character is not None
     assert found.tokens_per_character > 2
     assert found.pieces_of_characters > 0.9
+
+
+def test_a_mark_that_a_cleaner_makes_a_word_is_counted() -> None:
+    rows = [Row("the <unk> of <unk> bridge", True), Row("an unknown town", False)]
+    found = measure_cleaning(rows, get_cleaner("tutorial"), samples=0)
+    assert found.marks_made_words == {"<unk>": ("unk", 2)}
+    assert measure_cleaning(rows, get_cleaner("none"), samples=0).marks_made_words == {}

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gpt2_lightning.data.token_text import sampled_vocabulary
 from gpt2_lightning.model.causal_lm import count_parameters
 from gpt2_lightning.model.module import GPT2Module
 
@@ -40,6 +41,16 @@ class Totals(Callback):
             f"{batches.steps_taken:,}",
             f"{total:,}",
         )
+        store = data.stores["train"]
+        if store.manifest.lost:
+            log.info(
+                "The tokenizer does not give back all of the text: %s are lost for good, in "
+                "training and in what the model writes.",
+                ", ".join(store.manifest.lost),
+            )
+        trained = data.tokenizer_name is None
+        if (note := sampled_vocabulary(data.tokenizer, store.ids, trained=trained)) is not None:
+            log.warning("%s", note)
         here, cores = trainer.world_size // trainer.num_nodes, os.cpu_count() or 1
         if trainer.strategy.root_device.type == "cpu" and here > cores:
             log.warning(

@@ -4,7 +4,14 @@ import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from gpt2_lightning.arguments import Parser, gather, summary, with_underscores
+from gpt2_lightning.arguments import (
+    Parser,
+    gather,
+    summary,
+    value_of,
+    with_our_names,
+    with_underscores,
+)
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.sampling import SamplingOptions
 
@@ -13,11 +20,19 @@ if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from gpt2_lightning.inference.text_model import TextModel
 
 
+# names of other tools for the same
+OTHER_NAMES = (
+    *("length", "max_tokens", "num_samples", "nsamples", "n"),
+    *("k", "p", "topk", "topp", "model_name_or_path", "model_path"),
+)
+
+
 def generate(
     model: str,
     prompt: list[str],
     sampling: SamplingOptions,
     prompts_file: str | None = None,
+    max_length: int | None = None,
     batch_size: int = 32,
     stream: bool = False,
     interactive: bool = False,
@@ -38,6 +53,8 @@ def generate(
             are read from standard input, one a line.
         sampling: How to draw.
         prompts_file: File of prompts: one a line, or .jsonl with a "prompt" in each line.
+        max_length: Tokens of prompt and text together at most, as in transformers; null goes by
+            --max_new_tokens.
         batch_size: Samples at a time.
         stream: Show the text of one sample as it comes.
         interactive: Type prompts, and change the options in between.
@@ -58,11 +75,12 @@ def generate(
             ("--prompts_file", prompts_file),
             ("--stream", stream),
             ("--output", output),
+            ("--max_length", max_length),
         ):
             if given:
                 raise UsageError(
                     f"{flag}: with --interactive, prompts are typed, shown as they come, and kept "
-                    "with /save. Leave it out."
+                    "with /save; --max_new_tokens says how long the texts are. Leave it out."
                 )
 
     from gpt2_lightning.commands.screen import progress, tell_forgotten
@@ -91,7 +109,7 @@ def generate(
         Repl(loaded, sampling).run()
         return
     if stream:
-        samples = [_stream(loaded, prompts[0], sampling)]
+        samples = [_stream(loaded, prompts[0], sampling, max_length)]
     else:
         with progress(enabled=len(prompts) > 1) as advance:
             samples = draw(
@@ -101,6 +119,7 @@ def generate(
                 sampling,
                 batch_size=batch_size,
                 roll=True,
+                max_length=max_length,
                 advance=advance,
             )
         if file is None:
@@ -125,13 +144,17 @@ def _from_standard_input() -> list[str]:
     return list(lines.values())
 
 
-def _stream(loaded: "TextModel", prompt: str, sampling: SamplingOptions) -> "Sample":
+def _stream(
+    loaded: "TextModel", prompt: str, sampling: SamplingOptions, max_length: int | None
+) -> "Sample":
     from gpt2_lightning.commands.screen import show
     from gpt2_lightning.inference.drawing import stream
 
     if sampling.num_return_sequences is None:
         sampling = replace(sampling, num_return_sequences=1)
-    pieces = stream(loaded.model, loaded.tokenizer, prompt, sampling, roll=True)
+    pieces = stream(
+        loaded.model, loaded.tokenizer, prompt, sampling, roll=True, max_length=max_length
+    )
     return show(prompt, pieces, [])
 
 
@@ -160,7 +183,13 @@ def main(words: list[str]) -> None:
     rest, given = words, {}
     for name in texts:
         rest, given[name] = gather(rest, f"--{name}")
-    options = parser.parse_args(with_underscores(rest)).as_dict()
+    rest = with_our_names(with_underscores(rest), OTHER_NAMES)
+    if value_of(rest, "--max_length") and value_of(rest, "--max_new_tokens"):
+        raise UsageError(
+            "--max_length: it counts the prompt's tokens, --max_new_tokens does not. Give one of "
+            "the two."
+        )
+    options = parser.parse_args(rest).as_dict()
     del options["config"]
     options |= {name: values for name, values in given.items() if values}
     names = [field.name for field in fields(SamplingOptions)]

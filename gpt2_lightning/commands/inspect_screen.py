@@ -44,6 +44,9 @@ def show(console: Console, found: Mapping[CleaningName, Found], chosen: Cleaning
     console.print()
     for name, it in findings.splits.items():
         _print_repetition(console, name, it)
+    if data.blocks == "pad":
+        counts = ", ".join(f"{it.fill.blocks:,} of {name}" for name, it in findings.splits.items())
+        console.print(f"Every row is {data.block_size:,} tokens: {counts}.\n")
     _print_block(console, first, figures.first_block, data)
     for note in advice(findings, data):
         console.print(Text(f"Note: {note}", style="yellow"))

@@ -55,8 +55,8 @@ def _lines(data: WikiTextDataModule, cleaning: str, ngrams: str) -> list[_Line]:
         _Line("articles", lambda it: _count(it.original.articles)),
         _Line("rows", lambda it: _count(it.original.rows)),
         _Line("  of these blank", lambda it: _count(it.original.blank_rows)),
-        _Line("words (str.split)", lambda it: _count(it.original.words)),
-        _Line("words (lm-eval's rule)", lambda it: _count(it.original.harness_words)),
+        _Line("words (str.split)", lambda it: _words(it, it.original.words)),
+        _Line("words (lm-eval's rule)", lambda it: _words(it, it.original.harness_words)),
         _Line("characters", lambda it: _count(it.original.characters)),
         _Line("bytes (UTF-8)", lambda it: _count(it.original.bytes)),
         _Line(cleaning),
@@ -90,6 +90,10 @@ def _lines(data: WikiTextDataModule, cleaning: str, ngrams: str) -> list[_Line]:
 
 def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
+
+
+def _words(figures: SplitFigures, count: int) -> str:
+    return _count(count if figures.cleaning.has_words else None)
 
 
 def _share(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -39,6 +40,7 @@ def draw(
     *,
     batch_size: int = BATCH_SIZE,
     roll: bool = False,
+    max_length: int | None = None,
     advance: Callable[[int, int], None] = lambda tokens, total: None,
 ) -> list[Sample]:
     """Continue prompts, those of like length together.
@@ -50,6 +52,8 @@ def draw(
         options: How to draw.
         batch_size: Samples at a time.
         roll: Go on past the model's positions, with the last half of what it has seen.
+        max_length: Tokens of prompt and text together at most, in the place of the options'
+            ``max_new_tokens``. Each prompt counts by itself, whatever stands beside it.
         advance: Told by how many tokens the work has moved on, and how many it has at most.
 
     Returns:
@@ -60,6 +64,10 @@ def draw(
             may not roll.
     """
     options.check()
+    if max_length is not None:
+        return _drawn_by_length(
+            model, tokenizer, prompts, options, batch_size, roll, max_length, advance
+        )
     encoded = [_encoded(model, tokenizer, prompt) for prompt in prompts]
     if encoded and not (roll and options.num_beams == 1):
         check_room(model, max(map(len, encoded)), options)
@@ -85,6 +93,59 @@ def draw(
     return [sample for samples in drawn for sample in samples]
 
 
+def _drawn_by_length(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    options: SamplingOptions,
+    batch_size: int,
+    roll: bool,
+    max_length: int,
+    advance: Callable[[int, int], None],
+) -> list[Sample]:
+    """Draw from prompts of as many tokens together, since they have as many new ones."""
+    tokens = [len(_encoded(model, tokenizer, prompt)) for prompt in prompts]
+    options_of = {count: with_max_length(options, max_length, count) for count in set(tokens)}
+    total = sum(options_of[count].max_new_tokens for count in tokens) * options.samples_per_prompt
+    drawn: dict[int, list[Sample]] = {}
+    for count, its_options in options_of.items():
+        numbers = [number for number, of_it in enumerate(tokens) if of_it == count]
+        samples = draw(
+            model,
+            tokenizer,
+            [prompts[number] for number in numbers],
+            its_options,
+            batch_size=batch_size,
+            roll=roll,
+            advance=lambda moved, _: advance(moved, total),
+        )
+        each = len(samples) // len(numbers)
+        for place, number in enumerate(numbers):
+            drawn[number] = samples[place * each : (place + 1) * each]
+    return [sample for number in range(len(prompts)) for sample in drawn[number]]
+
+
+def with_max_length(options: SamplingOptions, max_length: int, tokens: int) -> SamplingOptions:
+    """Return options for a text of so many tokens at most, its prompt included.
+
+    Args:
+        options: How to draw.
+        max_length: Tokens of prompt and text together at most.
+        tokens: Of the prompt.
+
+    Raises:
+        UsageError: If the prompt leaves no room for a token, or too little for ``min_new_tokens``.
+    """
+    if tokens >= max_length:
+        raise UsageError(
+            f"--max_length {max_length}: the prompt alone has {tokens:,} tokens, which count. Give "
+            "a greater one, or say how many new tokens there may be: --max_new_tokens."
+        )
+    found = replace(options, max_new_tokens=max_length - tokens)
+    found.check()
+    return found
+
+
 def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -92,6 +153,7 @@ def stream(
     options: SamplingOptions,
     *,
     roll: bool = False,
+    max_length: int | None = None,
 ) -> Generator[str, None, Sample]:
     """Continue a prompt, a piece of text at a time.
 
@@ -101,6 +163,8 @@ def stream(
         prompt: The text to continue.
         options: How to draw one sample.
         roll: Go on past the model's positions, with the last half of what it has seen.
+        max_length: Tokens of prompt and text together at most, in the place of the options'
+            ``max_new_tokens``.
 
     Returns:
         An iterator over pieces of whole characters, with nothing of a stop string in them; the
@@ -121,6 +185,8 @@ def stream(
                 "not stream."
             )
     row = _Row(prompt, _encoded(model, tokenizer, prompt), options.seed)
+    if max_length is not None:
+        options = with_max_length(options, max_length, len(row.ids))
     if not roll:
         check_room(model, len(row.ids), options)
     return _pieces(model, tokenizer, row, options)

@@ -2,6 +2,7 @@
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.rows import SplitName
+from gpt2_lightning.data.token_text import unsuited_vocabulary
 from gpt2_lightning.inspection.findings import Findings, SplitFigures
 
 MOST_CUT_OFF = 0.1  # share of the tokens
@@ -21,7 +22,9 @@ def advice(findings: Findings, data: WikiTextDataModule) -> list[str]:
     first = next(iter(findings.splits))
     figures = findings.splits[first]
     found = _missing(findings)
-    found += _of_vocabulary(first, figures, trained=data.tokenizer_name is None)
+    lost = ", ".join(data.stores[first].manifest.lost or [])
+    found += _of_vocabulary(first, figures, trained=data.tokenizer_name is None, lost=lost)
+    found += _of_marks(first, figures, data)
     found += _of_blocks(first, figures, data)
     found += _of_lines(first, figures, data)
     for name, figures in findings.splits.items():
@@ -43,23 +46,19 @@ def _missing(findings: Findings) -> list[str]:
     ]
 
 
-def _of_vocabulary(name: SplitName, figures: SplitFigures, *, trained: bool) -> list[str]:
+def _of_vocabulary(
+    name: SplitName, figures: SplitFigures, *, trained: bool, lost: str
+) -> list[str]:
     vocabulary = figures.vocabulary
     found = []
-    if not vocabulary.suits:
+    per_character = vocabulary.tokens_per_character or 0.0
+    note = unsuited_vocabulary(vocabulary.pieces_of_characters, per_character, trained=trained)
+    if note is not None:
+        found.append(note)
+    if lost:
         found.append(
-            "The vocabulary does not suit this language: "
-            f"{_percent(vocabulary.pieces_of_characters)} of the {name} split's tokens hold only "
-            "a part of a character, and it takes "
-            f"{vocabulary.tokens_per_character or 0:.2f} tokens to a character (GPT-2 on English: "
-            "about 0.23). A model will spend its positions on spelling. "
-            + (
-                "A larger --data.vocab_size would have more whole characters."
-                if trained
-                else "Take a model whose tokenizer was made for it (--model.pretrained "
-                "uer/gpt2-chinese-cluecorpussmall for Chinese, say), or train one from scratch "
-                "(--model.pretrained null)."
-            )
+            f"The tokenizer does not give back all of the {name} split: {lost} are lost for good, "
+            "in training and in what the model writes."
         )
     if vocabulary.unknown > MOST_UNKNOWN:
         found.append(
@@ -94,6 +93,16 @@ def _of_lines(name: SplitName, figures: SplitFigures, data: WikiTextDataModule) 
     return [
         f"The {name} split has {text.rows:,} short lines and hardly a blank one. If each is a text "
         "of its own (a tweet, a joke), --data.documents line puts an end-of-text after each."
+    ]
+
+
+def _of_marks(name: SplitName, figures: SplitFigures, data: WikiTextDataModule) -> list[str]:
+    return [
+        f"--data.cleaning {data.cleaner.name} makes the word {word!r} of the mark {mark}, which "
+        f"stands {count:,} times in the {name} split: the model will learn to write it. Take a "
+        "text without such marks (wikitext-2-raw-v1 in the place of wikitext-2-v1), or "
+        "--data.cleaning none."
+        for mark, (word, count) in figures.cleaning.marks_made_words.items()
     ]
 
 

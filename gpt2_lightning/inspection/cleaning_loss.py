@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.rows import Row
+from gpt2_lightning.data.token_text import WITHOUT_SPACES
 
 LONGEST_SAMPLE = 400  # characters shown of a row
 SHORTEST_SAMPLE = 40  # characters; headings say little of a cleaner
+ANGLE_MARKS = re.compile(r"<(?:unk|UNK|pad|PAD|s|eos|num|NUM|mask|MASK)>")  # of corpora
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -42,6 +44,10 @@ class CleaningLoss:
         text_characters: Characters after cleaning, white space included, of rows that are left.
         text_words: Words of it, by ``str.split``.
         samples: Some rows, drawn at random, always the same of a split.
+        marks_made_words: Marks such as ``<unk>`` of which the cleaner leaves the word alone, by
+            mark: the word, and how often.
+        characters_without_spaces: Characters after cleaning, of scripts without spaces between
+            words, such as Chinese and Thai.
     """
 
     characters: int = 0
@@ -54,6 +60,13 @@ class CleaningLoss:
     text_characters: int = 0
     text_words: int = 0
     samples: list[SampleRow] = field(default_factory=list)
+    marks_made_words: dict[str, tuple[str, int]] = field(default_factory=dict)
+    characters_without_spaces: int = 0
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the text has words: not where most characters are of scripts without spaces."""
+        return bool(self.text_words) and 2 * self.characters_without_spaces < self.characters_left
 
     @property
     def share_of_characters_lost(self) -> float:
@@ -98,7 +111,12 @@ def measure_cleaning(rows: Iterable[Row], cleaner: Cleaner, samples: int) -> Cle
         loss.characters += characters
         loss.punctuation += punctuation
         loss.numbers += len(numbers)
+        loss.characters_without_spaces += sum(1 for _ in WITHOUT_SPACES.finditer(cleaned))
         if cleaned != row.text:
+            for mark in ANGLE_MARKS.findall(row.text):
+                if mark not in cleaned and mark[1:-1] in cleaned:
+                    _, count = loss.marks_made_words.get(mark, ("", 0))
+                    loss.marks_made_words[mark] = mark[1:-1], count + 1
             unmarked = MARKS.sub(r"\1", cleaned)
             characters, punctuation = kinds.count(unmarked)
             if numbers:

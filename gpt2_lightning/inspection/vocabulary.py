@@ -6,12 +6,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.token_store import TokenStore
+from gpt2_lightning.data.token_text import pieces_of_characters
 from gpt2_lightning.inspection.cleaning_loss import CleaningLoss
 from gpt2_lightning.inspection.pieces import closing, each_piece
-
-# Of GPT-2's tokens of a sentence in German or Polish 3 to 15 % are pieces of a character, in
-# Russian or Arabic more than four in ten, in Chinese or Korean nine.
-MOST_PIECES = 0.25
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,8 @@ class Vocabulary:
     Attributes:
         tokens: Tokens of the text, ends of texts aside.
         ends_of_text: End-of-text tokens beside them, the leading one included.
-        tokens_per_word: Tokens to a word (``str.split``) of the cleaned text.
+        tokens_per_word: Tokens to a word (``str.split``) of the cleaned text; None for text whose
+            script has no spaces between words.
         tokens_per_character: Tokens to a character of the cleaned text, white space included.
         used: Different ids that occur.
         size: Ids of the tokenizer.
@@ -38,11 +36,6 @@ class Vocabulary:
     size: int
     pieces_of_characters: float
     unknown: float
-
-    @property
-    def suits(self) -> bool:
-        """Whether the vocabulary has most of the text's characters."""
-        return self.pieces_of_characters <= MOST_PIECES
 
 
 def measure_vocabulary(
@@ -61,16 +54,17 @@ def measure_vocabulary(
     used = np.flatnonzero(counts)
     ends = store.manifest.units + 1 if closing(store) else 0
     tokens = store.manifest.tokens - ends
-    of_pieces = [id_ for id_ in used.tolist() if "\ufffd" in str(tokenizer.decode([id_]))]
+    of_text = counts.copy()
+    of_text[int(tokenizer.eos_token_id)] -= ends
     unknown = tokenizer.unk_token_id
     return Vocabulary(
         tokens=tokens,
         ends_of_text=ends,
-        tokens_per_word=tokens / cleaned.text_words if cleaned.text_words else None,
+        tokens_per_word=tokens / cleaned.text_words if cleaned.has_words else None,
         tokens_per_character=tokens / cleaned.text_characters if cleaned.text_characters else None,
         used=len(used),
         size=len(tokenizer),
-        pieces_of_characters=float(counts[of_pieces].sum()) / max(tokens, 1),
+        pieces_of_characters=pieces_of_characters(tokenizer, of_text),
         # GPT-2's is its end-of-text: bytes leave nothing unknown
         unknown=float(counts[unknown]) / max(tokens, 1)
         if unknown is not None and unknown != tokenizer.eos_token_id

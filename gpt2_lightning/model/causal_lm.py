@@ -22,6 +22,15 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT2Config's names
+# A flag, GPT2Config's names for it, and those of other models (GPT-NeoX, GPT-Neo, Llama, OPT).
+DROPOUT_FLAGS = (
+    (
+        "--model.dropout",
+        ("embd_pdrop", "resid_pdrop"),
+        ("hidden_dropout", "embed_dropout", "resid_dropout", "dropout"),
+    ),
+    ("--model.attention_dropout", ("attn_pdrop",), ("attention_dropout",)),
+)
 AttentionName = Literal["sdpa", "eager", "flash_attention_2"]
 
 
@@ -103,12 +112,7 @@ def from_pretrained(
     """
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
-        for key, value in dropout.items():
-            if not hasattr(config, key):
-                raise UsageError(
-                    f"--model.dropout: a model of type {config.model_type} has no {key}."
-                )
-            setattr(config, key, value)
+        set_dropout(config, dropout)
         _check_attention(config, attention)
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -131,6 +135,31 @@ def from_pretrained(
         check_logits(model.eval(), f"--model.pretrained {name}")
     model.train()  # it comes in eval mode, which Lightning would keep: no dropout
     return model
+
+
+def set_dropout(config: PreTrainedConfig, dropout: Mapping[str, float]) -> None:
+    """Put probabilities into a configuration, under the names that its type of model has.
+
+    Args:
+        config: Changed.
+        dropout: Probabilities by GPT2Config's names. One of 0 is what a model without it has.
+
+    Raises:
+        UsageError: If the model has no dropout of that kind.
+    """
+    for flag, of_gpt2, of_others in DROPOUT_FLAGS:
+        wanted = {name: dropout[name] for name in of_gpt2 if name in dropout}
+        there = {name: value for name, value in wanted.items() if hasattr(config, name)}
+        if not there and wanted:
+            value = next(iter(wanted.values()))
+            there = {name: value for name in of_others if hasattr(config, name)}
+            if not there and value > 0:
+                raise UsageError(
+                    f"{flag} {value}: a model of type {config.model_type} has no such dropout. "
+                    f"{flag} null leaves it as it is."
+                )
+        for name, value in there.items():
+            setattr(config, name, value)
 
 
 @torch.inference_mode()

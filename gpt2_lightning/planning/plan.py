@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.data.token_text import sampled_vocabulary
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.planning.account import Account
 from gpt2_lightning.planning.advice import Advice, advice, fits
@@ -116,6 +117,9 @@ def plan_of(
     disk = disk_of(setting, steps, values.checkpoint, _folder(values.trainer.logger))
     with working("Taking a few steps") if measure else nullcontext():
         duration = _duration(values, model, data, setting, steps, measure, device, device_flops)
+    unsuited = sampled_vocabulary(
+        data.tokenizer, data.stores["train"].ids, trained=data.tokenizer_name is None
+    )
     short = place.memory is not None and not fits(needed.needed, place.memory)
     return Plan(
         model=values.model.pretrained,
@@ -127,7 +131,7 @@ def plan_of(
         duration=duration,
         disk=disk,
         max_time=None if values.trainer.max_time is None else str(values.trainer.max_time),
-        warnings=caveats(values, setting, steps, disk, duration),
+        warnings=caveats(values, setting, steps, disk, duration) + ([unsuited] if unsuited else []),
     )
 
 

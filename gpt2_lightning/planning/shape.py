@@ -9,12 +9,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.causal_lm import (
-    DROPOUTS,
     Architecture,
     count_parameters,
     from_config,
     from_scratch,
     positions_of,
+    set_dropout,
 )
 from gpt2_lightning.model.flops import training_flops_per_token
 
@@ -133,7 +133,5 @@ def _model(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> PreTra
             f"({' '.join(str(error).split())[:300]}). Give a folder with config.json, a Hub id "
             "such as openai-community/gpt2, or null to start from scratch."
         ) from error
-    for key in DROPOUTS:
-        if key in dropout and hasattr(config, key):
-            setattr(config, key, dropout[key])
+    set_dropout(config, dropout)
     return from_config(config.to_dict(), attention="sdpa")
