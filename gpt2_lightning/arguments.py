@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from gpt2_lightning.errors import UsageError
 
 # Flags of neighbouring tools (transformers' scripts, nanoGPT, OpenAI's API) -> ours that do the
-# same, of which a verb has one at most. A flag that differs by its group alone, such as
+# same; a verb's is the first that it has. A flag that differs by its group alone, such as
 # --learning_rate for --model.learning_rate, need not stand here.
 FOREIGN = {
     # how to draw
@@ -39,12 +39,11 @@ FOREIGN = {
     "input_file": ("prompts_file", "data.source"),
     "file": ("prompts_file", "data.source"),
     # models and texts
-    "model": ("model.pretrained",),
-    "model_name": ("model", "model.pretrained"),
-    "model_path": ("model", "model.pretrained"),
-    "model_name_or_path": ("model", "model.pretrained"),
-    "checkpoint": ("model", "ckpt_path"),
-    "ckpt": ("model", "ckpt_path"),
+    "model_name": ("model.pretrained", "model"),
+    "model_path": ("model.pretrained", "model"),
+    "model_name_or_path": ("model.pretrained", "model"),
+    "checkpoint": ("ckpt_path", "model"),
+    "ckpt": ("ckpt_path", "model"),
     "resume": ("ckpt_path",),
     "resume_from_checkpoint": ("ckpt_path",),
     "init_from": ("model.pretrained",),
@@ -108,7 +107,8 @@ def with_our_names(words: list[str], accepted: Collection[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--")
         if flag.startswith("--") and name in accepted:
-            ours = f"--{FOREIGN[name][0]}"
+            # those with a point are of Lightning's verbs
+            ours = next(f"--{it}" for it in FOREIGN[name] if "." not in it)
             if ours in given:
                 raise UsageError(f"{flag}: it is another name of {ours}. Give one of the two.")
             given.add(ours)

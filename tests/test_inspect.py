@@ -210,7 +210,27 @@ def test_chinese_is_warned_of(tmp_path: Path, tiny_model: Path, figures: Any) ->
     found = figures(tmp_path / "zh.txt", tiny_model)
     assert found["taken"] == ["validation", "test"]
     assert "The vocabulary does not suit this language" in found["warnings"][0]
-    assert found["splits"]["train"]["vocabulary"]["tokens_per_character"] > 1
+    train = found["splits"]["train"]
+    assert train["vocabulary"]["tokens_per_character"] > 1
+    assert train["vocabulary"]["tokens_per_word"] is None
+    shown = train["first_block"]
+    assert "\ufffd" not in "".join([shown["text"], *shown["inputs"][1:-4]])
+    assert f"{CHINESE[0]} (1/3)" in shown["inputs"]
+
+
+def test_the_tutorials_length_and_the_marks_of_its_text(
+    tmp_path: Path, tiny_model: Path, figures: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f" = Bridge {n} = \n the <unk> bridge of <unk> \n" for n in range(30))
+    (tmp_path / "wiki.train.raw").write_text(rows, encoding="utf-8")
+    words = "--data.cleaning=tutorial", "--data.blocks=pad"
+    found = figures(tmp_path, tiny_model, *words, "--split=train")
+    (note,) = (note for note in found["warnings"] if "<unk>" in note)
+    assert note.startswith("--data.cleaning tutorial makes the word 'unk' of the mark <unk>")
+    look(tmp_path, tiny_model, *words, "--split=train")
+    screen = " ".join(capsys.readouterr().out.split())
+    assert f"Every row is {found['block_size']} tokens: " in screen
+    assert f"{found['splits']['train']['fill']['blocks']} of train." in screen
 
 
 def test_a_vocabulary_of_its_own_suits_chinese(

@@ -29,7 +29,7 @@ def test_config_before_the_verb(mistake: Mistake) -> None:
 
 def test_unknown_flag(mistake: Mistake) -> None:
     assert "Did you mean --model.learning_rate?" in mistake("fit", "--model.learning-rat=1")
-    assert "Did you mean --top_k?" in mistake("generate", "--model=a", "--prompt=b", "--topk=3")
+    assert "Did you mean --top_k?" in mistake("generate", "--model=a", "--prompt=b", "--top_kk=3")
 
 
 def test_missing_config(mistake: Mistake) -> None:

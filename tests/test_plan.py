@@ -178,3 +178,11 @@ def test_mistakes(
     wiki_folder: Path, tiny_model: Path, mistake: Mistake, words: tuple[str, ...], said: str
 ) -> None:
     assert said in mistake("plan", *fine_tuning(wiki_folder, tiny_model), *CALM, *words)
+
+
+def test_a_vocabulary_that_does_not_suit_is_warned_of(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("zh.txt").write_text("从前有一座山，山里有一座庙。\n" * 60, encoding="utf-8")
+    warnings = plan(capsys, *fine_tuning(Path("zh.txt"), tiny_model), *FLAGS)["warnings"]
+    assert any("The vocabulary does not suit this language" in warning for warning in warnings)
