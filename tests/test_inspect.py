@@ -229,7 +229,7 @@ def test_the_tutorials_length_and_the_marks_of_its_text(
     assert note.startswith("--data.cleaning tutorial makes the word 'unk' of the mark <unk>")
     look(tmp_path, tiny_model, *words, "--split=train")
     screen = " ".join(capsys.readouterr().out.split())
-    assert f"Every row is {found['block_size']} tokens: " in screen
+    assert f"Every row is {found['block_size']:,} tokens: " in screen
     assert f"{found['splits']['train']['fill']['blocks']} of train." in screen
 
 
