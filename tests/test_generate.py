@@ -228,7 +228,7 @@ def test_a_reader_that_leaves(opinionated_model: Path) -> None:
         (["--prompt=a\udcff"], "--prompt: not UTF-8 at character 1"),
         (["--prompt=a", "--device=nowhere"], "--device nowhere"),
         (["--prompt=a", "--dtype=fp8"], "--dtype"),
-        (["--prompt=a", "--topk=3"], "Did you mean --top_k?"),
+        (["--prompt=a", "--top_kk=3"], "Did you mean --top_k?"),
         ([], "--prompt: what shall be continued?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
