@@ -222,12 +222,13 @@ def test_the_tutorials_length_and_the_marks_of_its_text(
     tmp_path: Path, tiny_model: Path, figures: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = "".join(f" = Bridge {n} = \n the <unk> bridge of <unk> \n" for n in range(30))
-    (tmp_path / "wiki.train.raw").write_text(rows, encoding="utf-8")
+    source = tmp_path / "wiki.train.raw"
+    source.write_text(rows, encoding="utf-8")
     words = "--data.cleaning=tutorial", "--data.blocks=pad"
-    found = figures(tmp_path, tiny_model, *words, "--split=train")
+    found = figures(source, tiny_model, *words, "--split=train")
     (note,) = (note for note in found["warnings"] if "<unk>" in note)
     assert note.startswith("--data.cleaning tutorial makes the word 'unk' of the mark <unk>")
-    look(tmp_path, tiny_model, *words, "--split=train")
+    look(source, tiny_model, *words, "--split=train")
     screen = " ".join(capsys.readouterr().out.split())
     assert f"Every row is {found['block_size']:,} tokens: " in screen
     assert f"{found['splits']['train']['fill']['blocks']} of train." in screen
