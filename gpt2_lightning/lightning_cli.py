@@ -271,6 +271,11 @@ class GPT2CLI(LightningCLI):
         """Build the model and the tokenizer that a checkpoint carries, in its own run folder."""
         checkpoint = read_checkpoint(file)
         if self.subcommand == "fit":
+            if config.trainer.fast_dev_run:
+                raise UsageError(
+                    f"--trainer.fast_dev_run: it tries a run's first steps, and {file} stands "
+                    f"after step {checkpoint['global_step']:,}. It works without --ckpt_path."
+                )
             if "callbacks" not in checkpoint:
                 raise UsageError(
                     f"--ckpt_path: {file} holds weights alone (--checkpoint.save_weights_only "

@@ -10,7 +10,45 @@ import yaml
 
 from gpt2_lightning.callbacks.samples import as_markdown
 from gpt2_lightning.cli import main
-from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
+from tests.command_line import CALM, SMALL, Mistake, curves, fine_tuning, fit
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def everything() -> dict[str, tuple[int, bytes]]:
+    """Return all that is in the current folder, with its times and content; but for the cache."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in Path().rglob("*")
+        if path.parts[0] != "cache"
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_dry_run_leaves_nothing(recipe: Path, wiki_folder: Path, tiny_model: Path) -> None:
+    before = everything()
+    model = "" if recipe.stem == "quickstart" else f"--model.pretrained={tiny_model}"
+    words = [f"--config={recipe}", f"--data.source={wiki_folder}", "--data.subset=null", model]
+    main(["fit", *filter(None, words), *SMALL, *CALM, "--trainer.fast_dev_run=true"])
+    assert everything() == before
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "false"])
+def test_a_dry_run_leaves_an_earlier_run_as_it_is(
+    logger: str, wiki_folder: Path, tiny_model: Path, mistake: Mistake
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=2")
+    fit(*words, f"--trainer.logger={logger}")
+    Path("prompts.txt").write_text("the river\n")
+    before = everything()
+    dry = (*CALM, "--trainer.fast_dev_run=true")
+    main(["fit", *words, *dry, "--checkpoint.every_n_train_steps=1"])
+    for verb in ("validate", "test"):
+        main([verb, *dry, "--ckpt_path=last"])
+    main(["predict", *dry, "--ckpt_path=last", "--data.prompts=prompts.txt"])
+    message = mistake("fit", *dry, "--ckpt_path=last")
+    assert "stands after step 2. It works without --ckpt_path." in message
+    assert everything() == before
 
 
 def test_overfitting_one_batch(wiki_folder: Path, tiny_model: Path) -> None:
