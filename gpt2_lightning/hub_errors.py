@@ -1,5 +1,7 @@
-"""Why a hub's client brought nothing, in words that help."""
+"""Why a library brought nothing from a hub, a folder or a file, in words that help."""
 
+import pickle
+import re
 from collections.abc import Iterator
 
 LONGEST = 300  # characters of a library's own words
@@ -20,10 +22,14 @@ def reason(error: BaseException) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     links = list(_chain(error))
+    if (pickled := _pickled(links)) is not None:
+        return pickled
 
     def among(*kinds: type[BaseException]) -> BaseException | None:
         return next((link for link in links if isinstance(link, kinds)), None)
 
+    if any("trust_remote_code" in str(link) for link in links):  # the argument that would run it
+        return "it needs Python code of its own, which is never run here"
     if (refused := among(HfHubHTTPError)) is not None:
         return _words(refused)
     if among(HFValidationError):
@@ -41,6 +47,21 @@ def reason(error: BaseException) -> str:
             "gpt2_lightning fetch takes it from one, or from ModelScope"
         )
     return _words(error)
+
+
+def _pickled(links: list[BaseException]) -> str | None:
+    """Say what torch refused to unpickle; its own words end in how to run the code in there."""
+    for link in links:
+        told = str(link)
+        # torch wraps what its restricted unpickler refused, sometimes in a RuntimeError
+        if isinstance(link, pickle.UnpicklingError) or "weights_only" in told:
+            named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", told)
+            what = f" ({named[1] or named[2]})" if named else ""
+            return (
+                f"it holds more than tensors and plain values{what}, which could run code when it "
+                "is read, or it is damaged"
+            )
+    return None
 
 
 def _words(error: BaseException) -> str:

@@ -78,7 +78,7 @@ def test_config_rebuilds_the_model(tiny_model: Path) -> None:
 
 
 def test_no_model_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--model\.pretrained .*: the model cannot be loaded"):
+    with pytest.raises(UsageError, match=r"--model\.pretrained .*: config\.json is missing"):
         from_pretrained(str(tmp_path), revision=None, attention="sdpa", dropout={})
 
 

@@ -277,13 +277,12 @@ def test_one_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_wrong_tokenizer_does_not_appear(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(folder: Path) -> Any:
+    def damaged(folder: str, *, said: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.add_tokens(["river"])
         return tokenizer
 
-    fake = type("Auto", (), {"from_pretrained": damaged})
-    monkeypatch.setattr(hf_folder, "AutoTokenizer", fake)
+    monkeypatch.setattr(hf_folder, "load_tokenizer_files", damaged)
     with pytest.raises(RuntimeError, match="reads 'The river"):
         export(run)
     assert not Path("out").exists()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from transformers import GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.fetching import official as official_text
 from gpt2_lightning.fetching.content import git_sha1_of, sha256_of
 from gpt2_lightning.fetching.folder_check import check_folder
 from gpt2_lightning.fetching.official import judge, read_split
-from tests.command_line import Mistake
+from tests.command_line import SMALL, Mistake, fit
 from tests.corpus import hub_rows, wiki_rows
 from tests.hub import COMMIT
 
@@ -284,3 +284,24 @@ def test_a_run_folder_has_its_model_inside(model: Path) -> None:
     (run / "samples.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     shutil.copytree(model, run / "hf")
     assert check_folder(str(run)).flags == [f"--model.pretrained {run / 'hf'}"]
+
+
+def test_another_models_tokenizer(
+    model: Path, check: Check, mistake: Mistake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT-2's embedding beside a tokenizer of 300 tokens: not complete, whoever looks."""
+    for vocabulary, end, said in (
+        (50257, 50256, True),  # GPT-2's weights
+        (384, 0, False),  # rounded up, as people do for speed
+        (512, 299, False),  # made for this tokenizer: the end-of-text is the same
+    ):
+        config = GPT2Config.from_pretrained(model, vocab_size=vocabulary, eos_token_id=end)
+        GPT2LMHeadModel(config).save_pretrained(model)
+        shown, warnings = check("gpt2")
+        looks = f"the tokenizer has 300 tokens and the model {vocabulary:,}"
+        assert (looks in warnings) is said
+        assert ("gpt2: a model, complete." in shown) is not said
+        main(["generate", "--model=gpt2", "--prompt=a", "--max_new_tokens=1"])
+        assert (looks in capsys.readouterr().err) is said
+        fit("--model.pretrained=gpt2", "--data.source=builtin", *SMALL, "--trainer.max_steps=1")
+        assert (looks in capsys.readouterr().err) is said

@@ -114,15 +114,13 @@ def test_a_folder_that_fails_its_check_does_not_appear(
 ) -> None:
     loaded = best(run)
 
-    def damaged(folder: Path) -> torch.nn.Module:
+    def damaged(folder: str, *_: object) -> torch.nn.Module:
         model = GPT2LMHeadModel.from_pretrained(folder)
         with torch.no_grad():
             model.transformer.wte.weight[0] += 1
         return model
 
-    monkeypatch.setattr(
-        hf_folder, "AutoModelForCausalLM", type("Auto", (), {"from_pretrained": damaged})
-    )
+    monkeypatch.setattr(hf_folder, "load_weights", damaged)
     with pytest.raises(RuntimeError, match="logits differ"):
         write_hf_folder(tmp_path / "out", loaded.model, loaded.tokenizer, SamplingOptions())
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,8 @@ MAP = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
 # From the ground up: a room may import what stands below it, not beside it.
 FLOORS = [
     {"errors"},
-    {"hub_errors", "storage"},
+    {"hub_errors", "storage", "untrusted"},
+    {"pretrained"},
     {"checkpoint_io", "data", "model"},
     {"inference"},
     {"report", "serving", "fetching", "inspection", "planning"},

@@ -4,13 +4,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
+from gpt2_lightning.pretrained import load_tokenizer_files
 from gpt2_lightning.storage import scratch_folder, whole_folder
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows it
@@ -39,11 +39,9 @@ def load_tokenizer(
             end-of-text nor a separator.
     """
     try:
-        config = None
-        if not Path(name).is_dir():  # where the Hub is out of reach, AutoTokenizer asks it twice
-            with suppress(ValueError):  # of a type that transformers does not know
-                config = AutoConfig.from_pretrained(name, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, config=config)
+        tokenizer = load_tokenizer_files(name, revision, said=f"{flag} {name}")
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{flag} {name}: no tokenizer was found there ({reason(error)}). Give a folder that "

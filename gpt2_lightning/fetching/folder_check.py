@@ -72,7 +72,8 @@ def _model(folder: Path, found: list[Path]) -> Finding:
             + "."
         )
     (place,) = found
-    return Finding("model", check_model(place), [f"--model.pretrained {quote(str(place))}"])
+    lines, warnings = check_model(place)
+    return Finding("model", lines, [f"--model.pretrained {quote(str(place))}"], warnings)
 
 
 def _data(folder: Path, found: list[Path]) -> Finding:

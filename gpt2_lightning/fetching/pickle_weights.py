@@ -1,16 +1,16 @@
 """Weights out of a pickle: tensors and nothing else, written as safetensors."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fetching.wanted import INDEX, PICKLED
+from gpt2_lightning.hub_errors import reason
+from gpt2_lightning.pretrained import INDEX, PICKLED, listed_shards, load_config
 from gpt2_lightning.storage import whole_folder
 
 
@@ -58,16 +58,19 @@ def _load(
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load weights as transformers does, old names included; return what was missing, too."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = load_config(str(folder), said=str(folder))
         with torch.device("meta"):
-            kind = type(AutoModelForCausalLM.from_config(config))
+            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
         model, loading = kind.from_pretrained(
             None,
             config=config,
+            trust_remote_code=False,
             state_dict=dict(weights),
             dtype=next(iter(weights.values())).dtype,
             output_loading_info=True,
         )
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{name}: it does not fit config.json ({' '.join(str(error).split())[:200]})."
@@ -79,16 +82,14 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
     files = [folder / PICKLED]
     index = folder / (PICKLED + INDEX)
     if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(names))]
+        files = [folder / name for name in listed_shards(folder, index, index.name)]
     read: dict[str, torch.Tensor] = {}
     for file in files:
         try:
             part: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
         except Exception as error:
             raise UsageError(
-                f"{file.name}: it holds more than tensors, or is damaged "
-                f"({' '.join(str(error).split())[:200]}). It was not used."
+                f"{file.name}: it cannot be read as weights ({reason(error)}). It was not used."
             ) from error
         tensors = part.values() if isinstance(part, dict) else []
         if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from gpt2_lightning.data.readers import is_data
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.listing import Listing, RemoteFile
+from gpt2_lightning.pretrained import INDEX, PICKLED, WHOLE
 
 SETTINGS = ("config.json", "generation_config.json")
 TOKENIZER = (
@@ -19,8 +20,6 @@ TOKENIZER = (
     "tokenizer.model",
     "spiece.model",
 )
-WHOLE, PICKLED = "model.safetensors", "pytorch_model.bin"
-INDEX = ".index.json"
 SHARDS = {
     WHOLE: re.compile(r"model-\d+-of-\d+\.safetensors"),
     PICKLED: re.compile(r"pytorch_model-\d+-of-\d+\.bin"),

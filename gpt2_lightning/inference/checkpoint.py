@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from gpt2_lightning.data.token_store import store_name
 from gpt2_lightning.data.tokenizer import load_tokenizer, save_tokenizer_files
@@ -19,6 +18,12 @@ from gpt2_lightning.inference.device import DtypeName, place
 from gpt2_lightning.inference.sharded import REST, is_sharded, read_sharded
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import check_logits, from_config
+from gpt2_lightning.pretrained import (
+    check_weights,
+    load_config,
+    load_weights,
+    what_tokenizer_lacks,
+)
 from gpt2_lightning.storage import scratch_folder
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
@@ -72,22 +77,25 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
     if path.is_file() or is_sharded(path):
         return load_checkpoint(path, flag=flag)
     check_run(name, flag)
+    said, where = f"{flag} {name}", str(path) if path.is_dir() else name
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path) if path.is_dir() else name,
-            revision=revision,
-            dtype="auto",
-            use_safetensors=True,  # a pickle can run code
-        )
+        if path.is_dir():
+            check_weights(path, said)
+        config = load_config(where, revision, said=said)
+        model = load_weights(where, config, revision, dtype="auto")
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
-            f"{flag} {name}: no model was found there ({reason(error)}). "
+            f"{said}: no model was found there ({reason(error)}). "
             "Give a run folder such as lightning_logs/version_0, a .ckpt, a folder in Hugging "
             "Face format, or a Hub id such as openai-community/gpt2."
         ) from error
-    where = str(path) if path.is_dir() else name
-    check_logits(model.eval(), f"{flag} {name}")
-    return TextModel(model, load_tokenizer(where, revision, flag=flag))
+    check_logits(model.eval(), said)
+    tokenizer = load_tokenizer(where, revision, flag=flag)
+    if lacking := what_tokenizer_lacks(tokenizer, config):
+        log.warning("%s: %s.", said, lacking)
+    return TextModel(model, tokenizer)
 
 
 def _inside_run(run: Path, flag: str) -> Path:
@@ -251,9 +259,7 @@ def _read_file(file: Path) -> dict[str, Any]:
             file, map_location="cpu", weights_only=True, mmap=True
         )
     except Exception as error:
-        raise UsageError(
-            f"{file}: cannot be read as a checkpoint ({' '.join(str(error).split())[:200]})."
-        ) from error
+        raise UsageError(f"{file}: cannot be read as a checkpoint ({reason(error)}).") from error
     return checkpoint
 
 

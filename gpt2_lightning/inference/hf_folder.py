@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,6 +13,7 @@ from transformers import (
 from gpt2_lightning.data.tokenizer import keeps_every_byte, set_model_max_length
 from gpt2_lightning.model.causal_lm import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.pretrained import load_config, load_tokenizer_files, load_weights
 from gpt2_lightning.storage import whole_folder
 
 # what a tokenizer may stumble over: spaces, line ends, marks, several scripts, characters of
@@ -103,7 +102,8 @@ def _kept(given: GenerationConfig, ends: dict[str, int | None]) -> GenerationCon
 
 @torch.inference_mode()
 def _verify_model(folder: Path, model: PreTrainedModel) -> None:
-    written = AutoModelForCausalLM.from_pretrained(folder).eval()
+    config = load_config(str(folder), said=str(folder))
+    written = load_weights(str(folder), config).eval()
     ids = torch.arange(min(16, positions_of(model))).unsqueeze(0) % model.config.vocab_size
     was_training = model.training
     logits = model.eval()(ids).logits
@@ -120,7 +120,7 @@ def _verify_model(folder: Path, model: PreTrainedModel) -> None:
 
 
 def _verify_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    written = AutoTokenizer.from_pretrained(folder)
+    written = load_tokenizer_files(str(folder), said=str(folder))
     if written.eos_token_id != tokenizer.eos_token_id:
         raise RuntimeError(f"{folder}: the written tokenizer ends texts with another token")
     lossless = keeps_every_byte(tokenizer)

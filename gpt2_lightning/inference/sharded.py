@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.hub_errors import reason
+from gpt2_lightning.untrusted import is_inside
 
 REST = "meta.pt"  # Lightning's name for the part of a checkpoint that is no shard
 WEIGHTS = ("model.", "state_dict.")  # before the weights' keys: FSDP, ModelParallel (FSDP2)
@@ -74,9 +76,8 @@ def read_sharded(folder: Path) -> dict[str, Any]:
             load(found, storage_reader=reader, no_dist=True)
     except Exception as error:
         raise UsageError(
-            f"{folder}: cannot be read as a sharded checkpoint "
-            f"({' '.join(str(error).split())[:200]}). It needs {REST}, .metadata and every "
-            "__*.distcp that the run wrote."
+            f"{folder}: cannot be read as a sharded checkpoint ({reason(error)}). It needs "
+            f"{REST}, .metadata and every __*.distcp that the run wrote."
         ) from error
     checkpoint["state_dict"] = {key.partition(".")[2]: value for key, value in found.items()}
     return checkpoint
@@ -88,6 +89,9 @@ class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as stream:
             metadata: Metadata = _Unpickler(stream).load()
+        for part in (metadata.storage_data or {}).values():
+            if not is_inside(Path(self.path), str(part.relative_path)):
+                raise ValueError(f".metadata names {part.relative_path}, which lies elsewhere")
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id

@@ -20,6 +20,12 @@ from transformers.activations import NewGELUActivation
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
+from gpt2_lightning.pretrained import (
+    check_settings,
+    check_weights,
+    load_config,
+    load_weights,
+)
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT2Config's names
 # A flag, GPT2Config's names for it, and those of other models (GPT-NeoX, GPT-Neo, Llama, OPT).
@@ -110,29 +116,31 @@ def from_pretrained(
     Raises:
         UsageError: If there is no model of that name, or it is no causal language model.
     """
+    said = f"--model.pretrained {name}"
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        if Path(name).is_dir():
+            check_weights(Path(name), said)
+        config = load_config(name, revision, said=said)
         set_dropout(config, dropout)
         _check_attention(config, attention)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_weights(
             name,
-            config=config,
-            revision=revision,
+            config,
+            revision,
             dtype=torch.float32,  # transformers 5 takes the file's own, which may be half
             attn_implementation=attention,
-            use_safetensors=True,  # a pickle can run code
         )
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
-            f"--model.pretrained {name}: the model cannot be loaded ({reason(error)}). Give a "
+            f"{said}: the model cannot be loaded ({reason(error)}). Give a "
             "folder with config.json and model.safetensors, a run folder, a Hub id such as "
             "openai-community/gpt2, or null to start from scratch."
             + (f" `fetch --check {name}` says what it lacks." if Path(name).is_dir() else "")
         ) from error
     if attention != "flash_attention_2":  # which runs on a GPU alone
-        check_logits(model.eval(), f"--model.pretrained {name}")
+        check_logits(model.eval(), said)
     model.train()  # it comes in eval mode, which Lightning would keep: no dropout
     return model
 
@@ -203,8 +211,13 @@ def check_logits(model: PreTrainedModel, asked: str) -> None:
 
 
 def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTrainedModel:
-    """Build the model that a checkpoint's configuration describes, with random weights."""
+    """Build the model that a checkpoint's configuration describes, with random weights.
+
+    Raises:
+        UsageError: If it is of a type that transformers does not know.
+    """
     config = dict(config)
+    check_settings(config, "hf_config of the checkpoint")
     model_type = config.pop("model_type")
     return _built(AutoConfig.for_model(model_type, **config), attention)
 
@@ -212,7 +225,7 @@ def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTr
 def _built(config: PreTrainedConfig, attention: AttentionName) -> PreTrainedModel:
     _check_attention(config, attention)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, attn_implementation=attention, dtype=torch.float32
+        config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False
     )
     model.train()
     return model
@@ -227,7 +240,9 @@ def _check_attention(config: PreTrainedConfig, attention: AttentionName) -> None
 
     def build(attention: str) -> None:
         with torch.device("meta"):  # no weights
-            AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention)
+            AutoModelForCausalLM.from_config(
+                deepcopy(config), attn_implementation=attention, trust_remote_code=False
+            )
 
     if attention == "eager":
         return

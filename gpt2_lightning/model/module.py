@@ -31,6 +31,7 @@ from gpt2_lightning.model.perplexity import BitsPerByte, CrossEntropy, Perplexit
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.model.schedule import ScheduleName, learning_rate_factor
 from gpt2_lightning.model.trainer_settings import refuse_changes, trainer_settings
+from gpt2_lightning.pretrained import what_tokenizer_lacks
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +182,8 @@ class GPT2Module(LightningModule):
                 f"vocabulary of {vocabulary}. Use the model's own tokenizer (leave "
                 "--data.tokenizer out), or a model from scratch (--model.pretrained null)."
             )
+        if lacking := what_tokenizer_lacks(data.tokenizer, self.model.config):
+            log.warning("--data.tokenizer: %s.", lacking)
         self.model.config.bos_token_id = data.tokenizer.bos_token_id
         self.model.config.eos_token_id = data.tokenizer.eos_token_id
         # compiled as a function: a compiled module would rename every key of the checkpoint

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.causal_lm import (
@@ -17,6 +17,7 @@ from gpt2_lightning.model.causal_lm import (
     set_dropout,
 )
 from gpt2_lightning.model.flops import training_flops_per_token
+from gpt2_lightning.pretrained import load_config
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def _model(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> PreTra
         )
     name = flags["pretrained"]
     try:
-        config = AutoConfig.from_pretrained(name, revision=flags["revision"])
+        config = load_config(name, flags["revision"], said=f"--model.pretrained {name}")
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"--model.pretrained {name}: no config.json was found there "

@@ -1,0 +1,281 @@
+"""Folders and files that mean harm: nothing in them runs, nothing leads out, nothing grows."""
+
+import ast
+import io
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gpt2_lightning.cli import main
+from tests.command_line import CALM, Mistake
+
+PACKAGE = Path(__file__).parents[1] / "gpt2_lightning"
+CANARY = Path("canary")
+CODE = """
+from pathlib import Path
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+Path("canary").touch()
+class Config(GPT2Config): model_type = "evil"
+class Model(GPT2LMHeadModel): config_class = Config
+class Tokenizer(GPT2Tokenizer): pass
+def generate(*args, **kwargs): Path("canary").touch()
+"""
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# every verb that takes a model, given one that stands in ./evil
+VERBS = {
+    "check": ("fetch", "--check=evil"),
+    "fit": ("fit", "--model.pretrained=evil", "--data.source=builtin", *CALM),
+    "tokenizer": ("fit", "--data.tokenizer=evil", "--data.source=builtin", *CALM),
+    "validate": ("validate", "--model.pretrained=evil", "--data.source=builtin", *CALM),
+    "predict": ("predict", "--model.pretrained=evil", "--data.prompts=prompts.txt", *CALM),
+    "plan": ("plan", "--model.pretrained=evil", "--data.source=builtin"),
+    "inspect": ("inspect", "--model.pretrained=evil", "--data.source=builtin"),
+    "generate": ("generate", "--model=evil", "--prompt=a"),
+    "evaluate": ("evaluate", "--model=evil", "--data.source=builtin"),
+    "export": ("export", "--model=evil", "--to=exported"),
+    "serve": ("serve", "--model=evil", "--port=0"),
+}
+# those that read weights
+READERS = ("check", "fit", "generate", "evaluate", "export", "serve")
+
+
+@pytest.fixture
+def evil(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A model folder of another's in ./evil, someone who says yes to everything, and a canary."""
+    shutil.copytree(tiny_model, "evil")
+    Path("prompts.txt").write_text("a\n", encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"y\n" * 10_000)))
+    yield Path("evil")
+    assert not CANARY.exists()
+    assert not Path("exported").exists()
+
+
+def change(file: Path, **values: Any) -> None:
+    """Change entries of a JSON file."""
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(settings | values), encoding="utf-8")
+
+
+def own_code(folder: Path) -> None:
+    """Give a folder a type of model and a tokenizer that only its own code knows."""
+    (folder / "evil.py").write_text(CODE, encoding="utf-8")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(CODE, encoding="utf-8")
+    change(
+        folder / "config.json",
+        model_type="evil",
+        auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    )
+    change(
+        folder / "tokenizer_config.json",
+        tokenizer_class="EvilTokenizer",
+        auto_map={"AutoTokenizer": ["evil.Tokenizer", None]},
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_code_of_a_folder_is_never_run(evil: Path, mistake: Mistake, verb: str) -> None:
+    own_code(evil)
+    message = mistake(*VERBS[verb])
+    assert "brings Python code of its own, which is never run here" in message
+    assert "trust_remote_code" not in message
+
+
+def test_code_beside_a_usual_model(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = json.loads((evil / "config.json").read_text(encoding="utf-8"))["model_type"]
+    own_code(evil)
+    change(evil / "config.json", model_type=kind)
+    main([*VERBS["generate"], "--max_new_tokens=2"])
+    main([*VERBS["check"]])
+    assert "evil: a model, complete." in capsys.readouterr().out
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                yield f"{file.name}:{node.lineno}", node
+
+
+def test_no_call_lets_a_library_run_what_it_reads() -> None:
+    needed = {
+        "from_pretrained": ("trust_remote_code", False),
+        "from_config": ("trust_remote_code", False),
+        "load": ("weights_only", True),  # torch's
+    }
+    seen = set()
+    for where, call in calls():
+        assert isinstance(call.func, ast.Attribute)
+        name, of = call.func.attr, ast.unparse(call.func.value)
+        if name not in needed or (name == "load" and of != "torch"):
+            continue
+        key, value = needed[name]
+        given = {word.arg: word.value for word in call.keywords}
+        assert key in given, where
+        assert isinstance(given[key], ast.Constant), where
+        assert given[key].value is value, where  # type: ignore[attr-defined] # seen a line above
+        seen.add(name)
+    assert seen == set(needed)
+
+
+def test_transformers_reads_others_models_in_one_place() -> None:
+    readers = {where.partition(":")[0] for where, call in calls() if _is_reader(call)}
+    # the second one loads tensors that are already read into a model of shapes
+    assert readers == {"pretrained.py", "pickle_weights.py"}
+
+
+def _is_reader(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"
+
+
+# --- paths ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize("name", ["../../../../etc/passwd", "/etc/passwd", "..\\x", "a/../../b"])
+def test_no_shard_lies_outside(evil: Path, mistake: Mistake, verb: str, name: str) -> None:
+    (evil / WEIGHTS).unlink()
+    change(evil / INDEX, weight_map={"transformer.wte.weight": name})
+    assert f"{INDEX} names {name!r}, which is no file of the folder" in mistake(*VERBS[verb])
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_no_link_leads_outside(evil: Path, mistake: Mistake, verb: str) -> None:
+    Path("secret.txt").write_text("a\nb\n", encoding="utf-8")
+    (evil / "vocab.txt").symlink_to(Path("secret.txt").absolute())
+    message = mistake(*VERBS[verb])
+    assert "vocab.txt is a link that leads out of the folder, to " in message
+
+
+def test_links_inside_and_into_the_hubs_cache(tiny_model: Path) -> None:
+    for folder, kept in (("linked", "models--a--b/blobs"), ("inner", "inner/kept")):
+        shutil.copytree(tiny_model, kept)
+        Path(folder).mkdir(exist_ok=True)
+        for file in tiny_model.iterdir():
+            Path(folder, file.name).symlink_to(Path(kept, file.name).absolute())
+        main(["generate", f"--model={folder}", "--prompt=a", "--max_new_tokens=1"])
+
+
+def test_no_tokenizer_file_lies_outside(evil: Path, mistake: Mistake) -> None:
+    change(evil / "tokenizer_config.json", fast_tokenizer_files=["../x/tokenizer.4.0.json"])
+    assert "names '../x/tokenizer.4.0.json', which is no file" in mistake(*VERBS["generate"])
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_an_adapter_leads_to_another_model(evil: Path, mistake: Mistake, verb: str) -> None:
+    change(evil / "adapter_config.json", base_model_name_or_path="evil/other")
+    message = mistake(*VERBS[verb])
+    assert "it is an adapter (LoRA) of evil/other" in message
+    assert "merge_and_unload" in message
+
+
+def test_weights_by_another_name(evil: Path, mistake: Mistake) -> None:
+    change(evil / "config.json", transformers_weights="adapter_model.bin")
+    assert "names 'adapter_model.bin' as its weights" in mistake(*VERBS["generate"])
+
+
+# --- damage, said alike by every verb -------------------------------------------------------------
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def other_shape(file: Path) -> None:
+    save_file({"transformer.wte.weight": torch.zeros(2, 2)}, file)
+
+
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda it: cut(it / WEIGHTS), f"{WEIGHTS} is cut short"),
+        (lambda it: (it / WEIGHTS).write_text("<html>"), f"{WEIGHTS} is damaged"),
+        (lambda it: other_shape(it / WEIGHTS), "the weights lack transformer."),
+        (lambda it: change(it / "config.json", n_layer=3), "the weights lack transformer.h.2"),
+        (lambda it: change(it / "config.json", n_layer=10**9), "asks for 1,000,000,000 layers"),
+        (lambda it: (it / "config.json").write_text("[" * 10_000), "config.json cannot be read"),
+        (lambda it: (it / "config.json").write_text(" " * 2_000_000), "has 2,000,000 bytes"),
+    ],
+    ids=["cut", "a page", "other weights", "a layer more", "a billion layers", "brackets", "large"],
+)
+def test_damage_is_said_alike(
+    evil: Path, mistake: Mistake, verb: str, damage: Callable[[Path], Any], said: str
+) -> None:
+    damage(evil)
+    message = mistake(*VERBS[verb])
+    assert said in message
+    assert "evil: " in message
+
+
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize("listed", [{}, {"weight_map": []}, {"weight_map": {}}, []])
+def test_a_damaged_shard_list(evil: Path, mistake: Mistake, verb: str, listed: Any) -> None:
+    (evil / WEIGHTS).unlink()
+    (evil / INDEX).write_text(json.dumps(listed), encoding="utf-8")
+    assert f"{INDEX} lists no files of weights: it is damaged" in mistake(*VERBS[verb])
+
+
+def test_a_tokenizer_of_two_hundred_megabytes(evil: Path, mistake: Mistake) -> None:
+    with (evil / "tokenizer.json").open("wb") as stream:
+        stream.truncate(200_000_000)  # takes no room on the disk
+    for verb in ("check", "fit", "tokenizer", "generate"):
+        assert "tokenizer.json has 200,000,000 bytes" in mistake(*VERBS[verb])
+    (evil / "tokenizer.json").write_text("[" * 1_000_000, encoding="utf-8")
+    assert "no tokenizer was found there" in mistake(*VERBS["check"])
+
+
+# --- pickles --------------------------------------------------------------------------------------
+
+
+class Harm:
+    """Unpickled without care, it writes the canary."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {CANARY.absolute()}",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old"])
+def test_a_checkpoint_that_is_a_trap(mistake: Mistake, evil: Path, kind: str) -> None:
+    Path("run/checkpoints").mkdir(parents=True)
+    for file in (Path("trap.ckpt"), Path("run/checkpoints/last.ckpt")):
+        torch.save({"state_dict": Harm()}, file, _use_new_zipfile_serialization=kind == "zip")
+    for words in (
+        ("generate", "--model=trap.ckpt", "--prompt=a"),
+        ("generate", "--model=run", "--prompt=a"),
+        ("evaluate", "--model=trap.ckpt", "--data.source=builtin"),
+        ("export", "--model=trap.ckpt", "--to=exported"),
+        ("fit", "--ckpt_path=trap.ckpt", *CALM),
+        ("fit", "--ckpt_path=run", *CALM),
+    ):
+        message = mistake(*words)
+        # in the old format torch has no archive: such a file counts as cut short
+        named = "trap.ckpt" in " ".join(words)
+        old = "it is no checkpoint" if named else "checkpoints"
+        assert ("could run code" if kind == "zip" else old) in message
+        assert "weights_only" not in message
+
+
+def test_a_sharded_checkpoint_that_is_a_trap(mistake: Mistake, evil: Path) -> None:
+    Path("sharded").mkdir()
+    metas: list[dict[str, Any]] = [{"state_dict": Harm()}, {"hf_config": {}}]
+    for meta in metas:
+        torch.save(meta, "sharded/meta.pt")
+        Path("sharded/.metadata").write_bytes(pickle.dumps(Harm()))
+        message = mistake("generate", "--model=sharded", "--prompt=a")
+        assert "could run code" in message
+        assert "weights_only" not in message
+
+
+def test_a_checkpoint_with_a_type_of_its_own(mistake: Mistake) -> None:
+    torch.save({"hf_config": {"model_type": "evil", "auto_map": {}}, "state_dict": {}}, "a.ckpt")
+    message = mistake("generate", "--model=a.ckpt", "--prompt=a")
+    assert "of type evil, which transformers" in message
