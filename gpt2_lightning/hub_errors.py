@@ -55,8 +55,8 @@ def _pickled(links: list[BaseException]) -> str | None:
         told = str(link)
         # torch wraps what its restricted unpickler refused, sometimes in a RuntimeError
         if isinstance(link, pickle.UnpicklingError) or "weights_only" in told:
-            named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", told)
-            what = f" ({named[1] or named[2]})" if named else ""
+            named = re.search(r"(?:GLOBAL|class|holds) ([\w.]+)", told)
+            what = f" ({named[1]})" if named else ""
             return (
                 f"it holds more than tensors and plain values{what}, which could run code when it "
                 "is read, or it is damaged"

@@ -122,7 +122,7 @@ def kill_them_all(run: Path, home: Path) -> dict[str, list[tuple[str, str]]]:
         known = {"new": new, "old": new.bfloat16()}
         renames = [at for at, event in enumerate(events, 1) if event == "os.rename"]
         drawn = random.Random(SEED).sample(range(1, len(events) + 1), 10 if over_another else 2)
-        moments = [*drawn, *renames]
+        moments = [*drawn, *renames, len(events)]  # the last is after the swap
         found[name] = []
         for moment in [*moments, None]:
             begin(over_another)
