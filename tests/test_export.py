@@ -242,7 +242,7 @@ def test_others_load_it_without_our_package(run: Path) -> None:
 
 
 def test_killed_at_any_moment_it_leaves_no_wrong_folder(run: Path) -> None:
-    """The moments are ten of a fixed seed, besides the middle of the weights, of the swap, and the end."""
+    """The moments: ten of a fixed seed, the middle of the weights and of the swap, and the end."""
     words = [sys.executable, "-m", "tests.killed_exports", str(run), str(Path.cwd())]
     settings = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
