@@ -1,4 +1,7 @@
 import random
+import tracemalloc
+
+import pytest
 
 from gpt2_lightning.data.rows import Row, Rows
 from gpt2_lightning.data.splitting import split_rows
@@ -93,3 +96,31 @@ def test_a_document_stays_one_row() -> None:
     train, test = list(splitting.rows["train"]), list(splitting.rows["test"])
     assert train[:9] == documents[:9]
     assert len(train) + len(test) <= 11  # at most the last one is in two parts
+
+
+@pytest.mark.parametrize("character", ["x", "字"])
+def test_a_text_without_blanks_is_cut_between_characters(character: str) -> None:
+    rows = Rows(lambda: iter([Row(character * 1000 + "\n", True)]))
+    splitting = split_rows(rows, ["validation", "test"])
+    parts = [text(splitting.rows[name]) for name in ("train", "validation", "test")]
+    assert "".join(parts) == character * 1000 + "\n"
+    assert [round(len(part) / 1000, 2) for part in parts] == [0.9, 0.05, 0.05]
+
+
+def test_a_text_that_is_cut_keeps_the_mark_of_its_beginning() -> None:
+    rows = Rows(lambda: iter([Row("one two three " * 30, True), Row("four five " * 90, True)]))
+    train = list(split_rows(rows, ["test"]).rows["train"])
+    assert [row.begins for row in train] == [True, True]
+
+
+def test_a_giant_line_is_cut_without_a_list_of_its_words() -> None:
+    line = "a bc " * 200_000
+    splitting = split_rows(Rows(lambda: iter([Row(line, True)])), ["validation", "test"])
+    tracemalloc.start()
+    try:
+        size = len(text(splitting.rows["train"]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size == pytest.approx(0.9 * len(line), abs=5)
+    assert peak < 3 * len(line)  # the cut text, and the copy that joins it; each word is 50 bytes

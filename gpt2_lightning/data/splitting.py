@@ -10,9 +10,10 @@ from gpt2_lightning.data.rows import Row, Rows, SplitName
 
 HELD_OUT_SHARE = 0.05  # of the bytes, for each split that is made
 FEWEST_ARTICLES = 20  # below this, articles are too few to choose from
-SPLITTING_VERSION = 2
-LINE = re.compile(r"[^\n]*\n|[^\n]+")
-WORD = re.compile(r"\s*\S+|\s+")
+SPLITTING_VERSION = 3
+LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+AFTER_LINE = re.compile(r"\n()")
+AFTER_WORD = re.compile(r"\S()\s")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     Articles are ordered by the SHA-256 of their text, so neither their order nor a copy under
     another name changes the choice; the first ones go to the held-out splits. With fewer than 20
     articles, the held-out splits are the text's end, cut where a line ends, or between words if
-    a line is longer than a split.
+    a line is longer than a split, or between characters if a word is.
 
     Args:
         rows: The training rows, marked where an article begins.
@@ -65,7 +66,8 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
         encoded = row.text.encode()
         running.update(encoded)
         sizes[-1] += len(encoded)
-        longest_line = max(longest_line, *map(len, encoded.splitlines(keepends=True)), 0)
+        for line in LINE.finditer(encoded):
+            longest_line = max(longest_line, line.end() - line.start())
     hashes.append(running.digest())
     names: list[SplitName] = ["train", *missing]
     identity = f"{rows.identity} split {SPLITTING_VERSION} {missing}"
@@ -78,10 +80,12 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
         return Splitting(by_split, {name: owners.count(name) for name in names})
     edges = _edges(sum(sizes), names)
     # in a stretch as long as the longest line, a line begins
-    part = LINE if longest_line <= HELD_OUT_SHARE * sum(sizes) else WORD
+    share = int(HELD_OUT_SHARE * sum(sizes))
+    # not all of a share is searched for a word's end, so that each split gets some of it
+    ends = (AFTER_LINE, sum(sizes)) if longest_line <= share else (AFTER_WORD, 3 * share // 4)
     by_split = {
         name: Rows(
-            partial(_of_positions, rows, part, *edges[name]), rows.files, f"{identity} {name}"
+            partial(_of_positions, rows, *ends, *edges[name]), rows.files, f"{identity} {name}"
         )
         for name in names
     }
@@ -128,16 +132,43 @@ def _of_articles(rows: Rows, owners: list[SplitName], name: SplitName) -> Iterat
             yield row
 
 
-def _of_positions(rows: Rows, part: re.Pattern[str], begin: int, end: int) -> Iterator[Row]:
-    """Yield of each row the parts that begin at a byte from ``begin`` to before ``end``."""
+def _of_positions(
+    rows: Rows, part_ends: re.Pattern[str], reach: int, begin: int, end: int
+) -> Iterator[Row]:
+    """Yield the lines or words that begin at a byte from ``begin`` to before ``end``."""
     position, first = 0, True
     for row in rows:
-        parts = part.findall(row.text)
-        kept = []
-        for text in parts:
-            if begin <= position < end:
-                kept.append(text)
-            position += len(text.encode())
-        if kept:
-            yield Row("".join(kept), begins=first or (row.begins and len(kept) == len(parts)))
+        size = len(row.text) if row.text.isascii() else len(row.text.encode())
+        start, stop = (
+            _cut(row.text, size, edge - position, part_ends, reach) for edge in (begin, end)
+        )
+        position += size
+        if start < stop:
+            yield Row(row.text[start:stop], begins=first or (row.begins and start == 0))
             first = False
+
+
+def _cut(text: str, size: int, edge: int, part_ends: re.Pattern[str], reach: int) -> int:
+    """Return the place of the first line or word that begins at a byte or after it.
+
+    Within a word that is longer than the reach, it is the place of the byte itself.
+
+    Args:
+        text: The text.
+        size: Its length in bytes.
+        edge: The byte.
+        part_ends: What ends a line or word; its group stands where the next one begins.
+        reach: How many bytes after the edge are searched.
+    """
+    if edge <= 0:
+        return 0
+    if edge >= size:
+        return len(text)
+    place, end = edge, min(edge + reach, size)
+    if size > len(text):
+        encoded = text.encode()
+        place, end = (len(encoded[:byte].decode("utf-8", "ignore")) for byte in (edge, end))
+    found = part_ends.search(text, max(place - 1, 0), end)
+    if found:
+        return found.start(1)
+    return place if end < len(text) else len(text)
