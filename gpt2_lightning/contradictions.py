@@ -20,6 +20,7 @@ FREE_TO_CHANGE = {
         "attention",
         "compile",
         "gradient_checkpointing",
+        "on_nonfinite",  # until a loss is not finite, it decides nothing
         "sampling",
         "schedule_steps",
         "hf_config",

@@ -22,7 +22,7 @@ from gpt2_lightning.data.rows import SplitName
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.model.causal_lm import count_parameters, positions_of
-from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.module import GPT2Module, NotFinite
 from gpt2_lightning.storage import flush_folder, flush_tree, refusal_of, write_text
 
 LIBRARIES = ("gpt2-lightning", "lightning", "torch", "transformers", "tokenizers", "datasets")
@@ -124,7 +124,8 @@ class Facts(Callback):
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
         # a disk that has refused is not asked to speak twice
         with suppress(OSError) if refusal_of(exception) else nullcontext():
-            self._go_on(trainer, "stopped" if stopped else "failed")
+            failed = "not finite" if isinstance(exception, NotFinite) else "failed"
+            self._go_on(trainer, "stopped" if stopped else failed)
 
     def _go_on(self, trainer: Trainer, ended: str | None) -> None:
         folder = run_folder(trainer)
@@ -132,6 +133,7 @@ class Facts(Callback):
             return
         self.facts["seconds"] = self._seconds_before + time.perf_counter() - self._begun
         self.facts["steps"]["trained"] = trainer.global_step
+        self.facts["steps"]["skipped"] = cast(GPT2Module, trainer.lightning_module).skipped_steps
         self.facts["ended"] = ended
         for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, Outcome):

@@ -11,7 +11,7 @@ from gpt2_lightning.inference.checkpoint import load_checkpoint
 from gpt2_lightning.inference.hf_folder import write_hf_folder
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import from_config
-from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.module import GPT2Module, NotFinite
 
 
 class HFFolder(Callback):
@@ -28,10 +28,12 @@ class HFFolder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Leave a run folder that can be used, if training had begun."""
-        stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit | NotFinite)
         if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
             trainer.strategy.checkpoint_io.teardown()  # an asynchronous one has saved all then
-            self._write(trainer, cast(GPT2Module, pl_module))
+            # where they are no longer numbers, the weights as they stand are no result
+            if not isinstance(exception, NotFinite) or _kept(trainer):
+                self._write(trainer, cast(GPT2Module, pl_module))
 
     def _write(self, trainer: Trainer, module: GPT2Module) -> None:
         folder = run_folder(trainer)
@@ -42,10 +44,17 @@ class HFFolder(Callback):
 
     @staticmethod
     def _outcome(trainer: Trainer, module: GPT2Module) -> TextModel:
-        if (own := run_checkpoint(trainer)) is not None:
-            for path in (own.best_model_path, own.last_model_path):
-                if path and Path(path).exists():  # a sharded one is a folder
-                    return load_checkpoint(Path(path))
+        if (kept := _kept(trainer)) is not None:
+            return load_checkpoint(kept)
         model = from_config(module.model.config.to_dict(), attention="sdpa")
         model.load_state_dict(module.model.state_dict())
         return TextModel(model, cast(Any, trainer).datamodule.tokenizer)
+
+
+def _kept(trainer: Trainer) -> Path | None:
+    """Return the best checkpoint, else the last one; None where none is kept."""
+    if (own := run_checkpoint(trainer)) is not None:
+        for path in (own.best_model_path, own.last_model_path):
+            if path and Path(path).exists():  # a sharded one is a folder
+                return Path(path)
+    return None

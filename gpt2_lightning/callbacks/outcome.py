@@ -17,7 +17,7 @@ from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import last_checkpoint
 from gpt2_lightning.inference.run_folder import run_of
-from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.module import GPT2Module, NotFinite
 from gpt2_lightning.report.tables import chosen_by, figure
 from gpt2_lightning.storage import refusal_of
 
@@ -78,6 +78,11 @@ class Outcome(Callback):
             _show(_table("Validation", rows, "val/", data, best))
         self._say_place(trainer)
         module, how = cast(GPT2Module, pl_module), _cut_by(trainer)
+        if module.skipped_steps:
+            say(
+                f"Left out: {module.skipped_steps:,} of {trainer.global_step:,} steps, whose loss "
+                "or gradients were not finite (--model.on_nonfinite skip)."
+            )
         total = module.total_steps() if how else module.run_steps()
         if trainer.global_step < total:
             say(
@@ -89,7 +94,7 @@ class Outcome(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Print where the model of an interrupted run is, and how it goes on."""
-        refused = isinstance(exception, UsageError)
+        refused = isinstance(exception, UsageError) and not isinstance(exception, NotFinite)
         if refused or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         self._say_place(trainer)

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.callbacks.run_folder import run_folder
+from gpt2_lightning.model.module import NotFinite
 from gpt2_lightning.report.page import write_page
 from gpt2_lightning.report.run import read_run
 
@@ -33,7 +34,7 @@ class Report(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Write it of a run that was stopped, too."""
-        if self._trained and isinstance(exception, KeyboardInterrupt | SystemExit):
+        if self._trained and isinstance(exception, KeyboardInterrupt | SystemExit | NotFinite):
             self._write(trainer)
 
     @staticmethod

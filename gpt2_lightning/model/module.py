@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ from gpt2_lightning.pretrained import what_tokenizer_lacks
 log = logging.getLogger(__name__)
 
 
+class NotFinite(UsageError):
+    """Ends a run whose loss or gradients have become infinite or not a number."""
+
+
 class GPT2Module(LightningModule):
     """GPT-2, fine-tuned or trained from scratch.
 
@@ -56,6 +60,10 @@ class GPT2Module(LightningModule):
             ``max_epochs`` if given, else ``max_steps``.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: Compile the transformer with ``torch.compile``.
+        on_nonfinite: What happens at an optimizer step whose loss or gradient norm is infinite or
+            not a number: ``stop`` ends the run before that step is taken; ``skip`` leaves the step
+            out, counts it in ``train/skipped_steps`` and goes on. What only fp16's loss scaling has
+            made too large is left out in both.
         sampling: How ``predict`` and the samples at validation are drawn.
         vocab_size: Size of the vocabulary from scratch; the command line sets it.
         block_size: Tokens in a block; the command line sets it.
@@ -83,6 +91,7 @@ class GPT2Module(LightningModule):
         schedule_steps: int | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - read-only; shown by --help
         vocab_size: int | None = None,
         block_size: int = 1024,
@@ -98,6 +107,7 @@ class GPT2Module(LightningModule):
         self.warmup_steps = warmup_steps
         self.schedule_steps = schedule_steps
         self.compile_model = compile
+        self.on_nonfinite = on_nonfinite
         self.sampling = sampling
         self.seed = seed
         given = {
@@ -145,6 +155,7 @@ class GPT2Module(LightningModule):
                 "schedule_steps": schedule_steps,
                 "gradient_checkpointing": gradient_checkpointing,
                 "compile": compile,
+                "on_nonfinite": on_nonfinite,
                 "sampling": asdict(sampling),
                 "vocab_size": vocab_size,
                 "block_size": block_size,
@@ -158,6 +169,8 @@ class GPT2Module(LightningModule):
         self.step_of_last_loss = 0
         self._compiled: Callable[..., Any] | None = None
         self._step_nats: Tensor | None = None
+        self._ended_step: tuple[Tensor, int] | None = None  # nats of this rank, targets of all
+        self.skipped_steps = 0  # left out, since the run began
         self.trained_steps = 0  # of the checkpoint that was loaded
         self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
 
@@ -275,10 +288,12 @@ class GPT2Module(LightningModule):
         self._step_nats = detached if self._step_nats is None else self._step_nats + detached
         if batch["ends_step"]:
             self._log_step(self._step_nats, batch)
+            self._ended_step = self._step_nats, batch["step_targets"]
             self._step_nats = None
         trainer = self.trainer
         share: float = trainer.accumulate_grad_batches * trainer.world_size / batch["step_targets"]
-        return nats * share
+        # An infinite loss can have finite gradients. So they are none either, on any rank.
+        return nats * share * torch.where(detached.isfinite(), 1.0, math.nan)
 
     def _logs_this_step(self) -> bool:
         every: int = cast(Any, self.trainer).log_every_n_steps
@@ -313,19 +328,57 @@ class GPT2Module(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip in every precision and strategy, and log the norm before clipping.
+        """Clip in every precision and strategy, log the norm before, and see that it is finite.
 
         Lightning's own clipping refuses FSDP and fused AdamW in mixed precision.
+
+        Raises:
+            NotFinite: If it is not, unless such steps are to be left out.
         """
         by_value = gradient_clip_algorithm == "value"
         limit = math.inf if by_value or not gradient_clip_val else gradient_clip_val
-        if limit < math.inf or self._logs_this_step():
-            root = cast(torch.nn.Module, self.trainer.strategy.model)
-            norm = clip_gradient_norm(root, limit)
+        root = cast(torch.nn.Module, self.trainer.strategy.model)
+        norm = float(clip_gradient_norm(root, limit))  # of the reduced gradients: one on all ranks
         if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         if self._logs_this_step():
-            self._to_loggers({"train/grad_norm": float(norm)})
+            self._to_loggers({"train/grad_norm": norm})
+        if not math.isfinite(norm):
+            self._on_nonfinite_norm(optimizer, norm)
+
+    def _on_nonfinite_norm(self, optimizer: Optimizer, norm: float) -> None:
+        """End the run before a step is taken, or leave the step out; all ranks come here."""
+        assert self._ended_step is not None
+        nats, targets = self._ended_step
+        loss = float(cast(Tensor, self.trainer.strategy.reduce(nats, reduce_op="sum"))) / targets
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and math.isfinite(loss):
+            return  # fp16's scaler finds it too: it leaves the step out and lowers its scale
+        rate = optimizer.param_groups[0]["lr"]
+        what = f"the gradient norm is {norm} (train/loss {loss:.4g}, learning rate {rate:.3g})"
+        if self.on_nonfinite == "stop":
+            raise NotFinite(
+                f"step {self.global_step + 1:,}: {what}. The step was not taken. {self._remedies()}"
+                " --model.on_nonfinite skip leaves such steps out, with --ckpt_path last too."
+            )
+        if self.skipped_steps == 0:
+            log.warning(
+                "Step %s is left out: %s. train/skipped_steps counts such steps.",
+                f"{self.global_step + 1:,}",
+                what,
+            )
+        self.skipped_steps += 1
+        optimizer.zero_grad()  # to None: AdamW passes over what has no gradient, decay and all
+        self._to_loggers({"train/skipped_steps": self.skipped_steps})
+
+    def _remedies(self) -> str:
+        """Say what may keep loss and gradients finite."""
+        ways = [f"a --model.learning_rate below {self.learning_rate:g}"]
+        if not self.trainer.gradient_clip_val:
+            ways.append("--trainer.gradient_clip_val 1.0")
+        if self.trainer.precision != "32-true":
+            ways.append("--trainer.precision 32-true")
+        return f"Try in a new run: {', or '.join(ways)}."
 
     # --- validation and test ------------------------------------------------------------------
 
@@ -345,6 +398,13 @@ class GPT2Module(LightningModule):
 
     def _end_eval(self) -> None:
         values = self.eval_metrics.compute()
+        trains = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        loss = float(values.get("val/loss", 0.0))
+        if trains and self.on_nonfinite == "stop" and not math.isfinite(loss):
+            raise NotFinite(  # before the checkpoints of this validation are saved
+                f"step {self.global_step:,}: val/loss is {loss}. Nothing was saved of this "
+                f"validation. {self._remedies()}"
+            )
         self.eval_results |= {name: float(value) for name, value in values.items()}
         self.log_dict(
             {name: value.float() for name, value in values.items()},
@@ -400,6 +460,7 @@ class GPT2Module(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the configuration to the checkpoint, which so needs no folder beside it."""
         checkpoint["trainer_settings"] = self._settings()
+        checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["hf_config"] = self.model.config.to_dict()
         checkpoint["hyper_parameters"]["hf_config"] = checkpoint["hf_config"]
 
@@ -410,6 +471,7 @@ class GPT2Module(LightningModule):
             UsageError: If a flag of the trainer contradicts the checkpoint.
         """
         self.trained_steps = checkpoint["global_step"]
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)  # an earlier version left none out
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
         refuse_changes(checkpoint["trainer_settings"], self._settings())

@@ -1,5 +1,6 @@
 """AdamW with decay where it belongs, and clipping that works in every precision and strategy."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -40,11 +41,14 @@ def clip_gradient_norm(root: nn.Module, limit: float) -> Tensor:
 
     Args:
         root: The strategy's wrapped model; a sharded one knows the norm over all ranks.
-        limit: Largest Euclidean norm over all parameters.
+        limit: Largest Euclidean norm over all parameters; infinity leaves them as they are.
 
     Returns:
         The norm before, a scalar.
     """
     if isinstance(root, FullyShardedDataParallel):
         return root.clip_grad_norm_(limit)
-    return nn.utils.clip_grad_norm_(root.parameters(), limit)
+    norm = nn.utils.get_total_norm(it.grad for it in root.parameters() if it.grad is not None)
+    if limit < math.inf:
+        nn.utils.clip_grads_with_norm_(root.parameters(), limit, norm)
+    return norm

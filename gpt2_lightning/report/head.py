@@ -5,7 +5,12 @@ import math
 from gpt2_lightning.report.run import Run
 from gpt2_lightning.report.tables import MEASURES, Row, duration, figure, measured
 
-ENDS = {"stopped": "stopped before its end", "failed": "ended by an error", None: "not at its end"}
+ENDS = {
+    "stopped": "stopped before its end",
+    "failed": "ended by an error",
+    "not finite": "ended where its loss or gradients were not finite",
+    None: "not at its end",
+}
 
 
 def outcome(run: Run) -> str:
@@ -71,6 +76,8 @@ def about(run: Run) -> list[str]:
         said.append(
             f"{trained:,} of {schedule:,} scheduled steps" if short else f"{trained:,} steps"
         )
+    if skipped := run.facts.get("steps", {}).get("skipped"):
+        said.append(f"{skipped:,} steps left out, whose loss or gradients were not finite")
     if "seconds" in run.facts:
         said.append(duration(run.facts["seconds"]))
     if run.facts.get("ended", "finished") != "finished":

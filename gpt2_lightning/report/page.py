@@ -14,6 +14,7 @@ TRAINING = {
     "train/learning_rate": "Learning rate",
     "train/tokens_per_second": "Predicted tokens/s",
     "train/grad_norm": "Gradient norm, before clipping",
+    "train/skipped_steps": "Steps left out, their loss or gradients not being finite",
 }
 # what of the samples is drawn, and what it means
 QUALITY = {
