@@ -347,3 +347,29 @@ def test_a_long_line_is_tokenized_in_pieces() -> None:
 def test_prompts_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "P.JSONL").write_text('{"prompt": "one"}\n', encoding="utf-8")
     assert read_prompts(str(tmp_path / "P.JSONL")) == ["one"]
+
+
+def test_what_runs_models_and_caches_hold_is_no_corpus(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    write(
+        tmp_path,
+        {
+            "book.txt": LINE,
+            "lightning_logs/version_0/samples.jsonl": table("a sample"),
+            "elsewhere/run/config.yaml": "",
+            "elsewhere/run/samples.jsonl": table("a sample"),
+            "elsewhere/run/checkpoints/last.ckpt": "",
+            "cache/tokens/0123/manifest.json": "{}",
+            "cache/tokens/0123/ids.bin": "",
+            "gpt2/tokenizer_config.json": "{}",
+            "gpt2/vocab.json": "{}",
+            "gpt2/merges.txt": "a b\n",
+        },
+    )
+    assert read(open_source(str(tmp_path))["train"]) == LINE
+    assert (
+        "train: book.txt; left out, models: gpt2; "
+        "left out, runs: 2 files (elsewhere/run, lightning_logs); "
+        "left out, token cache: cache/tokens/0123."
+    ) in said.text

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.cleaning import get_cleaner
-from gpt2_lightning.data.rows import Row
+from gpt2_lightning.data.rows import Row, stretches
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.token_text import lost_text
 from gpt2_lightning.data.tokenizer import keeps_every_byte, load_tokenizer, lost_by_tokens
+from gpt2_lightning.inspection.original_text import Reader
 from tests.corpus import wiki_rows
 from tests.test_token_text import without_unused_bytes
 from tests.test_tokenizer import bert_folder
@@ -155,3 +157,27 @@ def test_a_store_of_an_earlier_version_opens(
     assert lost_by_tokens(opened.lost, tokenizer) == ""
     assert "an earlier version" in lost_by_tokens(opened.lost, without_unused_bytes())
     assert lost_by_tokens(["line ends", "spaces"], tokenizer) == "line ends and spaces"
+
+
+def test_a_long_text_is_cut_before_white_space_and_a_long_word_is_not() -> None:
+    text = "one  two\nthree " * 50
+    parts = list(stretches(text, 20))
+    assert "".join(parts) == text
+    assert all(20 <= len(part) < 30 for part in parts[:-1])
+    assert all(part[0].isspace() for part in parts[1:])
+    assert [word for part in parts for word in part.split()] == text.split()
+    assert list(stretches("x" * 100, 20)) == ["x" * 100]
+    assert list(stretches("", 20)) == [""]
+
+
+def test_the_words_of_a_giant_line_are_not_listed(tmp_path: Path) -> None:
+    line = "a bc " * 200_000
+    reader = Reader()
+    tracemalloc.start()
+    try:
+        assert list(reader.watch([Row(line, True)])) == [Row(line, True)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reader.text.words == 400_000
+    assert peak < 3 * len(line)  # a stretch, and the line as bytes; each word is 50 bytes

@@ -192,7 +192,8 @@ def _key(file: DataFile) -> tuple[Path, str | None]:
 def _find(path: Path) -> Found:
     """Find the files of a folder at any depth, or of a file, in an order that machines share.
 
-    Hidden files are passed over. Links are followed, a folder once.
+    Hidden files are passed over. Links are followed, a folder once. What runs, models and caches
+    hold is left out: its samples and lists would be taken for a corpus.
     """
     found = Found()
     if path.is_file():
@@ -211,6 +212,9 @@ def _find(path: Path) -> Found:
                 )
                 continue
             seen.add(real)
+            if made_by_us := _made_here(real):
+                found.leave_out(Path(folder, name).relative_to(path).as_posix(), made_by_us)
+                continue
             kept.append(name)
         inner[:] = kept
         for name in names:
@@ -225,6 +229,21 @@ def _find(path: Path) -> Found:
                 found.leave_out(other.name, "about the text")
         found.files = texts
     return found
+
+
+def _made_here(folder: Path) -> str:
+    """Say as what a folder was written whose files are no corpus; nothing of any other folder."""
+
+    def holds(*names: str) -> bool:
+        return all((folder / name).exists() for name in names)
+
+    if folder.name == "lightning_logs" or holds("config.yaml", "facts.json"):
+        return "runs"
+    if holds("config.yaml", "checkpoints") or holds("config.yaml", "hf"):
+        return "runs"
+    if holds("tokenizer_config.json") or holds("config.json", "vocab.json"):
+        return "models"
+    return "token cache" if holds("manifest.json", "ids.bin") else ""
 
 
 def _take(file: Path, name: str, found: Found, *, named: bool = False) -> None:

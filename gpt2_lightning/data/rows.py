@@ -1,6 +1,7 @@
 """Rows of text, and the splits they come in."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "test": "test",
     "testing": "test",
 }
+
+
+CHARACTERS_PER_STRETCH = 1 << 16  # of a long text; bounds what its words need in memory
+WORD_END = re.compile(r"\S(?=\s)")
 
 
 class Row(NamedTuple):
@@ -54,3 +59,23 @@ class Rows:
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()
+
+
+def stretches(text: str, characters: int = CHARACTERS_PER_STRETCH) -> Iterator[str]:
+    """Cut a long text before white space, so that no word is parted.
+
+    Args:
+        text: The text; as a rule it is short, and comes as it is.
+        characters: In each stretch but the last, at least; a word that is longer stays whole.
+
+    Yields:
+        The stretches; joined they are the text.
+    """
+    start = 0
+    while len(text) - start > characters:
+        end = WORD_END.search(text, start + characters - 1)
+        if end is None:
+            break
+        yield text[start : end.end()]
+        start = end.end()
+    yield text[start:] if start else text

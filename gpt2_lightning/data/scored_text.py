@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.articles import has_titles
 from gpt2_lightning.data.cleaning import Cleaner, get_cleaner
 from gpt2_lightning.data.harness import detokenize_article
-from gpt2_lightning.data.rows import JoinerName, Row, Rows
+from gpt2_lightning.data.rows import JoinerName, Row, Rows, stretches
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.errors import UsageError
@@ -80,7 +80,7 @@ def count_text(rows: Rows, *, by_article: bool) -> TextCounts:
             harness_words.append(int(row.text[:1].isspace()))
             sizes.append(0)
         encoded = row.text.encode()
-        found = len(row.text.split())
+        found = sum(len(part.split()) for part in stretches(row.text))
         words[-1] += found
         harness_words[-1] += found
         sizes[-1] += len(encoded)

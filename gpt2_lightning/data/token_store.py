@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
-from gpt2_lightning.data.rows import Row
+from gpt2_lightning.data.rows import WORD_END, Row, stretches
 from gpt2_lightning.data.token_text import decode_all, lost_text
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
 from gpt2_lightning.storage import whole_folder
@@ -182,7 +181,7 @@ class _Counts:
         for row in rows:
             self.rows += 1
             self.articles += row.begins
-            self.words += len(row.text.split())
+            self.words += sum(len(part.split()) for part in stretches(row.text))
             self.bytes += len(row.text.encode())
             self.marks += MARKS.search(row.text) is not None
             if self.rows - told == 1000:
@@ -231,11 +230,11 @@ def _last_cut(text: str, start: int, end: int) -> int:
 
     It is after ``start``; 0 where there is none.
     """
-    before = range(min(end, len(text) - 1), start, -1)
-    for place in chain(before, range(end, len(text))):
+    for place in range(min(end, len(text) - 1), start, -1):
         if text[place].isspace() and not text[place - 1].isspace():
             return place
-    return 0
+    found = WORD_END.search(text, end)
+    return found.end() if found else 0
 
 
 class _Encoder:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
-from gpt2_lightning.data.rows import Row
+from gpt2_lightning.data.rows import Row, stretches
 from gpt2_lightning.data.token_text import WITHOUT_SPACES
 
 LONGEST_SAMPLE = 400  # characters shown of a row
@@ -100,7 +100,7 @@ def measure_cleaning(rows: Iterable[Row], cleaner: Cleaner, samples: int) -> Cle
         blank = not row.text.strip()
         if cleaned.strip() or not cleaner.drops_empty:
             loss.text_characters += len(cleaned)
-            loss.text_words += len(cleaned.split())
+            loss.text_words += sum(len(part.split()) for part in stretches(cleaned))
         if blank:
             continue
         loss.rows_emptied += not cleaned.strip()

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gpt2_lightning.data.rows import Row
+from gpt2_lightning.data.rows import Row, stretches
 
 NO_WORDS = 0  # in place of an article's digest
 
@@ -63,13 +63,15 @@ class Reader:
                 begun = text.words, text.bytes
                 text.articles += 1
                 text.harness_words += row.text[:1].isspace()
-            words = row.text.split()
-            if words:
-                digest.update(" ".join([*words, ""]).encode())
+            words = 0
+            for part in stretches(row.text):
+                if found := part.split():
+                    digest.update(" ".join([*found, ""]).encode())
+                    words += len(found)
             text.rows += 1
             text.blank_rows += not words
-            text.words += len(words)
-            text.harness_words += len(words)
+            text.words += words
+            text.harness_words += words
             text.characters += len(row.text)
             text.bytes += len(row.text.encode())
             last = row.text
