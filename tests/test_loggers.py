@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from gpt2_lightning.callbacks.run_folder import keep_history, ready_loggers
 from gpt2_lightning.cli import main
@@ -56,6 +58,17 @@ def files(folder: Path) -> set[str]:
 def steps(run: Path) -> list[int]:
     with (run / "metrics.csv").open(newline="") as stream:
         return [int(row["step"]) for row in csv.DictReader(stream)]
+
+
+def events_of(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return events
+
+
+def hparams(events: EventAccumulator, part: str) -> Any:
+    content = events.PluginTagToContent("hparams")[f"_hparams_/{part}"]
+    return getattr(HParamsPluginData.FromString(content), part)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,31 @@ def test_checkpoints_in_a_folder_of_their_own(
     assert (RUN / "hf/config.json").is_file()
     assert find_checkpoint("last") == Path("kept/last.ckpt").absolute()
     assert "keeps its checkpoints in" in mistake("test", "--ckpt_path=best")
+
+
+def test_runs_are_compared_in_tensorboard(wiki_folder: Path, tiny_model: Path) -> None:
+    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, *STEPS]
+    main(["fit", *words, "--checkpoint.monitor=val/perplexity", "--model.learning_rate=1e-3"])
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=4", *CALM])
+    main(["fit", *words[1:], "--data.vocab_size=300"])  # from scratch
+    assert len(list(RUN.rglob("events.*"))) == 2  # and no folder of their own
+    assert len(list(RUN.glob("events.*"))) == 2
+    tuned, scratch = (events_of(RUN.with_name(name)) for name in ("version_0", "version_1"))
+    settings = hparams(tuned, "session_start_info").hparams
+    assert settings["model.learning_rate"].number_value == 1e-3
+    assert settings["model.pretrained"].string_value == str(tiny_model)
+    assert "model.pretrained" not in hparams(scratch, "session_start_info").hparams
+    columns = [
+        [(it.name, it.type) for it in hparams(events, "experiment").hparam_infos]
+        for events in (tuned, scratch)
+    ]
+    assert columns[0] == columns[1]  # TensorBoard takes them from one of the runs
+    compared = [it.name.tag for it in hparams(tuned, "experiment").metric_infos]
+    assert compared[:2] == ["val/perplexity_best", "val/loss_best"]
+    for name in ("val/loss", "val/perplexity"):
+        lowest = min(tuned.Scalars(name), key=lambda point: point.value)
+        best = tuned.Scalars(f"{name}_best")[-1]
+        assert (best.step, best.value) == (lowest.step, pytest.approx(lowest.value))
 
 
 def test_a_logger_without_its_folder(mistake: Mistake) -> None:

@@ -37,6 +37,7 @@ def test_a_stop_leaves_a_run_that_can_be_used(
                 *fine_tuning(wiki_folder, tiny_model),
                 *CALM,
                 "--trainer.accumulate_grad_batches=3",
+                "--trainer.log_every_n_steps=50",  # the first and the last step are logged
                 f"--trainer.callbacks=[{sender}]",
             ]
         )
@@ -44,7 +45,8 @@ def test_a_stop_leaves_a_run_that_can_be_used(
     # micro-batch 4 is the second of the second step, which is taken whole
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
-    assert curves(RUN)["train/loss"].__len__() == 2
+    for name in ("loss", "learning_rate", "tokens_per_second"):
+        assert len(curves(RUN)[f"train/{name}"]) == 2
     screen = capsys.readouterr().out
     assert f"generate --model {RUN}" in screen
     assert "Stopped after step 2. Go on with it:" in screen

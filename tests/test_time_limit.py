@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
+from gpt2_lightning.callbacks.curves import read_scalars
 from gpt2_lightning.cli import main
 from tests.command_line import CALM, curves, fine_tuning, fit
 
@@ -44,9 +45,12 @@ def limited(text: Path, model: Path, seconds: int, *words: str) -> Path:
 
 def test_the_last_validation_ends_within_the_time(wiki_folder: Path, tiny_model: Path) -> None:
     Clock.validation = 2.0  # 8 s before training, 8 s at the end: 14 of 30 are left, step by step
-    run = limited(wiki_folder, tiny_model, 30)
+    run = limited(wiki_folder, tiny_model, 30, "--trainer.log_every_n_steps=10")
     assert curves(run)["step"][-1] == 14
     assert Clock.now == 30
+    table = read_scalars(run)
+    for name in ("loss", "learning_rate", "tokens_per_second"):  # the last one, early as it came
+        assert {step for step, row in table.items() if f"train/{name}" in row} == {1, 10, 14}
 
 
 def test_a_validation_is_the_last_one_where_no_other_fits_after_it(

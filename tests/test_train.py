@@ -32,6 +32,8 @@ def test_a_run_from_text_to_a_model(
     assert set(columns) == {
         "step",
         "train/loss",
+        "train/perplexity",
+        "train/epoch",
         "train/learning_rate",
         "train/grad_norm",
         "train/tokens_seen",
@@ -41,14 +43,19 @@ def test_a_run_from_text_to_a_model(
         "val/loss",
         "val/perplexity",
         "val/bits_per_byte",
+        "val/loss_best",
         *OF_SAMPLES,
     }
     assert columns["step"] == list(range(13))
+    assert columns["train/perplexity"] == pytest.approx(
+        [math.exp(x) for x in columns["train/loss"]]
+    )
+    assert columns["train/epoch"] == pytest.approx([step / 179 for step in range(1, 13)])
+    assert columns["val/loss_best"] == [min(columns["val/loss"])]
     assert len(columns["train/loss"]) == 12
     assert columns["train/loss"][-1] < columns["train/loss"][0] - 0.3
     assert len(columns["val/loss"]) == 3  # before, in the middle, at the end
     assert columns["val/loss"] == sorted(columns["val/loss"], reverse=True)
-    assert columns["val/perplexity"] == pytest.approx([math.exp(x) for x in columns["val/loss"]])
     assert columns["train/tokens_seen"][-1] == 12 * 2 * 16
 
     screen = capsys.readouterr().out
@@ -338,8 +345,21 @@ def test_logging_and_clipping_can_be_off(wiki_folder: Path, tiny_model: Path) ->
         "val/loss",
         "val/perplexity",
         "val/bits_per_byte",
+        "val/loss_best",
         *OF_SAMPLES,
     }
+
+
+@pytest.mark.parametrize("every", [2, 50])
+def test_the_first_and_the_last_step_are_logged(
+    every: int, wiki_folder: Path, tiny_model: Path
+) -> None:
+    words = fine_tuning(wiki_folder, tiny_model)
+    run = fit(*words, "--trainer.max_steps=5", f"--trainer.log_every_n_steps={every}")
+    table = read_scalars(run)
+    logged = {1, 5} | set(range(every, 5, every))
+    for name in ("loss", "learning_rate", "grad_norm", "tokens_seen", "tokens_per_second"):
+        assert {step for step, row in table.items() if f"train/{name}" in row} == logged
 
 
 def test_generate_takes_any_character(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

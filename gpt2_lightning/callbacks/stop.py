@@ -17,6 +17,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 from gpt2_lightning.callbacks.checkpoint import run_checkpoint, validation_is_due
 from gpt2_lightning.callbacks.line import say
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import undo
 
 WAIT = 3  # seconds, for the end of a process whose connection has broken
@@ -161,12 +162,12 @@ class Stop(Callback):
             return
         self._after_validation = trainer.should_stop or validation_is_due(trainer, batch_idx)
         if not self._after_validation:
-            self._end(trainer, self.received)
+            self._end(trainer, pl_module, self.received)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save and end after a validation that was due."""
         if self._after_validation and self.received is not None:
-            self._end(trainer, self.received)
+            self._end(trainer, pl_module, self.received)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -176,7 +177,8 @@ class Stop(Callback):
             self.lost = lost_process(trainer, self._parent)
 
     @staticmethod
-    def _end(trainer: Trainer, received: int) -> NoReturn:
+    def _end(trainer: Trainer, pl_module: LightningModule, received: int) -> NoReturn:
+        cast(GPT2Module, pl_module).log_last_step()
         save_last(trainer)
         raise Stopped(128 + received)
 

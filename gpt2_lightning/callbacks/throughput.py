@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gpt2_lightning.callbacks.stop import Stopped
 from gpt2_lightning.model.flops import training_flops_per_token
 from gpt2_lightning.model.module import GPT2Module
 
@@ -51,9 +52,22 @@ class Throughput(Callback):
         if not batch["ends_step"]:
             return
         self.tokens += batch["step_targets"]
-        every = cast(Any, trainer).log_every_n_steps
-        if every == 0 or trainer.global_step % every:
-            return
+        if cast(GPT2Module, pl_module).logs_step(trainer.global_step):
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the last step, should the run have ended early."""
+        if self.tokens and cast(Any, trainer).log_every_n_steps > 0:
+            self._log(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Log the last step before a signal that ends the run."""
+        if isinstance(exception, Stopped):
+            self.on_train_end(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # once a log interval: the work is done
         self._pause()

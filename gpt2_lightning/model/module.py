@@ -171,6 +171,9 @@ class GPT2Module(LightningModule):
         self._step_nats: Tensor | None = None
         self._ended_step: tuple[Tensor, int] | None = None  # nats of this rank, targets of all
         self.skipped_steps = 0  # left out, since the run began
+        self._unlogged: tuple[Tensor, int, dict[str, float]] | None = None  # the newest step
+        self._last_step = 0  # that the run will take
+        self._epoch_steps = 1
         self.trained_steps = 0  # of the checkpoint that was loaded
         self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
 
@@ -295,32 +298,63 @@ class GPT2Module(LightningModule):
         # An infinite loss can have finite gradients. So they are none either, on any rank.
         return nats * share * torch.where(detached.isfinite(), 1.0, math.nan)
 
-    def _logs_this_step(self) -> bool:
+    def on_train_start(self) -> None:
+        """Find the run's last step, and the steps of an epoch, once: both take a loader."""
+        self._last_step = self.run_steps()
+        self._epoch_steps = cast(Any, self.trainer).datamodule.train_dataloader().steps_taken
+
+    def on_train_end(self) -> None:
+        """Log the last step, should the run have ended early."""
+        self.log_last_step()
+
+    def logs_step(self, step: int) -> bool:
+        """Tell whether a step is logged: every n-th, the first (1) and the run's last.
+
+        With ``--trainer.log_every_n_steps 0`` none is.
+        """
         every: int = cast(Any, self.trainer).log_every_n_steps
-        return every > 0 and (self.global_step + 1) % every == 0
+        return every > 0 and (step % every == 0 or step in (1, self._last_step))
+
+    def _logs_this_step(self) -> bool:
+        return self.logs_step(self.global_step + 1)
 
     def _log_step(self, nats: Tensor, batch: dict[str, Any]) -> None:
-        if not self._logs_this_step():
-            return
-        total = cast(Tensor, self.trainer.strategy.reduce(nats, reduce_op="sum"))
-        self.last_loss = float(total) / batch["step_targets"]
-        self.step_of_last_loss = self.global_step + 1
-        self.log("train/loss", self.last_loss, logger=False)  # for callbacks that watch it
-        self._to_loggers(
-            {
-                "train/loss": self.last_loss,
-                "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
-                "train/tokens_seen": batch["tokens_seen"],
-            }
-        )
+        step = self.global_step + 1
+        numbers = {
+            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "train/tokens_seen": batch["tokens_seen"],
+            "train/epoch": step / self._epoch_steps,
+        }
+        self._unlogged = nats, batch["step_targets"], numbers
+        if self._logs_this_step():
+            loss = self._log_loss(step)
+            self.log("train/loss", loss, logger=False)  # for callbacks that watch it
 
-    def _to_loggers(self, metrics: dict[str, float]) -> None:
+    def _log_loss(self, step: int) -> float:
+        assert self._unlogged is not None
+        (nats, targets, numbers), self._unlogged = self._unlogged, None
+        total = cast(Tensor, self.trainer.strategy.reduce(nats, reduce_op="sum"))
+        self.last_loss = loss = float(total) / targets
+        self.step_of_last_loss = step
+        perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())  # math.exp would raise
+        self._to_loggers({"train/loss": loss, "train/perplexity": perplexity} | numbers, step)
+        return loss
+
+    def log_last_step(self) -> None:
+        """Log the newest whole step, unless it was; all ranks call it.
+
+        Its gradient's norm is known no more.
+        """
+        if self._unlogged is not None and cast(Any, self.trainer).log_every_n_steps > 0:
+            self._log_loss(self.global_step)
+
+    def _to_loggers(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log at the step that is being taken; the first is 1, and 0 is before training.
 
         Lightning's own count stands one lower, and one lower again after a resume.
         """
         for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.global_step + 1)
+            logger.log_metrics(metrics, step=self.global_step + 1 if step is None else step)
 
     def configure_gradient_clipping(
         self,
