@@ -45,7 +45,7 @@ def test_a_stop_leaves_a_run_that_can_be_used(
     # micro-batch 4 is the second of the second step, which is taken whole
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
-    for name in ("loss", "learning_rate", "tokens_per_second"):
+    for name in ("loss", "grad_norm", "tokens_per_second"):
         assert len(curves(RUN)[f"train/{name}"]) == 2
     screen = capsys.readouterr().out
     assert f"generate --model {RUN}" in screen

@@ -341,10 +341,7 @@ class GPT2Module(LightningModule):
         return loss
 
     def log_last_step(self) -> None:
-        """Log the newest whole step, unless it was; all ranks call it.
-
-        Its gradient's norm is known no more.
-        """
+        """Log the newest whole step, unless it was; all ranks call it."""
         if self._unlogged is not None and cast(Any, self.trainer).log_every_n_steps > 0:
             self._log_loss(self.global_step)
 
@@ -377,6 +374,8 @@ class GPT2Module(LightningModule):
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         if self._logs_this_step():
             self._to_loggers({"train/grad_norm": norm})
+        elif self._unlogged is not None:
+            self._unlogged[2]["train/grad_norm"] = norm
         if not math.isfinite(norm):
             self._on_nonfinite_norm(optimizer, norm)
 
