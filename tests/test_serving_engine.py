@@ -123,6 +123,64 @@ def test_greedy_is_transformers_greedy_whatever_joins_and_leaves(
     assert engine.steps < sum(lengths)  # they went on together
 
 
+def test_samples_take_turns_and_write_the_same(
+    loaded: TextModel, opinionated_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2_lightning.serving.engine.TURN", 4)
+
+    def asked() -> list[Draft]:
+        drawn = [{"seed": seed, "do_sample": True, "temperature": 1.2} for seed in range(3)]
+        return [
+            *(draft(loaded, prompt, max_new_tokens=22) for prompt in PROMPTS),
+            *(draft(loaded, [7, 8, 9], logprobs=2, echo=True, **changes) for changes in drawn),
+        ]
+
+    written = []
+    for batch_size in (3, 11):  # with 11 slots, nobody waits
+        engine = Engine(loaded.model, batch_size=batch_size, max_queue=11)
+        waiting = [Waiting(it) for it in asked()]
+        for it in waiting:
+            engine.submit(it.job)
+        engine.start()
+        written.append([(it.texts(), [token.label for token in it.tokens()]) for it in waiting])
+        assert at_rest(engine)
+        # what is read again is no prompt
+        assert engine.prompt_tokens <= sum(map(len, PROMPTS)) + 3 * 3
+        engine.close()
+    assert written[0] == written[1]
+    twin = load(str(opinionated_model), device="cpu").model
+    engine = Engine(loaded.model, batch_size=2, max_queue=11)
+    greedy = asked()[: len(PROMPTS)]
+    waiting = [submit(engine, it) for it in greedy]
+    engine.start()
+    assert all(it.texts() for it in waiting)
+    engine.close()
+    for it, prompt in zip(greedy, PROMPTS, strict=True):
+        assert it.new == by_transformers(twin, prompt, 22)
+
+
+def test_long_samples_keep_no_short_one_waiting(
+    loaded: TextModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2_lightning.serving.engine.TURN", 8)
+    engine = Engine(loaded.model, batch_size=2, max_queue=2)
+    ended: list[str] = []
+
+    def job(name: str, *drafts: Draft) -> Job:
+        def notify(_: int, piece: Piece) -> None:
+            if piece.finish is not None:
+                ended.append(name)
+
+        return Job(drafts, notify, lambda _: None)
+
+    long = [draft(loaded, [number], max_new_tokens=60) for number in range(4)]
+    engine.submit(job("long", *long))
+    engine.submit(job("short", draft(loaded, [9], max_new_tokens=3)))
+    engine.start()
+    engine.close()
+    assert ended == ["short", *["long"] * 4]
+
+
 def test_the_last_position_can_be_written(
     loaded: TextModel, opinionated_model: Path, engine: Engine
 ) -> None:

@@ -43,6 +43,7 @@ class Draft:
         self.logprobs = logprobs
         self.echo = echo
         self.new: list[int] = []
+        self.turn_began = 0  # tokens that were new when it got its slot
         self.ended = False
         after = () if echo else self.prompt
         self._writer = Writer(tokens, options.stop, end_of_text, after)
@@ -51,13 +52,18 @@ class Draft:
         )
 
     @property
+    def ids(self) -> list[int]:
+        """The prompt and what is written after it."""
+        return self.prompt + self.new
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the next token is simply the likeliest."""
         return not self._processors
 
     def draw(self, logits: Tensor) -> int:
         """Return the next token's id, drawn from logits of shape ``(1, vocabulary)``."""
-        ids = torch.tensor([self.prompt + self.new], device=logits.device)
+        ids = torch.tensor([self.ids], device=logits.device)
         return int(self._processors(cast(torch.LongTensor, ids), logits.float()).argmax())
 
     def begin(self, logprobs: Sequence[Logprob] | None) -> Piece | None:

@@ -19,6 +19,9 @@ from gpt2_lightning.serving.writer import Logprob
 
 # Prompt tokens that are read between two tokens of the samples under way: those wait meanwhile.
 PROMPT_TOKENS_AT_A_TIME = 2048
+# Tokens after which a sample lets one that waits have its slot. To go on, its text so far is read
+# again, in one pass: little beside as many steps as this.
+TURN = 256
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,9 @@ class QueueFull(Exception):
 
 class Engine:
     """Continuous batching with a key-value cache.
+
+    While others wait, a sample gives its slot up after each `TURN` tokens and goes on when it is
+    its turn again: whoever asks for long texts, or does not read them, keeps nobody waiting long.
 
     Args:
         model: A causal language model in eval mode; nobody else may use it meanwhile.
@@ -96,7 +102,7 @@ class Engine:
         """
         with self._work:
             free = max(0, self.batch_size - len(self._running) - len(self._joining))
-            if sum(row.number == 0 for row in islice(self._waiting, free, None)) >= self.max_queue:
+            if sum(row.is_first for row in islice(self._waiting, free, None)) >= self.max_queue:
                 raise QueueFull
             self._waiting.extend(Row(job, number) for number in range(len(job.drafts)))
             self._work.notify()
@@ -126,7 +132,7 @@ class Engine:
         self._thread.join()
 
     def _queued(self) -> int:
-        return sum(row.number == 0 for row in self._waiting)
+        return sum(row.is_first for row in self._waiting)
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -153,7 +159,7 @@ class Engine:
         free = self.batch_size - len(self._running)
         count = longest = 0
         for row in islice(self._waiting, free):
-            longest = max(longest, len(row.draft.prompt))
+            longest = max(longest, len(row.draft.ids))
             if count and (count + 1) * longest > PROMPT_TOKENS_AT_A_TIME:
                 break
             count += 1
@@ -165,29 +171,34 @@ class Engine:
         return output.last_hidden_state, cache
 
     def _join(self, joining: list[Row]) -> None:
-        """Read prompts, in one batch padded on the right, and write the first token after each."""
-        prompts = list(dict.fromkeys(tuple(row.draft.prompt) for row in joining))
-        ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
+        """Read texts, in one batch padded on the right, and write the next token after each."""
+        texts = list(dict.fromkeys(tuple(row.draft.ids) for row in joining))
+        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for line, prompt in enumerate(prompts):
-            ids[line, : len(prompt)] = torch.tensor(prompt)
-            mask[line, : len(prompt)] = 1
+        for line, text in enumerate(texts):
+            ids[line, : len(text)] = torch.tensor(text)
+            mask[line, : len(text)] = 1
         hidden, cache = self._read(ids.to(self.model.device), mask.to(self.model.device))
-        self.prompt_tokens += sum(map(len, prompts))
-        line_of = {prompt: line for line, prompt in enumerate(prompts)}
-        lines = {row: line_of[tuple(row.draft.prompt)] for row in joining}
-        for row, line in lines.items():
+        line_of = {text: line for line, text in enumerate(texts)}
+        lines = {row: line_of[tuple(row.draft.ids)] for row in joining}
+        lengths = {row: len(row.draft.ids) for row in joining}
+        beginning = [row for row in joining if not row.draft.new]
+        self.prompt_tokens += sum(map(len, {tuple(row.draft.prompt) for row in beginning}))
+        for row in beginning:
             draft, found = row.draft, None
             if draft.echo and draft.logprobs is not None:
-                found = prompt_logprobs(self.model, hidden[line], draft.prompt, draft.logprobs)
+                found = prompt_logprobs(
+                    self.model, hidden[lines[row]], draft.prompt, draft.logprobs
+                )
             row.tell(draft.begin(found))
         writing = [row for row in joining if not row.draft.ended]
         if writing:
-            last = [len(row.draft.prompt) - 1 for row in writing]
+            last = [lengths[row] - 1 for row in writing]
             self._write(writing, hidden[[lines[row] for row in writing], last])
         for row in writing:
             if not row.draft.ended:
-                self.slots.put(cache, lines[row], len(row.draft.prompt))
+                self.slots.put(cache, lines[row], lengths[row])
+                row.draft.turn_began = len(row.draft.new)
                 self._running.append(row)
 
     def _step(self) -> None:
@@ -198,6 +209,19 @@ class Engine:
         self._write(self._running, hidden[:, -1])
         self.steps += 1
         self._leave(lambda row: row.draft.ended)
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Let samples that have had a turn wait again, as many as wait for their slots."""
+        with self._work:
+            wanted = len(self._waiting) + len(self._running) - self.batch_size
+            had = [
+                row
+                for row in self._running
+                if len(row.draft.new) - row.draft.turn_began >= TURN and not row.job.cancelled
+            ][: max(0, wanted)]
+            self._waiting.extend(had)
+            self._leave(lambda row: row in had)
 
     def _write(self, rows: list[Row], hidden: Tensor) -> None:
         """Draw a token of each sample from its last hidden state, ``(rows, width)``."""

@@ -40,6 +40,11 @@ class Row(NamedTuple):
         """The sample."""
         return self.job.drafts[self.number]
 
+    @property
+    def is_first(self) -> bool:
+        """Whether its job has not begun while it waits."""
+        return self.number == 0 and not self.draft.new
+
     def tell(self, piece: Piece | None) -> None:
         """Tell of what has become final, if anything has."""
         if piece is not None and piece != Piece("", [], None):
