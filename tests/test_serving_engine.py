@@ -155,8 +155,8 @@ def test_samples_take_turns_and_write_the_same(
     engine.start()
     assert all(it.texts() for it in waiting)
     engine.close()
-    for it, prompt in zip(greedy, PROMPTS, strict=True):
-        assert it.new == by_transformers(twin, prompt, 22)
+    for written_one, prompt in zip(greedy, PROMPTS, strict=True):
+        assert written_one.new == by_transformers(twin, prompt, 22)
 
 
 def test_long_samples_keep_no_short_one_waiting(
