@@ -215,21 +215,46 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
 
 def _plain(message: str) -> str:
     """Turn jsonargparse's words for a value of the wrong type into a user's."""
+    if needs := re.fullmatch(
+        r"argument (?:-\w/)?(--[\w.]+): expected (?:one|at least one) argument", message
+    ):
+        return f"{needs[1]}: it needs a value."
     if "any of the Union subtypes" in message:
         flag, found = message.partition(":")[0], re.search(r"Given value: (.*)", message)
-        subtypes = message.partition(" Errors: ")[0]
-        kinds = re.findall(r"typing\.Literal\[(.*?)\]", subtypes)
-        choices = dict.fromkeys(choice for kind in kinds for choice in kind.split(", "))
-        types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", subtypes)
-        wanted = ["one of " + ", ".join(choices)] if choices else []
-        wanted += ["null" if name == "NoneType" else f"a value of type {name}" for name in types]
-        if found and wanted:
+        subtypes = re.search(r"Subtypes: \[(.*?)\] Errors: ", message)
+        if found and subtypes:
+            wanted = _wanted(subtypes[1], found[1])
             message = f"{flag}: expected {' or '.join(wanted)}. Found: {found[1]}"
     message = re.sub(r"^Call to compute_fn of link .*? failed: ", "", message)
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1.", message)
+    message = re.sub(r"Expected a <class '(?:tuple|list)'>", "expected a list, as [a, b]", message)
     message = re.sub(r"Expected a <class '(\w+)'>", r"expected a value of type \1", message)
     return re.sub(r"Got value: (.*)", r"Found: \1", message)
+
+
+def _wanted(subtypes: str, found: str) -> list[str]:
+    """Say which values the types of a union take.
+
+    Args:
+        subtypes: The types, as Python prints them.
+        found: What was given instead.
+    """
+    wanted = []
+    choices = re.findall(r"typing\.Literal\[(.*?)\]", subtypes)
+    if choices:
+        wanted.append("one of " + ", ".join(dict.fromkeys(", ".join(choices).split(", "))))
+    classes = re.findall(r"(?<!\[)<class '([\w.]+)'>|([\w.]*)\[(?=[\w.]*str\])", subtypes)
+    for name, container in classes:
+        if container:
+            wanted.append(f'a list, as ["{found}"]')
+        elif name == "NoneType":
+            wanted.append("null")
+        elif "." in name:
+            wanted.append(f"the name of a {name.rpartition('.')[2]} class")
+        else:
+            wanted.append(f"a value of type {name}")
+    return wanted
 
 
 def _options(parser: ArgumentParser) -> list[str]:

@@ -39,6 +39,7 @@ from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.time_limit import TimeLimit
 from gpt2_lightning.callbacks.totals import Totals
 from gpt2_lightning.checkpoint_io import give_to_async, give_to_trainer
+from gpt2_lightning.config_files import bound_yaml, check_config_files
 from gpt2_lightning.contradictions import (
     FROM_SCRATCH,
     check_accelerator,
@@ -125,6 +126,7 @@ class GPT2CLI(LightningCLI):
     """
 
     def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
+        bound_yaml()
         self.stop = Stop()
         try:
             super().__init__(
@@ -169,6 +171,7 @@ class GPT2CLI(LightningCLI):
         assert isinstance(args, list)
         words = with_underscores(args)
         self.typed = words
+        check_config_files(words[1:], self._subcommand_parsers[words[0]])
         self.checkpoint_file: Path | None = None
         self.going_on: str | None = None  # the folder of the run that goes on
         if (asked := value_of(words, "--ckpt_path")) is not None:

@@ -22,6 +22,8 @@ def read_prompts(file: str, *, flag: str = "--data.prompts") -> list[str]:
         UsageError: If the file is missing, holds no prompt, or a line of it cannot be read.
     """
     path = Path(file).expanduser()
+    if path.is_dir():
+        raise UsageError(f"{flag} {file}: it is a folder. Give a file, with a prompt in each line.")
     if not path.is_file():
         raise UsageError(f"{flag} {file}: there is no such file.")
     lines = read_lines(path.read_bytes(), f"{flag} {file}")

@@ -1,0 +1,154 @@
+"""YAML files of settings, checked before they are parsed: size, syntax and keys."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
+
+from gpt2_lightning.errors import UsageError
+
+MAX_BYTES = 1_000_000  # of a file; the longest config.yaml of a run has some 5,000
+MAX_NODES = 100_000  # values of a file, each alias counted with all that it repeats
+MAX_DEPTH = 50  # lists and mappings inside each other
+FLAGS = ("--config", "-c")
+STRUCTURE = re.compile(r"[\[{&\n]")  # without one of these, YAML holds a single value
+
+
+def bound_yaml() -> None:
+    """Bound what jsonargparse parses as YAML: config files, and the values of flags.
+
+    A few hundred bytes of aliases of aliases would else become gigabytes of settings.
+    """
+    if not hasattr(load := get_loader("yaml"), "bounded"):
+        set_loader("yaml", _bounded(load), exceptions=(yaml.YAMLError,))
+
+
+def _bounded(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    def load_bounded(text: str) -> Any:
+        if STRUCTURE.search(text):
+            _check_size(text)
+        return load(text)
+
+    load_bounded.bounded = True  # type: ignore[attr-defined] # a mark: it is set once a process
+    return load_bounded
+
+
+def _check_size(text: str) -> None:
+    """See that a text is no more than settings are, without building its values.
+
+    Raises:
+        UsageError: If it has too many values, or is nested too deeply.
+        yaml.YAMLError: If it is no YAML.
+    """
+    sizes: dict[str, int] = {}  # of anchors, in values
+    open_: list[tuple[str | None, int]] = []  # anchor, and values before it
+    count = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise UsageError(f"the YAML alias *{event.anchor} has no value before it.")
+            count += sizes[event.anchor]
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        if count > MAX_NODES:
+            raise UsageError(
+                f"the YAML has more than {MAX_NODES:,} values; settings have hundreds."
+            )
+        if len(open_) > MAX_DEPTH:
+            raise UsageError(f"the YAML is nested more than {MAX_DEPTH} levels deep.")
+
+
+def check_config_files(words: list[str], parser: ArgumentParser) -> None:
+    """See that the config files of a command line are files of its settings.
+
+    Args:
+        words: The command line, after the verb.
+        parser: The verb's, which knows the settings.
+
+    Raises:
+        UsageError: If one cannot be read, is no YAML, or holds what is no setting.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in FLAGS and Path(name := value if equals else following).is_file():
+            _check_file(Path(name), f"{flag} {name}", parser)
+
+
+def _check_file(file: Path, named: str, parser: ArgumentParser) -> None:
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise UsageError(f"{named}: the file has {size:,} bytes; a file of settings has few.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{named}: not UTF-8 at byte {error.start}.") from error
+    try:
+        _check_size(text)
+        settings = get_loader("yaml")(text)
+    except UsageError as error:
+        raise UsageError(f"{named}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        where, line = error.problem_mark, ""
+        if where is not None:
+            line = f"line {where.line + 1}, column {where.column + 1}: "
+        tabs = " YAML is indented with spaces, not tabs." if "'\\t'" in str(error.problem) else ""
+        raise UsageError(f"{named}: no YAML ({line}{error.problem}).{tabs}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{named}: no YAML ({' '.join(str(error).split())}).") from error
+    if settings is None or (isinstance(settings, str) and not settings.strip()):
+        raise UsageError(f"{named}: the file holds no settings.")
+    if not isinstance(settings, dict):
+        raise UsageError(
+            f"{named}: settings are expected, such as `trainer:` and below it, indented, "
+            f"`max_epochs: 3`. Found: {str(settings)[:60]}"
+        )
+    known = [
+        option.removeprefix("--")
+        for action in parser._actions  # as jsonargparse keeps them; it lists them nowhere else
+        for option in action.option_strings
+        if option.startswith("--") and not option.endswith(".help")  # of what a class takes
+    ]
+    for key, value in _settings(settings, "", known):
+        _check_key(key, value, named, known)
+
+
+def _settings(settings: dict[str, Any], prefix: str, known: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a file by their dotted names, as the flags have them."""
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        group = any(option.startswith(f"{key}.") for option in known)
+        if group and isinstance(value, dict):
+            yield from _settings(value, f"{key}.", known)
+        else:
+            yield key, value
+
+
+def _check_key(key: str, value: Any, named: str, known: list[str]) -> None:
+    groups = {option.rpartition(".")[0] for option in known}
+    if key in groups:
+        if value is None or (isinstance(value, str) and Path(value).is_file()):
+            return  # nothing below it, or a file of its own
+        raise UsageError(f"{named}: {key}: settings are expected below it. Found: {value}")
+    parent = key.rpartition(".")[0]
+    if key in known or (parent in known and parent not in groups):
+        return  # what is inside a value is the parser's to check
+    if below := [option for option in known if option.endswith(f".{key}")]:
+        raise UsageError(
+            f"{named}: {key} stands outside of its group. Write it below "
+            f"`{below[0].rpartition('.')[0]}:`, indented; as a flag it is --{below[0]}."
+        )
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f"Did you mean {close[0]}?" if close else "--help lists the settings."
+    raise UsageError(f"{named}: {key}: there is no such setting. {hint}")
