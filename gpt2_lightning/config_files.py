@@ -10,10 +10,9 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.untrusted import UnsafeYAML, check_yaml
 
 MAX_BYTES = 1_000_000  # of a file; the longest config.yaml of a run has some 5,000
-MAX_NODES = 100_000  # values of a file, each alias counted with all that it repeats
-MAX_DEPTH = 50  # lists and mappings inside each other
 FLAGS = ("--config", "-c")
 STRUCTURE = re.compile(r"[\[{&\n]")  # without one of these, YAML holds a single value
 
@@ -30,45 +29,14 @@ def bound_yaml() -> None:
 def _bounded(load: Callable[[str], Any]) -> Callable[[str], Any]:
     def load_bounded(text: str) -> Any:
         if STRUCTURE.search(text):
-            _check_size(text)
+            try:
+                check_yaml(text)
+            except UnsafeYAML as error:  # as a YAMLError it would make the value a plain string
+                raise UsageError(f"{error}.") from error
         return load(text)
 
     load_bounded.bounded = True  # type: ignore[attr-defined] # a mark: it is set once a process
     return load_bounded
-
-
-def _check_size(text: str) -> None:
-    """See that a text is no more than settings are, without building its values.
-
-    Raises:
-        UsageError: If it has too many values, or is nested too deeply.
-        yaml.YAMLError: If it is no YAML.
-    """
-    sizes: dict[str, int] = {}  # of anchors, in values
-    open_: list[tuple[str | None, int]] = []  # anchor, and values before it
-    count = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in sizes:
-                raise UsageError(f"the YAML alias *{event.anchor} has no value before it.")
-            count += sizes[event.anchor]
-        elif isinstance(event, yaml.CollectionStartEvent):
-            open_.append((event.anchor, count))
-            count += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = open_.pop()
-            if anchor is not None:
-                sizes[anchor] = count - before
-        elif isinstance(event, yaml.ScalarEvent):
-            count += 1
-            if event.anchor is not None:
-                sizes[event.anchor] = 1
-        if count > MAX_NODES:
-            raise UsageError(
-                f"the YAML has more than {MAX_NODES:,} values; settings have hundreds."
-            )
-        if len(open_) > MAX_DEPTH:
-            raise UsageError(f"the YAML is nested more than {MAX_DEPTH} levels deep.")
 
 
 def check_config_files(words: list[str], parser: ArgumentParser) -> None:
@@ -95,16 +63,17 @@ def _check_file(file: Path, named: str, parser: ArgumentParser) -> None:
     except UnicodeDecodeError as error:
         raise UsageError(f"{named}: not UTF-8 at byte {error.start}.") from error
     try:
-        _check_size(text)
+        check_yaml(text)
         settings = get_loader("yaml")(text)
-    except UsageError as error:
-        raise UsageError(f"{named}: {error}") from error
+    except UnsafeYAML as error:
+        raise UsageError(f"{named}: {error}.") from error
     except yaml.MarkedYAMLError as error:
-        where, line = error.problem_mark, ""
-        if where is not None:
-            line = f"line {where.line + 1}, column {where.column + 1}: "
-        tabs = " YAML is indented with spaces, not tabs." if "'\\t'" in str(error.problem) else ""
-        raise UsageError(f"{named}: no YAML ({line}{error.problem}).{tabs}") from error
+        mark, where, hint = error.problem_mark, "", ""
+        if mark is not None:
+            where = f"line {mark.line + 1}, column {mark.column + 1}: "
+            if text.split("\n")[mark.line][mark.column :].startswith("\t"):
+                hint = " YAML is indented with spaces, not tabs."
+        raise UsageError(f"{named}: no YAML ({where}{error.problem}).{hint}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{named}: no YAML ({' '.join(str(error).split())}).") from error
     if settings is None or (isinstance(settings, str) and not settings.strip()):

@@ -96,6 +96,12 @@ def check_trainer(trainer: Any) -> None:
         UsageError: If one is.
     """
     _check_ranges("trainer", trainer, TRAINER_RANGES)
+    for name in ("max_steps", "max_epochs"):
+        if trainer[name] == 0:
+            raise UsageError(
+                f"--trainer.{name} 0: nothing would be trained. Give 1 or more, or -1 for no "
+                "limit; the verb validate measures without training."
+            )
     interval = trainer.val_check_interval
     if isinstance(interval, int | float) and not interval > 0:
         raise UsageError(

@@ -1,10 +1,13 @@
 """Why a library brought nothing from a hub, a folder or a file, in words that help."""
 
+import os
 import pickle
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 LONGEST = 300  # characters of a library's own words
+PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")  # variables that the HTTP client reads
 
 
 def reason(error: BaseException) -> str:
@@ -30,6 +33,13 @@ def reason(error: BaseException) -> str:
 
     if any("trust_remote_code" in str(link) for link in links):  # the argument that would run it
         return "it needs Python code of its own, which is never run here"
+    # both clients raise these two before anything is sent
+    refused_proxy = any(
+        isinstance(link, ImportError | ValueError) and "proxy" in str(link).lower()
+        for link in links
+    )
+    if refused_proxy and (proxy := unusable_proxy()) is not None:
+        return proxy
     if (refused := among(HfHubHTTPError)) is not None:
         return _words(refused)
     if among(HFValidationError):
@@ -60,6 +70,26 @@ def _pickled(links: list[BaseException]) -> str | None:
             return (
                 f"it holds more than tensors and plain values{what}, which could run code when it "
                 "is read, or it is damaged"
+            )
+    return None
+
+
+def unusable_proxy() -> str | None:
+    """Name the proxy in the environment that the HTTP client cannot use, and what would work."""
+    for variable in PROXIES:
+        for name in (variable, variable.lower()):
+            value = os.environ.get(name, "")
+            scheme, separator, rest = value.partition("://")
+            if not separator or scheme.lower() in ("http", "https"):
+                continue
+            remedy = f"Give the proxy's HTTP port: export {name}=http://{rest or 'HOST:PORT'}"
+            if scheme.lower() in ("socks5", "socks5h"):
+                if find_spec("socksio") is not None:
+                    continue
+                remedy = f"pip install socksio makes {scheme} work. Or g" + remedy[1:]
+            return (
+                f"{name}={value} in the environment is a proxy that the HTTP client cannot use. "
+                f"{remedy}; unset {name} goes without"
             )
     return None
 

@@ -6,6 +6,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from gpt2_lightning.hub_errors import reason
+from tests.command_line import Mistake
 
 
 def raised(*links: Exception) -> Exception:
@@ -31,6 +32,29 @@ def test_told_not_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for error in (raised(COULD_NOT, NOT_HERE), ConnectionError("Couldn't reach a/b")):
         assert "HF_HUB_OFFLINE=1 keeps the Hub out" in reason(error)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("socks5://127.0.0.1:7890", "pip install socksio makes socks5 work. Or give the proxy"),
+        ("socks://127.0.0.1:7890", "Give the proxy's HTTP port: export ALL_PROXY=http://127.0.0.1"),
+    ],
+)
+def test_a_proxy_that_the_client_cannot_use(
+    monkeypatch: pytest.MonkeyPatch, mistake: Mistake, proxy: str, said: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises((ImportError, ValueError)) as unusable:
+        httpx2.Client()
+    for told in (
+        reason(raised(OSError("Can't load the configuration"), unusable.value)),
+        mistake("fetch", "model", "a/b", "--to", "a"),
+    ):
+        assert f"ALL_PROXY={proxy} in the environment is a proxy that the HTTP client" in told
+        assert said in told
+        assert "unset ALL_PROXY goes without" in told
 
 
 def test_no_name_of_the_hubs() -> None:

@@ -20,7 +20,7 @@ FLOORS = [
     {"inference"},
     {"report", "serving", "fetching", "inspection", "planning"},
     {"callbacks"},
-    {"arguments", "contradictions", "quiet"},
+    {"arguments", "config_files", "contradictions", "quiet"},
     {"lightning_cli"},
     {"fit_settings"},
     {"commands"},

@@ -53,6 +53,12 @@ def test_wrong_choice(mistake: Mistake) -> None:
     ("word", "said"),
     [
         ("--trainer.accelerator=gpu", "--trainer.accelerator gpu: torch finds none"),
+        ("--trainer.max_steps=0", "--trainer.max_steps 0: nothing would be trained."),
+        ("--trainer.max_epochs=0", "--trainer.max_epochs 0: nothing would be trained."),
+        ("--samples.prompts=hello", 'expected a list, as ["hello"] or null. Found: hello'),
+        ("--trainer.logger=CSVLoger", "expected the name of a Logger class or a value of type"),
+        ("--model.betas=0.9", "--model.betas: expected a list, as [a, b]. Found: 0.9"),
+        ("--model.learning_rate", "--model.learning_rate: it needs a value."),
         ("--trainer.max_epochs=three", "expected a value of type int or null. Found: three"),
         ("--model.learning_rate=-1", "--model.learning_rate -1.0: it has to be 0 or more"),
         ("--model.learning_rate=.nan", "--model.learning_rate nan: it has to be 0 or more"),

@@ -17,18 +17,28 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.answers import Unavailable, check_status, given_up
 from gpt2_lightning.fetching.asked import Asked
 from gpt2_lightning.fetching.listing import Listing, RemoteFile
+from gpt2_lightning.hub_errors import unusable_proxy
 
 TRIES = 4  # in a row that bring nothing new
 Result = TypeVar("Result")
 
 
 def open_client(asked: Asked) -> httpx2.Client:
-    """Open an HTTP client; proxies are as the environment has them."""
-    return httpx2.Client(
-        timeout=asked.timeout,
-        follow_redirects=True,  # to where large files are; it leaves the token behind
-        headers={"User-Agent": "gpt2_lightning"},
-    )
+    """Open an HTTP client; proxies are as the environment has them.
+
+    Raises:
+        UsageError: If the client cannot use one of them.
+    """
+    try:
+        return httpx2.Client(
+            timeout=asked.timeout,
+            follow_redirects=True,  # to where large files are; it leaves the token behind
+            headers={"User-Agent": "gpt2_lightning"},
+        )
+    except (ImportError, ValueError) as error:
+        if (proxy := unusable_proxy()) is None:
+            raise
+        raise UsageError(f"{proxy}.") from error
 
 
 def persist(

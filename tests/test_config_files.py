@@ -1,0 +1,61 @@
+"""What is said of YAML files of settings, and of values in YAML."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Mistake
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the file holds no settings."),
+        ("# trainer:\n", "the file holds no settings."),
+        ("max_epochs: 3\n", "max_epochs stands outside of its group. Write it below `trainer:`"),
+        ("learning_rate: 1\n", "as a flag it is --model.learning_rate."),
+        ("trainer:\n  max_epoch: 1\n", "trainer.max_epoch: there is no such setting. Did you mean"),
+        ("model: {leraning_rate: 1}\n", "Did you mean model.learning_rate?"),
+        ("trainer: 3\n", "trainer: settings are expected below it. Found: 3"),
+        ("just text", "settings are expected, such as `trainer:`"),
+        ("- a\n- b\n", "Found: ['a', 'b']"),
+        ("trainer:\n  max_epochs: [1\n", "no YAML (line 3, column 1:"),
+        ("trainer:\n\tmax_epochs: 1\n", "YAML is indented with spaces, not tabs."),
+        (ALIASES, "more than 100,000 values"),
+        ("trainer: " + "[" * 500, "more than 100 levels"),
+        ("trainer: &a\n  x: *a\n", "*a stands for nothing before it"),
+        ("trainer: {max_epochs: 1}\ntrainer: {max_steps: 1}\n", "trainer stands twice"),
+    ],
+)
+def test_a_file_is_named_with_what_is_amiss(mistake: Mistake, text: str, said: str) -> None:
+    Path("mine.yaml").write_text(text, encoding="utf-8")
+    message = mistake("fit", "--config", "mine.yaml")
+    assert message.startswith("error: --config mine.yaml: ")
+    assert said in message
+
+
+def test_a_file_in_another_encoding_or_of_another_kind(mistake: Mistake) -> None:
+    Path("mine.yaml").write_bytes("model: {pretrained: caf\u00e9}\n".encode("latin-1"))
+    assert "--config mine.yaml: not UTF-8 at byte 23" in mistake("fit", "--config=mine.yaml")
+    Path("large.yaml").write_text("a" * 1_000_001, encoding="utf-8")
+    assert "large.yaml: the file has 1,000,001 bytes" in mistake("fit", "-c", "large.yaml")
+
+
+def test_the_value_of_a_flag_is_bounded_too(mistake: Mistake) -> None:
+    assert "more than 100,000 values" in mistake("fit", "--trainer.callbacks", ALIASES)
+
+
+def test_what_is_inside_a_value_is_left_to_the_parser(mistake: Mistake) -> None:
+    Path("mine.yaml").write_text(
+        "samples: {prompts: [a]}\n"
+        "model: {sampling: {top_k: 3}, architecture: {layers: x}}\n"
+        "trainer: {logger: {class_path: CSVLogger, init_args: {save_dir: .}}}\n",
+        encoding="utf-8",
+    )
+    message = mistake("fit", "--config=mine.yaml")
+    assert message == "error: --model.architecture.layers: expected a value of type int. Found: x"
