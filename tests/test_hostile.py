@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -279,3 +280,15 @@ def test_a_checkpoint_with_a_type_of_its_own(mistake: Mistake) -> None:
     torch.save({"hf_config": {"model_type": "evil", "auto_map": {}}, "state_dict": {}}, "a.ckpt")
     message = mistake("generate", "--model=a.ckpt", "--prompt=a")
     assert "of type evil, which transformers" in message
+
+
+@pytest.mark.parametrize("name", ["../outside.arrow", "/etc/passwd"])
+def test_a_saved_data_set_opens_no_file_outside(mistake: Mistake, name: str) -> None:
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk("saved")
+    Path("saved/data-00000-of-00001.arrow").rename("outside.arrow")
+    state = json.loads(Path("saved/state.json").read_text())
+    state["_data_files"] = [{"filename": name}]
+    Path("saved/state.json").write_text(json.dumps(state))
+    assert f"names {name!r}, which is no file of the folder" in mistake(
+        "inspect", "--data.source=saved"
+    )

@@ -2,6 +2,7 @@ import csv
 import html
 import json
 import math
+import os
 import shutil
 import signal
 from html.parser import HTMLParser
@@ -523,6 +524,61 @@ def test_mistakes(
     (line,) = (line for line in message.splitlines() if "left out, cut short when" not in line)
     assert line.startswith("error: ")
     assert not list(Path().rglob("*.html*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("facts.json", '{"started": "yesterday"}', "facts.json: it cannot be read (Invalid isofor"),
+        ("facts.json", '{"ended": "in tears"}', "no run ends as 'in tears'"),
+        ("facts.json", '[{"ended": null}]', "it holds no facts of a run"),
+        ("facts.json", "[" * 100_000, "nested too deeply"),
+        ("facts.json", '{"steps": [1, 2]}', "holds what no run writes"),
+        ("config.yaml", "a: &a [1, *a]", "config.yaml: it cannot be read"),
+        ("config.yaml", "- 1", "it holds no settings"),
+    ],
+)
+def test_damaged_files_of_a_run(
+    run: Path, file: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / file).write_text(text)
+    with pytest.raises(SystemExit) as refused:
+        main(["report", str(run)])
+    assert refused.value.code == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert "Traceback" not in message
+    assert not list(Path().rglob("*.html*"))
+
+
+def test_damaged_rows_of_samples_are_left_out(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = (run / "samples.jsonl").read_text()
+    (run / "samples.jsonl").write_text(kept + "[1, 2]\n" + "[" * 100_000 + "\n")
+    main(["report", str(run)])
+    assert "line(s) left out, cut short when the run was killed, or damaged." in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_the_page_takes_the_place_of_a_regular_file_alone(
+    run: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, page = Path("target"), Path("page.html")
+    if kind == "pipe":
+        os.mkfifo(page)
+        with pytest.raises(SystemExit):
+            main(["report", str(run), "--output=page.html"])
+        assert "page.html: it is no regular file, and is not replaced." in capsys.readouterr().err
+        assert page.is_fifo()
+    else:
+        target.write_text("old")
+        page.symlink_to(target)
+        main(["report", str(run), "--output=page.html"])
+        assert page.is_symlink()
+        assert "<html" in target.read_text()
 
 
 def test_a_page_is_written_whole_or_not_at_all(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,17 @@ def report(runs: list[str], output: str | None = None) -> None:
         raise UsageError(
             f"--output {target}: there is no folder {target.parent}. Make it, or choose another."
         )
-    write_page(read, target)
+    try:
+        write_page(read, target)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError | UnicodeError):
+            raise
+        # what these files hold is read where the page shows it
+        raise UsageError(
+            f"report {' '.join(runs)}: facts.json, samples.jsonl, surprisal.jsonl or config.yaml "
+            f"of the run holds what no run writes ({type(error).__name__}: {error}). Without the "
+            "damaged file the report can be made."
+        ) from error
     print(f"Report: {target}")
 
 

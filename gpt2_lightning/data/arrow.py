@@ -8,11 +8,28 @@ from gpt2_lightning.data.readers import ROWS_PER_READ, rows_of_column
 from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
+from gpt2_lightning.untrusted import is_inside, read_json
 
 
 def open_saved(path: Path, text_column: str) -> dict[SplitName, Rows]:
-    """Open a folder written by ``save_to_disk`` of `datasets`."""
+    """Open a folder written by ``save_to_disk`` of `datasets`.
+
+    Raises:
+        UsageError: If it cannot be read, or names a file outside of it.
+    """
     from datasets import Dataset, DatasetDict, load_from_disk
+
+    for state in (*path.glob("state.json"), *path.glob("*/state.json")):
+        try:
+            names = [str(entry["filename"]) for entry in read_json(state)["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"--data.source {path}: {state} cannot be read ({error}).") from error
+        for name in names:  # datasets itself opens whatever they lead to
+            if not is_inside(state.parent, name):
+                raise UsageError(
+                    f"--data.source {path}: {state} names {name!r}, which is no file of the "
+                    "folder. Nothing was read from there."
+                )
 
     loaded = load_from_disk(str(path))
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": cast(Dataset, loaded)}

@@ -1,11 +1,11 @@
 """Cards of ``evaluate``, read back from its JSON."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.untrusted import read_json
 
 FIGURES = {
     "token_perplexity": "token perplexity",
@@ -40,7 +40,7 @@ def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[dic
         UsageError: If it cannot be read, is no such file, or is of another model.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file)
     except FileNotFoundError:
         raise UsageError(
             f"{flag} {file}: there is no such file. `evaluate --output card.json` writes one."

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from gpt2_lightning.data.cleaning import CleaningName
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.untrusted import read_yaml
 
 HOW_IT_IS_CUT = ("cleaning", "documents", "blocks", "block_size")
 WHERE_IT_LIES = ("source", "subset", "revision", "text_column", "validation_source", "test_source")
@@ -73,5 +73,8 @@ def _data_settings(model: str) -> dict[str, Any]:
     config = run / "config.yaml"
     if not path.is_dir() or not config.is_file():
         return {}
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    try:
+        settings = read_yaml(config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {model}: {config} cannot be read ({error}).") from error
     return dict(settings.get("data") or {}) if isinstance(settings, dict) else {}

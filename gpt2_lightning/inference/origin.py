@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from gpt2_lightning.data.sources import HUB_ID
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import (
@@ -20,6 +18,7 @@ from gpt2_lightning.inference.checkpoint import (
 from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.inference.sharded import is_sharded
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.untrusted import read_yaml
 
 Which = Literal["best", "last"]
 
@@ -156,8 +155,8 @@ def _of_hf_folder(folder: Path, run: Path) -> Origin:
 
 def _settings(run: Path | None) -> dict[str, Any]:
     found: Any = None
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        found = run and yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):
+        found = run and read_yaml(run / "config.yaml")
     return found if isinstance(found, dict) else {}
 
 

@@ -2,15 +2,8 @@
 
 import math
 
-from gpt2_lightning.report.run import Run
+from gpt2_lightning.report.run import ENDS, Run
 from gpt2_lightning.report.tables import MEASURES, Row, duration, figure, measured
-
-ENDS = {
-    "stopped": "stopped before its end",
-    "failed": "ended by an error",
-    "not finite": "ended where its loss or gradients were not finite",
-    None: "not at its end",
-}
 
 
 def outcome(run: Run) -> str:

@@ -1,6 +1,5 @@
 """A run folder, read into plain data."""
 
-import json
 import math
 import re
 import sys
@@ -12,12 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.report.scalars import Scalars, read_metrics_csv, read_scalars
+from gpt2_lightning.untrusted import parse_json, parse_yaml, read_json
 
 EVENTS = "events.out.tfevents.*"
+# how a run ends, by what facts.json calls it
+ENDS = {
+    None: "not at its end",
+    "finished": "finished",
+    "stopped": "stopped before its end",
+    "failed": "ended by an error",
+    "not finite": "ended where its loss or gradients were not finite",
+}
 SIGNS_OF_A_RUN = (EVENTS, "metrics.csv", "config.yaml", "facts.json")
 
 
@@ -44,7 +50,10 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings by group and name."""
-        return yaml.safe_load(self.settings_text) or {}
+        found = parse_yaml(self.settings_text) or {}
+        if not isinstance(found, dict):
+            raise ValueError("it holds no settings")
+        return found
 
     def setting(self, path: str) -> Any:
         """Return a setting by its flag, such as ``data.cleaning``; None where it is not known."""
@@ -143,14 +152,14 @@ def read_run(name: str) -> Run:
     run = Run(
         folder,
         scalars,
-        facts=_read(folder / "facts.json", _json, {}),
+        facts=_read(folder / "facts.json", _facts, {}),
         settings_text=_read(config, _text, ""),
         samples=_read(folder / "samples.jsonl", _json_lines, []),
-        passages={row["step"]: row for row in passages},
+        passages={row["step"]: row for row in passages if isinstance(row.get("step"), int)},
     )
     try:
         _ = run.settings
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise _damaged(config, error) from error
     return run
 
@@ -182,8 +191,14 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _json(file: Path) -> Any:
-    return json.loads(_text(file))
+def _facts(file: Path) -> dict[str, Any]:
+    facts = read_json(file)
+    if not isinstance(facts, dict):
+        raise ValueError("it holds no facts of a run")
+    datetime.fromisoformat(facts.get("started", "2000-01-01"))
+    if facts.get("ended") not in ENDS:
+        raise ValueError(f"no run ends as {facts['ended']!r}")
+    return facts
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
@@ -191,11 +206,13 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
     lost = 0
     for line in file.read_bytes().split(b"\n"):  # not splitlines: text may hold U+2028
         try:
-            rows += [json.loads(line)] if line else []
+            row = parse_json(line.decode("utf-8")) if line else None
+            rows += [row] if isinstance(row, dict) else []
+            lost += row is not None and not isinstance(row, dict)
         except ValueError:  # cut short when the run was killed, perhaps within a character
             lost += 1
     if lost:
-        cut = f"{file}: {lost} line(s) left out, cut short when the run was killed."
+        cut = f"{file}: {lost} line(s) left out, cut short when the run was killed, or damaged."
         with suppress(OSError):  # a screen that has gone ends no run
             print(cut, file=sys.stderr)
     return rows
