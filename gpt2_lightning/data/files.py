@@ -370,14 +370,15 @@ def _by_split(
         ]
         if apart and not _agree(said):
             others = [file.name for file in files if file.name not in apart]
+            asked = f"{'is' if len(apart) == 1 else 'are'} {_counted(apart, 'file')}"
             raise UsageError(
-                f"--data.source {path}: are {_counted(apart, 'file')} validation or test text? "
+                f"--data.source {path}: {asked} validation or test text? "
                 f"Their names begin or end like a split's, but {_counted(others, 'other')} do not "
                 "go with them. Say which files are held out with --data.validation_source PATH "
                 "and --data.test_source PATH (a file, folder or pattern; none: all of the source "
                 "is training text, and a part of it is held out)."
                 if others
-                else f"--data.source {path}: are {_counted(apart, 'file')} validation or test "
+                else f"--data.source {path}: {asked} validation or test "
                 "text? Their names begin or end like a split's, but no training file goes with "
                 "them. Say which files are held out with --data.validation_source PATH and "
                 "--data.test_source PATH (a file, folder or pattern; none: all of the source is "
