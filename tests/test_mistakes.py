@@ -156,7 +156,7 @@ def test_missing_file(mistake: Mistake, tiny_model: Path) -> None:
 
 def test_folder_without_data(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.md").write_text("no data")
+    (tmp_path / "empty" / "photo.png").write_bytes(b"\x89PNG")
     message = mistake("fit", *fine_tuning(tmp_path / "empty", tiny_model), *CALM)
     assert "empty" in message
     assert "parquet" in message

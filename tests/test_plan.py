@@ -45,6 +45,7 @@ def test_steps_are_those_of_fit(
         "blocks": steps["blocks_per_step"],
         "tokens": steps["tokens_per_step"],
         "trained": steps["steps"],
+        "skipped": 0,
     }
     assert planned["model"]["parameters"] == facts["model"]["parameters"]
     curve = (run / "surprisal.jsonl").read_text().splitlines()  # a line for each validation
