@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def check_config_files(words: list[str], parser: ArgumentParser) -> None:
     Raises:
         UsageError: If one cannot be read, is no YAML, or holds what is no setting.
     """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
         if flag in FLAGS and Path(name := value if equals else following).is_file():
             _check_file(Path(name), f"{flag} {name}", parser)
