@@ -85,7 +85,9 @@ class Curves(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Write what there is; a disk that has refused is not asked to speak twice."""
-        with suppress(OSError) if refusal_of(exception) else nullcontext():
+        # TensorBoard's writer raises the refusal of its thread again, wrapped
+        again = suppress(OSError, ValueError, RuntimeError)
+        with again if refusal_of(exception) else nullcontext():
             _log_best(trainer)
             self._write(trainer)
 

@@ -99,8 +99,10 @@ class Outcome(Callback):
             return
         self._say_place(trainer)
         run = run_folder(trainer)
-        if (full := refusal_of(exception)) and full.filename is None and run:
-            full.filename = str(run)  # TensorBoard's thread tells no name
+        if (full := refusal_of(exception)) and full.filename is None:
+            # TensorBoard's thread tells no name; before the run folder is settled, its logger does
+            folders = [run, *(logger.log_dir for logger in trainer.loggers)]
+            full.filename = next((str(Path(it)) for it in folders if it), None)
         if run is None or last_checkpoint(run) is None:
             return
         if isinstance(exception, Stopped):
