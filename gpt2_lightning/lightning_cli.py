@@ -58,7 +58,7 @@ from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModul
 from gpt2_lightning.data.tokenizer import load_tokenizer
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import read_checkpoint, write_tokenizer_of
-from gpt2_lightning.inference.run_folder import find_checkpoint, model_of, run_of
+from gpt2_lightning.inference.run_folder import find_checkpoint, hf_of, model_of, run_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.quiet import quieten
 from gpt2_lightning.storage import disk_message, refusal_of, sweep
@@ -239,10 +239,10 @@ class GPT2CLI(LightningCLI):
             for group, settings in saved.items():
                 settings.update((document or {}).get(group) or {})
         before, now = saved["model"].get("pretrained"), config.model.pretrained
-        if before is None or now in (before, model_of(before)):
+        if before is None or now in (before, hf_of(before)):
             return
         derived = {
-            "--data.tokenizer": saved["data"].get("tokenizer") in (before, model_of(before)),
+            "--data.tokenizer": saved["data"].get("tokenizer") in (before, hf_of(before)),
             "--model.revision": saved["model"].get("revision") is not None,
         }
         for flag, is_derived in derived.items():

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.inference.checkpoint import best_checkpoint, load
+from gpt2_lightning.inference.checkpoint import best_checkpoint, load, newer_than_hf
 from gpt2_lightning.inference.origin import find_origin
 from gpt2_lightning.inference.run_folder import find_checkpoint
 from gpt2_lightning.report.run import read_run
@@ -283,3 +283,41 @@ def test_flags_that_would_be_ignored_are_refused(
 ) -> None:
     words = fine_tuning(wiki_folder, tiny_model)
     assert flag.partition("=")[0] in mistake("fit", *words, *CALM, f"--checkpoint.{flag}")
+
+
+def test_an_hf_folder_older_than_the_best_is_not_the_model(
+    mistake: Mistake, wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), *EVERY_3, "--model.learning_rate=3e-3")
+    run = fit(*words, "--trainer.max_steps=6")
+    assert json.loads((run / "hf/checkpoint.json").read_text())["step"] == 6
+    shutil.copytree(run / "hf", "earlier")
+    main(["fit", f"--ckpt_path={run}", "--trainer.max_steps=12", *CALM])
+    assert newer_than_hf(run) is None
+    shutil.rmtree(run / "hf")
+    shutil.move("earlier", run / "hf")  # what a kill before the end leaves
+    best = best_file(run)
+    assert content(best)["global_step"] == 12
+    capsys.readouterr()
+    main(["generate", f"--model={run}", "--prompt=the river", "--max_new_tokens=2"])
+    said = f"hf/ is of step 6, from before the run went on; its best is now {best.name} of step 12"
+    assert capsys.readouterr().err.count(f"{said}, and is taken.") == 1
+    ids = torch.arange(8)[None]
+    assert torch.equal(load(str(run)).model(ids).logits, load(str(best)).model(ids).logits)
+    assert find_origin(str(run), "best").step == 12
+    origin = find_origin(str(run / "hf"), "best")  # no figures of other weights
+    assert (origin.step, origin.figures, origin.chosen) == (6, {}, {})
+    message = mistake("fit", f"--model.pretrained={run}", f"--data.source={wiki_folder}", *CALM)
+    assert said in message
+    assert f"export --model {run} --to FOLDER" in message
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    assert newer_than_hf(run) is None  # hf/ is all that is left
+
+
+def test_an_hf_folder_whose_checkpoint_was_removed_is_the_model(
+    wiki_folder: Path, tiny_model: Path
+) -> None:
+    run = fit(*fine_tuning(wiki_folder, tiny_model), *PAST_THE_BEST)
+    best_file(run).unlink()
+    assert newer_than_hf(run) is None

@@ -1,5 +1,6 @@
 """The run's model: the best one, in Hugging Face format."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lightning.callbacks.checkpoint import run_checkpoint
 from gpt2_lightning.callbacks.run_folder import run_folder
-from gpt2_lightning.inference.checkpoint import load_checkpoint
+from gpt2_lightning.inference.checkpoint import HF_RECORD, load_checkpoint, step_of
 from gpt2_lightning.inference.hf_folder import write_hf_folder
 from gpt2_lightning.inference.text_model import TextModel
 from gpt2_lightning.model.causal_lm import from_config
@@ -40,7 +41,16 @@ class HFFolder(Callback):
         if not trainer.is_global_zero or folder is None:
             return
         found = self._outcome(trainer, module)
-        write_hf_folder(folder / "hf", found.model, found.tokenizer, module.sampling)
+        kept = _kept(trainer)
+        record = {
+            "file": kept and kept.name,
+            "step": step_of(kept) if kept else trainer.global_step,
+        }
+
+        def finish(written: Path) -> None:
+            (written / HF_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+        write_hf_folder(folder / "hf", found.model, found.tokenizer, module.sampling, finish)
 
     @staticmethod
     def _outcome(trainer: Trainer, module: GPT2Module) -> TextModel:

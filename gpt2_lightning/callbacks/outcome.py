@@ -15,7 +15,7 @@ from gpt2_lightning.callbacks.stop import Stopped
 from gpt2_lightning.callbacks.time_limit import TimeLimit
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import last_checkpoint
+from gpt2_lightning.inference.checkpoint import last_checkpoint, newer_than_hf
 from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.model.module import GPT2Module, NotFinite
 from gpt2_lightning.report.tables import chosen_by, figure
@@ -116,7 +116,7 @@ class Outcome(Callback):
     @staticmethod
     def _say_place(trainer: Trainer) -> None:
         run = run_folder(trainer)
-        if run is None or not (run / "hf").is_dir():
+        if run is None or not (run / "hf").is_dir() or newer_than_hf(run) is not None:
             return
         say(f"{'Best model' if best_of(trainer) else 'Last model'}: {run / 'hf'}")
         say(f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."')

@@ -29,6 +29,7 @@ from gpt2_lightning.storage import scratch_folder
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
 DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
 BEST_KEY = "RunCheckpoint"  # under which the callbacks' states say which checkpoint is the best
+HF_RECORD = "checkpoint.json"  # in hf/: the checkpoint that it was made from, and its step
 
 log = logging.getLogger(__name__)
 _told: set[tuple[Path, float]] = set()  # torn checkpoints that were spoken of, with their times
@@ -100,7 +101,10 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
 
 def _inside_run(run: Path, flag: str) -> Path:
     if (run / "hf" / "config.json").is_file():
-        return run / "hf"
+        if (newer := newer_than_hf(run)) is None:
+            return run / "hf"
+        log.warning("%s %s: %s, and is taken.", flag, run, older_hf(run, newer))
+        return newer
     if (checkpoint := best_checkpoint(run)) is not None:
         return checkpoint
     if (newest := newest_run(run)) is not None:
@@ -185,7 +189,7 @@ def best_checkpoint(run: Path) -> Path | None:
     found = [file for file in usable if not file.stem.startswith("last")]
     if not found:
         return last_checkpoint(run)
-    state = best_state(read_checkpoint(usable[-1]))
+    state = best_state(_unchecked(usable[-1]))
     if state is None:  # weights alone: the facts may know
         known = facts_of(run).get("best") or {}
         return next((file for file in found if file.name == known.get("file")), found[-1])
@@ -197,6 +201,47 @@ def best_checkpoint(run: Path) -> Path | None:
         if (file := run / "checkpoints" / Path(name).name) in found:
             return file
     return last_checkpoint(run)
+
+
+def hf_record(folder: Path) -> dict[str, Any] | None:
+    """Return which checkpoint an ``hf/`` was made from; None where that was not noted.
+
+    Returns:
+        ``file``, its name, null where none was kept; and ``step``, its optimizer step.
+    """
+    found: Any = None
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / HF_RECORD).read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) and {"file", "step"} <= found.keys() else None
+
+
+def newer_than_hf(run: Path) -> Path | None:
+    """Return the best checkpoint of a run whose ``hf/`` was made from an earlier one.
+
+    ``hf/`` is written at a run's end. One that went on and was killed has its earlier ``hf/``.
+
+    Returns:
+        The checkpoint; None where ``hf/`` is of it, or nothing tells.
+    """
+    record, usable = hf_record(run / "hf"), _usable(run)
+    if record is None or not usable or (best := best_checkpoint(run)) is None:
+        return None
+    noted = (best_state(_unchecked(usable[-1])) or {}).get("best_model_path") or str(best)
+    file = run / "checkpoints" / Path(noted).name
+    same = file.name == record["file"]
+    # where that file has been removed since, hf/ is what is left of it
+    if same and (file not in usable or step_of(file) == record["step"]):
+        return None
+    return best
+
+
+def older_hf(run: Path, newer: Path) -> str:
+    """Say that a run's ``hf/`` is older than its best checkpoint, without a stop at the end."""
+    record = hf_record(run / "hf") or {}
+    return (
+        f"hf/ is of step {record.get('step', 0):,}, from before the run went on; its best is now "
+        f"{newer.name} of step {step_of(newer):,}"
+    )
 
 
 def best_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -240,6 +285,25 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if "hf_config" not in checkpoint:
         raise UsageError(f"{file}: not a checkpoint of gpt2_lightning (it holds no hf_config).")
     return checkpoint
+
+
+def step_of(file: Path) -> int:
+    """Return the optimizer step that a checkpoint holds."""
+    return int(_unchecked(file)["global_step"])
+
+
+def _unchecked(file: Path) -> dict[str, Any]:
+    """Read a checkpoint without its shards and without reading its tensors, for what it notes."""
+    try:
+        content: dict[str, Any] = torch.load(
+            file / REST if is_sharded(file) else file,
+            map_location="cpu",
+            weights_only=True,
+            mmap=True,
+        )
+    except Exception:  # damaged: this says how
+        return read_checkpoint(file)
+    return content
 
 
 def _read_file(file: Path) -> dict[str, Any]:

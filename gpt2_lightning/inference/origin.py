@@ -12,6 +12,7 @@ from gpt2_lightning.inference.checkpoint import (
     best_checkpoint,
     best_state,
     facts_of,
+    hf_record,
     last_checkpoint,
     read_checkpoint,
 )
@@ -150,6 +151,9 @@ def _of_hf_folder(folder: Path, run: Path) -> Origin:
     # earlier versions noted the figures of the best beside the others
     figures = best.get("figures") or outcome.get("best") or outcome.get("last") or {}
     settings = _with_paths(_settings(run), facts.get("local"))
+    record = hf_record(folder)
+    if record is not None and best and record["step"] != best["step"]:  # the run went on since
+        return Origin(str(folder), run, settings, facts, record["step"])
     return Origin(str(folder), run, settings, facts, best.get("step"), figures, best)
 
 

@@ -10,7 +10,9 @@ from gpt2_lightning.inference.checkpoint import (
     best_checkpoint,
     check_run,
     last_checkpoint,
+    newer_than_hf,
     newest_checkpoint,
+    older_hf,
 )
 from gpt2_lightning.inference.sharded import is_sharded
 from gpt2_lightning.storage import append_text
@@ -121,9 +123,22 @@ def model_of(name: str) -> str:
     """Return the ``hf/`` of a run folder that is named as a model; of other names, the name.
 
     Raises:
-        UsageError: If the name is a run's, and there is no such run.
+        UsageError: If the name is a run's, and there is no such run, or its ``hf/`` is older than
+            its best checkpoint.
     """
     check_run(name, "--model.pretrained")
+    if (found := hf_of(name)) != name and (newer := newer_than_hf(Path(found).parent)):
+        said = older_hf(Path(found).parent, newer)
+        raise UsageError(
+            f"--model.pretrained {name}: {said}. Write that one out first: python -m "
+            f"gpt2_lightning export --model {name} --to FOLDER, then --model.pretrained FOLDER; or "
+            f"let the run end: fit --ckpt_path {name}."
+        )
+    return found
+
+
+def hf_of(name: str) -> str:
+    """Return the path of the ``hf/`` of a run folder; of other names, the name."""
     run = Path(name).expanduser()
     best = run / "hf"
     return str(best) if best.is_dir() and not (run / "config.json").exists() else name
