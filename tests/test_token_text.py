@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +179,34 @@ def test_one_long_word_is_cut_at_characters() -> None:
     found = list(passages("é" * 30, 7))
     assert found
     assert all(set(one) == {"é"} for one in found)
+
+
+def test_the_vocabulary_is_not_written_out_for_each_text(
+    chinese_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(str(chinese_model))
+    backend: Any = tokenizer
+    its_decoder = SimpleNamespace(decoder=backend.backend_tokenizer.decoder)  # and no to_str
+    monkeypatch.setattr(type(tokenizer), "backend_tokenizer", its_decoder)
+    ids = ids_of(tokenizer, CHINESE)
+    assert decoder(tokenizer, after=ids[:3])(ids[3:]) == CHINESE[3:]
+
+
+def test_a_long_text_is_cut_into_pieces_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(wiki_rows(articles=8), 300)
+    ids = ids_of(tokenizer, 40 * CHINESE)
+    decoded = []
+    decode = type(tokenizer).decode
+
+    def counted(self: PreTrainedTokenizerFast, ids: list[int], **options: Any) -> Any:
+        decoded.append(len(ids))
+        return decode(self, ids, **options)
+
+    monkeypatch.setattr(type(tokenizer), "decode", counted)
+    pieces = whole_characters(tokenizer, ids)
+    assert "".join(text for text, _ in pieces) == 40 * CHINESE
+    assert sum(tokens for _, tokens in pieces) == len(ids)
+    assert sum(decoded) < 4 * len(ids)  # a character of Chinese has three bytes, each a token
 
 
 def test_tokens_that_are_parts_of_characters_are_counted() -> None:

@@ -1,6 +1,5 @@
 """Text from tokens: the one place where ids are put together to text, whole or as they come."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -156,10 +155,9 @@ def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _kind_of_decoder(tokenizer: PreTrainedTokenizerBase) -> str | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    kind = (json.loads(backend.to_str()).get("decoder") or {}).get("type")
-    return None if kind is None else str(kind)
+    # not by backend.to_str(), which writes out the whole vocabulary: 0.2 s with GPT-2's
+    found = None if backend is None else backend.decoder
+    return None if found is None else type(found).__name__
 
 
 class TokenBytes:
@@ -234,16 +232,18 @@ def whole_characters(
     Returns:
         The pieces: their text, and of how many tokens each is. Joined they are the text.
     """
-    decode = decoder(tokenizer, after=after)
+    known = [*after, *ids]  # of which a piece needs the last few before it
     pieces: list[tuple[str, int]] = []
-    said = held = 0
-    for count in range(1, len(ids) + 1):
-        text, held = decode(list(ids[:count])), held + 1
-        broken = len(text) <= said or text.endswith(CUT_CHARACTER)
-        if broken and held < MOST_TOKENS and count < len(ids):
+    begins = len(after)
+    decode = decoder(tokenizer, after=after)
+    for ends in range(begins + 1, len(known) + 1):
+        text, held = decode(known[begins:ends]), ends - begins
+        broken = not text or text.endswith(CUT_CHARACTER)
+        if broken and held < MOST_TOKENS and ends < len(known):
             continue
-        pieces.append((text[said:], held))
-        said, held = len(text), 0
+        pieces.append((text, held))
+        begins = ends
+        decode = decoder(tokenizer, after=known[max(0, ends - CONTEXT) : ends])
     return pieces
 
 
