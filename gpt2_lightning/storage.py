@@ -88,13 +88,15 @@ def append_text(target: Path, text: str) -> None:
     """
     with _naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("a+b") as stream:
+        # unbuffered: a buffer would write what is taken back once more when the file is closed
+        with target.open("a+b", buffering=0) as stream:
             end = stream.seek(0, os.SEEK_END)
             try:
+                content = text.encode()
                 if end and stream.seek(end - 1) and stream.read(1) != b"\n":
-                    stream.write(b"\n")
-                stream.write(text.encode())
-                stream.flush()
+                    content = b"\n" + content
+                while content:
+                    content = content[stream.write(content) :]
                 os.fsync(stream.fileno())
             except BaseException:
                 with suppress(OSError):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -218,6 +219,20 @@ def test_lines_that_do_not_fit_are_taken_back(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as refused:
         append_text(tmp_path / "a.jsonl", "two\n")
+    assert refused.value.filename == str(tmp_path / "a.jsonl")
+    assert (tmp_path / "a.jsonl").read_text() == "one\n"
+
+
+@pytest.mark.parametrize("size", [300, 20_000])  # less than a buffer holds, and more
+def test_lines_that_fit_only_in_part_are_taken_back(tmp_path: Path, size: int) -> None:
+    append_text(tmp_path / "a.jsonl", "one\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))  # Python ignores its signal
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            append_text(tmp_path / "a.jsonl", "x" * size + "\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert refused.value.filename == str(tmp_path / "a.jsonl")
     assert (tmp_path / "a.jsonl").read_text() == "one\n"
 
