@@ -3,10 +3,12 @@ import logging
 from pathlib import Path
 
 import pytest
+from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from gpt2_lightning.data.tokenizer import (
     END_OF_TEXT,
+    _sample,
     cuts_at_spaces,
     keeps_every_byte,
     load_tokenizer,
@@ -36,6 +38,34 @@ def test_training_is_repeatable() -> None:
     one, other = (train_tokenizer(wiki_rows(articles=5), 350) for _ in range(2))
     assert tokenizer_digest(one) == tokenizer_digest(other)
     assert tokenizer_digest(one) != tokenizer_digest(train_tokenizer(wiki_rows(articles=5), 300))
+
+
+def test_training_is_that_of_the_library() -> None:
+    """The words that are cut, and no others, make a difference."""
+    texts = [*wiki_rows(articles=5), " ünï'll don't 中文。  x\t\n\n" * 50, "=" * 500 + "\n"]
+    library = ByteLevelBPETokenizer()
+    library.train_from_iterator(texts, vocab_size=599, min_frequency=2, show_progress=False)
+    merges = json.loads(library.to_str())["model"]["merges"]
+    ours = json.loads(train_tokenizer(texts, 600).backend_tokenizer.to_str())["model"]["merges"]
+    assert len(merges) > 150
+    assert ours == merges
+
+
+def test_a_text_without_blanks_is_learned_from_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gpt2_lightning"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("gpt2_lightning.data.tokenizer.MOST_LEARNED", 1 << 18)
+    text = "".join(chr(0x4E00 + number * number % 997) for number in range(1 << 19))
+    tokenizer = train_tokenizer([text], 700)
+    assert tokenizer.decode(tokenizer(text[:100])["input_ids"]) == text[:100]
+    assert "learns from one in 2 of 524,288 characters without a blank" in caplog.text
+    learned = list(_sample([text, "some words\n"]))
+    assert [len(part) for part in learned] == [1 << 16] * 4 + [11]
+    assert learned[1] == text[2 << 16 : 3 << 16]
+    whole = list(_sample([text[: 1 << 18]]))
+    assert "".join(whole) == text[: 1 << 18]
 
 
 def test_vocabulary_below_the_bytes_is_refused() -> None:

@@ -14,7 +14,7 @@ from gpt2_lightning.data.blocks import BlockName, Blocks, PackedBlocks, PaddedBl
 from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
-from gpt2_lightning.data.rows import DocumentsName, Rows, SplitName, stretches
+from gpt2_lightning.data.rows import DocumentsName, Rows, SplitName
 from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.splitting import split_rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
@@ -227,9 +227,7 @@ class WikiTextDataModule(LightningDataModule):
         folder = self.cache_dir / "tokenizers" / store_name(shaped_by)
         if not folder.is_dir():
             log.info("Training a tokenizer of %d tokens.", self.vocab_size)
-            texts = (
-                part for row in splits["train"] for part in stretches(self.cleaner.clean(row.text))
-            )
+            texts = (self.cleaner.clean(row.text) for row in splits["train"])
             save_tokenizer_files(tokenizer_files(train_tokenizer(texts, self.vocab_size)), folder)
         return str(folder)
 

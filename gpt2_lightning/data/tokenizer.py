@@ -3,11 +3,12 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
+from gpt2_lightning.data.rows import CHARACTERS_PER_STRETCH, stretches
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
 from gpt2_lightning.pretrained import load_tokenizer_files
@@ -15,6 +16,10 @@ from gpt2_lightning.storage import scratch_folder, whole_folder
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows it
 BYTES = 256  # a byte-level BPE begins with one token for each
+# How GPT-2 parts words, as `tokenizers` has it for its ByteLevel pre-tokenizer.
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LONGEST_LEARNED = 512  # characters of a word; a merge goes through each word that has its pair
+MOST_LEARNED = 1 << 22  # characters of a text without blanks that the training holds
 
 FLAG = "--data.tokenizer (unless given, that of --model.pretrained)"
 
@@ -72,8 +77,12 @@ def load_tokenizer(
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE in GPT-2's manner.
 
+    Memory grows with the different words. A word of more than 512 characters is learned from in
+    pieces, and a text without blanks, which is nothing but different words, from a sample of 4
+    million characters, evenly spread over it.
+
     Args:
-        texts: The training text, in pieces.
+        texts: The training text, in pieces that end with a word.
         vocab_size: Tokens at most, end-of-text included; a small text may give fewer.
 
     Returns:
@@ -87,7 +96,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         https://arxiv.org/abs/1508.07909; on bytes: Radford et al., "Language Models are
         Unsupervised Multitask Learners", 2019.
     """
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer, Regex
+    from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence, Split
 
     if vocab_size <= BYTES:
         raise UsageError(
@@ -95,7 +105,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             "tokens: 256 bytes and the end-of-text. Try 2048."
         )
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=vocab_size - 1, min_frequency=2, show_progress=False)
+    bpe.pre_tokenizer = Sequence(
+        [
+            Split(Regex(GPT2_WORDS), "isolated"),
+            FixedLength(LONGEST_LEARNED),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.train_from_iterator(
+        _sample(texts), vocab_size=vocab_size - 1, min_frequency=2, show_progress=False
+    )
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = GPT2Tokenizer(
@@ -107,6 +126,25 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token=END_OF_TEXT,
     )
     return tokenizer
+
+
+def _sample(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts in stretches; of one without blanks, some that are evenly spread over it."""
+    for text in texts:
+        for part in stretches(text):
+            if len(part) <= 2 * CHARACTERS_PER_STRETCH:
+                yield part
+                continue
+            starts = range(0, len(part), CHARACTERS_PER_STRETCH)
+            step = -(-len(part) // MOST_LEARNED)
+            if step > 1:
+                log.info(
+                    "The tokenizer learns from one in %d of %s characters without a blank.",
+                    step,
+                    f"{len(part):,}",
+                )
+            for start in starts[::step]:
+                yield part[start : start + CHARACTERS_PER_STRETCH]
 
 
 def set_model_max_length(tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
