@@ -1,0 +1,65 @@
+"""A run folder of version 0.1.0, stopped in the middle, goes on and is read like one of today.
+
+`old_run/` holds the run as that version left it (without report.html, which is written anew), and
+the text that it was trained on.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gpt2_lightning.cli import main
+from tests.command_line import CALM, curves
+
+OLD = Path(__file__).parent / "old_run"
+STOPPED_AFTER, STEPS = 133, 264
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    shutil.copy(OLD / "text.txt", tmp_path)
+    return Path(shutil.copytree(OLD / "run", "lightning_logs/version_0"))
+
+
+def test_it_is_tested(old_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["test", f"--ckpt_path={old_run}", *CALM])
+    figures = [float(word) for word in re.findall(r"\d+\.\d+", capsys.readouterr().out)]
+    assert 30 < figures[0] < 80  # perplexity; an untrained model has 298
+
+
+def test_it_goes_on_to_its_end(old_run: Path) -> None:
+    main(["fit", "--ckpt_path=last", *CALM])
+    facts = json.loads((old_run / "facts.json").read_text(encoding="utf-8"))
+    assert facts["ended"] == "finished"
+    assert facts["steps"]["trained"] == STEPS
+    assert facts["best"]["step"] > STOPPED_AFTER
+    columns = curves(old_run)
+    assert columns["step"] == sorted(columns["step"])
+    assert max(columns["step"]) == STEPS
+    # it goes on from where it was, and not from the beginning
+    after = [loss for step, loss in zip(columns["step"], columns["train/loss"], strict=False)]
+    assert max(after[-10:]) < 4.5
+
+
+def test_it_writes_text(old_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in (old_run, old_run / "checkpoints" / "last.ckpt"):
+        main(["generate", f"--model={model}", "--prompt=the river", "--max_new_tokens=8"])
+        assert capsys.readouterr().out.count("the river") == 3
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", 132), ("last", STOPPED_AFTER)])
+def test_it_is_exported(
+    old_run: Path, which: str, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", f"--model={old_run}", f"--which={which}", "--to=folder"])
+    assert f", step {step}\n" in capsys.readouterr().out
+    assert Path("folder/model.safetensors").is_file()
+
+
+def test_it_is_reported(old_run: Path) -> None:
+    main(["report", str(old_run)])
+    page = (old_run / "report.html").read_text(encoding="utf-8")
+    assert "50.84" in page  # the perplexity at step 132
