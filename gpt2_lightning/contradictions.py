@@ -4,6 +4,7 @@ import math
 import re
 from inspect import signature
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import torch
@@ -132,6 +133,7 @@ def check_checkpoint(checkpoint: Any, callbacks: Any) -> None:
             f"--checkpoint.monitor {monitor}: it is not measured. Measured are "
             f"{', '.join(MONITORED)}."
         )
+    _check_filename(checkpoint, callbacks)
     if checkpoint.mode not in ("min", "max"):
         raise UsageError(f"--checkpoint.mode {checkpoint.mode}: it has to be min or max.")
     if checkpoint.save_top_k < -1:
@@ -149,6 +151,43 @@ def check_checkpoint(checkpoint: Any, callbacks: Any) -> None:
                 "Checkpoints are saved after validations; --checkpoint.every_n_train_steps N "
                 "renews last.ckpt between them."
             )
+
+
+def _check_filename(checkpoint: Any, callbacks: Any) -> None:
+    """Refuse a pattern of names that would name something else, or one file twice."""
+    pattern = checkpoint.filename
+    if pattern is None:
+        return
+    begin = f"--checkpoint.filename {pattern}:"
+    known = ("epoch", "step", *MONITORED)
+    try:
+        parts = list(Formatter().parse(pattern))
+        names = [name for _, name, _, _ in parts if name is not None]
+        for _, name, form, _ in parts:
+            format(1 if name in ("epoch", "step") else 1.0, form if name and form else "")
+    except ValueError as error:
+        raise UsageError(
+            f"{begin} it cannot be read ({error}). best-step{{step}}-{{val/loss:.3f}} would work."
+        ) from error
+    unknown = [name for name in names if name not in known]
+    if unknown and not callbacks:  # which may log it
+        raise UsageError(
+            f"{begin} {', '.join(unknown)} is not measured. A name may hold {', '.join(known)}."
+        )
+    fixed = "".join(text for text, _, _, _ in parts)
+    if "/" in fixed or (checkpoint.auto_insert_metric_name and any("/" in it for it in names)):
+        raise UsageError(
+            f"{begin} a slash would make a folder of each. --checkpoint.dirpath FOLDER puts them "
+            "elsewhere; --checkpoint.auto_insert_metric_name false leaves out the metrics' names."
+        )
+    if pattern.startswith("last"):
+        raise UsageError(f"{begin} names that begin with last are those of the last state.")
+    several = checkpoint.save_top_k not in (0, 1) and not checkpoint.enable_version_counter
+    if several and "step" not in names:
+        raise UsageError(
+            f"{begin} with --checkpoint.save_top_k {checkpoint.save_top_k} the checkpoints of two "
+            "steps could have one name, and the later would replace the better. Add {step}."
+        )
 
 
 def check_callbacks(callbacks: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.inference.checkpoint import best_checkpoint, load, newer_than_hf
@@ -321,3 +322,85 @@ def test_an_hf_folder_whose_checkpoint_was_removed_is_the_model(
     run = fit(*fine_tuning(wiki_folder, tiny_model), *PAST_THE_BEST)
     best_file(run).unlink()
     assert newer_than_hf(run) is None
+
+
+class Fail(Callback):
+    """Ends a run as a kill would: nothing more is saved."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.place = epoch, batch
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End it."""
+        if (trainer.current_epoch, batch_idx) == self.place:
+            raise RuntimeError("ended here")
+
+
+def test_without_validation_each_epoch_is_saved(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        *fine_tuning(wiki_folder, tiny_model),
+        "--data.batch_size=28",
+        "--trainer.max_epochs=3",
+    )
+    words = (*words, "--trainer.accumulate_grad_batches=2", "--trainer.limit_val_batches=0")
+    whole = fit(*words)
+    said = "last.ckpt is saved at the end of each epoch. --checkpoint.every_n_train_steps N saves"
+    assert said in capsys.readouterr().out
+    failing = "{class_path: tests.test_checkpoints.Fail, init_args: {epoch: 2, batch: 3}}"
+    with pytest.raises(RuntimeError, match="ended here"):
+        fit(*words, f"--trainer.callbacks=[{failing}]")
+    run = Path("lightning_logs/version_1")
+    theirs = content(whole / "checkpoints/last.ckpt")
+    saved = content(run / "checkpoints/last.ckpt")["global_step"]
+    assert saved == 2 * theirs["global_step"] // 3
+    capsys.readouterr()
+    main(["fit", f"--ckpt_path={run}", "--trainer.callbacks=null", *CALM])
+    assert f"Going on after step {saved}." in capsys.readouterr().err
+    ours = content(run / "checkpoints/last.ckpt")
+    assert ours["global_step"] == theirs["global_step"]
+    for name, value in theirs["state_dict"].items():
+        assert torch.equal(ours["state_dict"][name], value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("{step}-{val/los:.3f}",), "val/los is not measured. A name may hold epoch, step, val/l"),
+        (("{step}-{val_loss:.3f}",), "val_loss is not measured. A name may hold epoch, step, va"),
+        (("best-{step",), "it cannot be read"),
+        (("best-{step:.3q}",), "it cannot be read"),
+        (("runs/{step}",), "a slash would make a folder of each"),
+        (("{step}{val/loss}", "auto_insert_metric_name=true"), "a slash would make a folder"),
+        (("last-{step}",), "names that begin with last are those of the last state"),
+        (("best-{val/loss:.1f}", "save_top_k=3"), "could have one name"),
+        (("{step}-{val/bits_per_byte}",), "val/bits_per_byte is not measured (--data.cleaning tu"),
+    ],
+)
+def test_names_that_would_not_be_true_are_refused(
+    flags: tuple[str, ...], message: str, mistake: Mistake, wiki_folder: Path, tiny_model: Path
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), "--data.cleaning=tutorial", *CALM)
+    asked = [f"--checkpoint.{flag}" for flag in (f"filename={flags[0]}", *flags[1:])]
+    said = mistake("fit", *words, *asked)
+    assert said.startswith("error: --checkpoint.filename")
+    assert message in said
+
+
+def test_a_number_that_was_not_logged_is_said_where_others_may_log_it(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(
+        *fine_tuning(wiki_folder, tiny_model),
+        "--trainer.max_steps=2",
+        "--samples.enabled=false",
+        "--checkpoint.filename=best-{step}-{val/accuracy:.3f}",
+        "--trainer.callbacks=[{class_path: LearningRateMonitor}]",
+    )
+    screen = capsys.readouterr().out
+    assert "--checkpoint.filename: val/accuracy was not logged up to step 2, so" in screen
+    assert "val/perplexity" in screen
+    assert {file.name for file in (run / "checkpoints").iterdir()} == {"step2.ckpt", "last.ckpt"}

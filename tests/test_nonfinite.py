@@ -173,6 +173,24 @@ def test_a_step_is_left_out_whole(
     assert "Left out: 2 of 7 steps" in capsys.readouterr().out
 
 
+def test_ten_steps_in_a_row_are_left_out_no_more(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), *STEPS, SKIP, "--trainer.max_steps=20")
+    words = (*words, "--trainer.accumulate_grad_batches=1", "--checkpoint.every_n_train_steps=4")
+    with pytest.raises(SystemExit) as stopped:
+        fit(*words, spoil(2, *range(5, 20)))
+    assert stopped.value.code == 2
+    (error,) = [it for it in capsys.readouterr().err.splitlines() if it.startswith("error: ")]
+    assert error.startswith("error: step 14: the gradient norm is nan (train/loss nan")
+    assert ", in 10 steps in a row. --model.on_nonfinite skip leaves out no more" in error
+    last = content(RUN / "checkpoints/last.ckpt")
+    assert (last["global_step"], last["skipped_in_a_row"]) == (12, 8)
+    with pytest.raises(SystemExit):  # a run that goes on counts on
+        main(["fit", f"--ckpt_path={RUN}", spoil(*range(5, 20)), *CALM])
+    assert "error: step 14: " in capsys.readouterr().err
+
+
 def test_a_run_goes_on_exactly_after_a_step_left_out(wiki_folder: Path, tiny_model: Path) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), *STEPS, "--model.schedule_steps=7")
     whole = fit(*words, SKIP, spoil(2, 5))

@@ -1,10 +1,10 @@
 """The run's own checkpoints: ``last.ckpt`` is the last state, the best is best by its monitor."""
 
-import re
 import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -24,7 +24,8 @@ class RunCheckpoint(ModelCheckpoint):
     """Keeps the best checkpoints of a run, by one number, and its last state.
 
     ``last.ckpt`` is the state at the newest validation and at the end, whatever the monitor says
-    (Lightning renews it only in a step that is also among the best). The best are chosen at
+    (Lightning renews it only in a step that is also among the best); in a run without validation
+    that of the newest epoch's end. The best are chosen at
     validations. Other ModelCheckpoints may be added; this one alone decides what "best" means in
     ``hf/``, in the table at the end, in the report, and for ``--ckpt_path best``.
 
@@ -91,16 +92,28 @@ class RunCheckpoint(ModelCheckpoint):
                 )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that the monitor can be measured.
+        """See that what the flags name can be measured; say what a run without validation keeps.
 
         Raises:
             UsageError: If it cannot.
         """
         _, reason = cast(Any, trainer).datamodule.original_bytes("validation")
-        if self.monitor == "val/bits_per_byte" and reason:
-            raise UsageError(
-                f"--checkpoint.monitor val/bits_per_byte: it is not measured ({reason}). "
-                "--checkpoint.monitor val/loss would work."
+        named = {"monitor": [self.monitor or ""], "filename": names_in(self.filename or "")}
+        for flag, names in named.items():
+            if "val/bits_per_byte" in names and reason:
+                raise UsageError(
+                    f"--checkpoint.{flag}: val/bits_per_byte is not measured ({reason}). "
+                    "val/loss would work."
+                )
+        if not trainer.enable_validation and self._saves(trainer) and trainer.is_global_zero:
+            saved = "Nothing is saved before the run's end (--checkpoint.save_last false)."
+            if self.keeps_last:
+                saved = "last.ckpt is saved at the end of each epoch."
+                if not self._every and self._interval is None:
+                    saved += " --checkpoint.every_n_train_steps N saves it more often."
+            say(
+                "--trainer.limit_val_batches 0: without validation no checkpoint is the best. "
+                + saved
             )
 
     # --- when something is saved --------------------------------------------------------------
@@ -139,6 +152,7 @@ class RunCheckpoint(ModelCheckpoint):
             passed = time.monotonic() - self._since >= self._interval.total_seconds()
             if trainer.strategy.broadcast(passed):  # all ranks have to agree
                 due, self._since = True, time.monotonic()
+        due = due or (trainer.is_last_batch and not trainer.enable_validation)
         if not due or validation_is_due(trainer, batch_idx):  # which saves this very step
             return
         file = None
@@ -149,7 +163,7 @@ class RunCheckpoint(ModelCheckpoint):
             self.save_last_state(trainer, copy_of=file)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save nothing: the validation has done so, from which a run can go on."""
+        """Save nothing: the validation, or the last step, has done so; a run goes on from there."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end, where no validation has; also of a run that would keep nothing else."""
@@ -218,9 +232,14 @@ class RunCheckpoint(ModelCheckpoint):
 
         Lightning would write a 0 in the place of that number.
         """
-        wanted = re.findall(r"\{([^:}]+)", filename or self.filename or "")
-        if not set(wanted) <= metrics.keys():
+        wanted = names_in(filename or self.filename or "")
+        if missing := [name for name in wanted if name not in metrics]:
             filename = f"step{int(metrics['step'])}"
+            self._warn(
+                f"--checkpoint.filename: {', '.join(missing)} was not logged up to step "
+                f"{metrics['step']:,.0f}, so the checkpoint is named {filename}. Logged were "
+                f"{', '.join(sorted({'epoch', *metrics}))}."
+            )
         return super().format_checkpoint_name(metrics, filename, ver, prefix)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -306,6 +325,15 @@ class RunCheckpoint(ModelCheckpoint):
             "value": None if value is None else float(value),
             "figures": content.get("callbacks", {}).get("Outcome", {}).get("last", {}),
         }
+
+
+def names_in(filename: str) -> list[str]:
+    """Return the numbers that a pattern such as ``{step}-{val/loss:.3f}`` names.
+
+    Raises:
+        ValueError: If its braces do not pair.
+    """
+    return [name for _, name, _, _ in Formatter().parse(filename) if name is not None]
 
 
 def run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:

@@ -1,6 +1,7 @@
 """The run's model: the best one, in Hugging Face format."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt2_lightning.callbacks.checkpoint import run_checkpoint
 from gpt2_lightning.callbacks.run_folder import run_folder
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.checkpoint import HF_RECORD, load_checkpoint, step_of
 from gpt2_lightning.inference.hf_folder import write_hf_folder
 from gpt2_lightning.inference.text_model import TextModel
@@ -33,8 +35,11 @@ class HFFolder(Callback):
         if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
             trainer.strategy.checkpoint_io.teardown()  # an asynchronous one has saved all then
             # where they are no longer numbers, the weights as they stand are no result
-            if not isinstance(exception, NotFinite) or _kept(trainer):
+            if not isinstance(exception, NotFinite):
                 self._write(trainer, cast(GPT2Module, pl_module))
+            elif _kept(trainer):
+                with suppress(UsageError):  # the last checkpoint may hold them
+                    self._write(trainer, cast(GPT2Module, pl_module))
 
     def _write(self, trainer: Trainer, module: GPT2Module) -> None:
         folder = run_folder(trainer)

@@ -33,6 +33,8 @@ from gpt2_lightning.model.schedule import ScheduleName, learning_rate_factor
 from gpt2_lightning.model.trainer_settings import refuse_changes, trainer_settings
 from gpt2_lightning.pretrained import what_tokenizer_lacks
 
+MOST_SKIPPED = 10  # steps in a row; more than a bad batch or two, it is the weights
+
 log = logging.getLogger(__name__)
 
 
@@ -62,8 +64,8 @@ class GPT2Module(LightningModule):
         compile: Compile the transformer with ``torch.compile``.
         on_nonfinite: What happens at an optimizer step whose loss or gradient norm is infinite or
             not a number: ``stop`` ends the run before that step is taken; ``skip`` leaves the step
-            out, counts it in ``train/skipped_steps`` and goes on. What only fp16's loss scaling has
-            made too large is left out in both.
+            out, counts it in ``train/skipped_steps`` and goes on, until ten in a row end the run.
+            What only fp16's loss scaling has made too large is left out in both.
         sampling: How ``predict`` and the samples at validation are drawn.
         vocab_size: Size of the vocabulary from scratch; the command line sets it.
         block_size: Tokens in a block; the command line sets it.
@@ -171,6 +173,7 @@ class GPT2Module(LightningModule):
         self._step_nats: Tensor | None = None
         self._ended_step: tuple[Tensor, int] | None = None  # nats of this rank, targets of all
         self.skipped_steps = 0  # left out, since the run began
+        self._skipped_in_a_row = 0
         self._unlogged: tuple[Tensor, int, dict[str, float]] | None = None  # the newest step
         self._last_step = 0  # that the run will take
         self._epoch_steps = 1
@@ -364,7 +367,8 @@ class GPT2Module(LightningModule):
         Lightning's own clipping refuses FSDP and fused AdamW in mixed precision.
 
         Raises:
-            NotFinite: If it is not, unless such steps are to be left out.
+            NotFinite: If it is not, unless such steps are to be left out, and not yet many in a
+                row.
         """
         by_value = gradient_clip_algorithm == "value"
         limit = math.inf if by_value or not gradient_clip_val else gradient_clip_val
@@ -376,7 +380,9 @@ class GPT2Module(LightningModule):
             self._to_loggers({"train/grad_norm": norm})
         elif self._unlogged is not None:
             self._unlogged[2]["train/grad_norm"] = norm
-        if not math.isfinite(norm):
+        if math.isfinite(norm):
+            self._skipped_in_a_row = 0
+        else:
             self._on_nonfinite_norm(optimizer, norm)
 
     def _on_nonfinite_norm(self, optimizer: Optimizer, norm: float) -> None:
@@ -393,6 +399,13 @@ class GPT2Module(LightningModule):
             raise NotFinite(
                 f"step {self.global_step + 1:,}: {what}. The step was not taken. {self._remedies()}"
                 " --model.on_nonfinite skip leaves such steps out, with --ckpt_path last too."
+            )
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            raise NotFinite(
+                f"step {self.global_step + 1:,}: {what}, in {MOST_SKIPPED} steps in a row. "
+                "--model.on_nonfinite skip leaves out no more: the data or the weights themselves "
+                f"are at fault. {self._remedies()}"
             )
         if self.skipped_steps == 0:
             log.warning(
@@ -494,6 +507,7 @@ class GPT2Module(LightningModule):
         """Give the configuration to the checkpoint, which so needs no folder beside it."""
         checkpoint["trainer_settings"] = self._settings()
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["skipped_in_a_row"] = self._skipped_in_a_row
         checkpoint["hf_config"] = self.model.config.to_dict()
         checkpoint["hyper_parameters"]["hf_config"] = checkpoint["hf_config"]
 
@@ -505,6 +519,7 @@ class GPT2Module(LightningModule):
         """
         self.trained_steps = checkpoint["global_step"]
         self.skipped_steps = checkpoint.get("skipped_steps", 0)  # an earlier version left none out
+        self._skipped_in_a_row = checkpoint.get("skipped_in_a_row", 0)
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
         refuse_changes(checkpoint["trainer_settings"], self._settings())
