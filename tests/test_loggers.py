@@ -1,6 +1,7 @@
 """A run has one folder, whatever logs it: files, a second run, going on, and the look-ups."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,6 +108,33 @@ def test_a_run_goes_on_in_the_one_folder_that_it_has(
     assert {path.name for path in Path().iterdir()} == {path.name for path in here} | {"cache"}
     if "Tracker" in logger:
         assert {"train/loss", "val/loss", "test/loss"} <= Tracker.logged.keys()
+
+
+@pytest.mark.parametrize("logger", ["true", f"[{TENSORBOARD}, {CSV}]"])
+def test_a_run_that_was_moved_goes_on_where_it_lies_now(
+    logger: str, wiki_folder: Path, tiny_model: Path
+) -> None:
+    main(
+        ["fit", *fine_tuning(wiki_folder, tiny_model), *CALM, *STEPS, f"--trainer.logger={logger}"]
+    )
+    RUN.rename("moved")
+    before = {Path(name).parent for name in files(Path("moved"))}
+    main(["fit", "--ckpt_path=moved", "--trainer.max_steps=4", *CALM])
+    assert {Path(name).parent for name in files(Path("moved"))} == before
+    last = torch.load("moved/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    assert set(steps(Path("moved"))) == {0, 1, 2, 3, 4}
+    assert not list(RUN.parent.iterdir())
+
+
+def test_a_run_with_damaged_facts_goes_on(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", *fine_tuning(wiki_folder, tiny_model), *CALM, *STEPS])
+    (RUN / "facts.json").write_text('{"started": "2026-')
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=4", *CALM])
+    assert "facts.json cannot be read; it begins anew." in capsys.readouterr().err
+    assert json.loads((RUN / "facts.json").read_text())["steps"]["trained"] == 4
 
 
 def test_a_second_run_has_a_folder_of_its_own(

@@ -1,6 +1,7 @@
 """What only the run itself knows, kept for its report: ``facts.json``."""
 
 import json
+import logging
 import os
 import platform
 import time
@@ -21,11 +22,14 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.rows import SplitName
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.data.yardstick import xz_bits_per_byte
+from gpt2_lightning.inference.checkpoint import facts_of
 from gpt2_lightning.model.causal_lm import count_parameters, positions_of
 from gpt2_lightning.model.module import GPT2Module, NotFinite
 from gpt2_lightning.storage import flush_folder, flush_tree, refusal_of, write_text
 
 LIBRARIES = ("gpt2-lightning", "lightning", "torch", "transformers", "tokenizers", "datasets")
+
+log = logging.getLogger(__name__)
 
 
 class Facts(Callback):
@@ -67,7 +71,9 @@ class Facts(Callback):
         data: WikiTextDataModule = cast(Any, trainer).datamodule
         module = cast(GPT2Module, pl_module)
         going_on = trainer.global_step > 0 and (folder / "facts.json").is_file()
-        earlier = json.loads((folder / "facts.json").read_text("utf-8")) if going_on else {}
+        earlier = facts_of(folder) if going_on else {}
+        if going_on and not earlier:
+            log.warning("%s cannot be read; it begins anew.", folder / "facts.json")
         self._seconds_before = earlier.get("seconds", 0.0)
         self.facts = {
             "started": earlier.get(

@@ -1,6 +1,7 @@
 """The folder of the run: where it is, the settings in it, and the loggers that write there."""
 
 import csv
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -47,16 +48,15 @@ def place_loggers(trainer: Any, going_on: str | None = None) -> None:
         if logger.init_args.get("save_dir") in (None, "."):  # not given, or our default
             logger.init_args.save_dir = trainer.default_root_dir or "."
     if going_on is not None:
-        run = Path(going_on)
-        first = local[0].init_args
+        first, (folder, version) = local[0].init_args, os.path.split(going_on)
         for logger in local[1:]:
             mine = logger.init_args
             if (mine.save_dir, mine.name) == (first.save_dir, first.name):
-                mine.save_dir, mine.name = str(run.parent.parent), run.parent.name
+                mine.save_dir, mine.name = folder, ""
             if mine.get("version") is None:
-                mine.version = run.name
-        first.save_dir = going_on.removesuffix(f"/{run.parent.name}/{run.name}")
-        first.name, first.version = run.parent.name, run.name
+                mine.version = version
+        # wherever the run lies now: it need not be two folders below a save_dir
+        first.save_dir, first.name, first.version = folder, "", version
     trainer.logger = [*local, *elsewhere]
 
 
