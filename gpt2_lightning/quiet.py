@@ -5,11 +5,14 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Callable
 
 from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from gpt2_lightning.storage import DISK_ERRORS
+
+ThreadHook = Callable[[threading.ExceptHookArgs], None]
 
 # message (a regular expression for its beginning), why it says nothing to a user
 SILENCED = [
@@ -67,18 +70,29 @@ def _first_rank(record: logging.LogRecord) -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
-def _unless_of_the_disk(failed: threading.ExceptHookArgs) -> None:
-    """Leave a disk's refusal in TensorBoard's thread to the next writing, which raises it again."""
+def _unless_tensorboard_met_the_disk(found: ThreadHook) -> ThreadHook:
+    """Leave a disk's refusal in TensorBoard's thread to the next writing, which raises it again.
+
+    Args:
+        found: What was called of a thread's failure before, and still is of all others.
+    """
     refusals = DISK_ERRORS | {errno.EACCES, errno.EPERM}
-    if not isinstance(failed.exc_value, OSError) or failed.exc_value.errno not in refusals:
-        threading.__excepthook__(failed)
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        error = failed.exc_value
+        by_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
+        if not (by_tensorboard and isinstance(error, OSError) and error.errno in refusals):
+            found(failed)
+
+    return hook
 
 
 def quieten() -> None:
     """Keep promotion and noise off the screen, and put our own messages onto it."""
     # Lightning calls what jsonargparse deprecated; there is nothing a user could change
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    threading.excepthook = _unless_of_the_disk
+    if threading.excepthook.__module__ != __name__:  # once a process
+        threading.excepthook = _unless_tensorboard_met_the_disk(threading.excepthook)
     for message, category in SILENCED:
         warnings.filterwarnings("ignore", message, category)
     for name in (

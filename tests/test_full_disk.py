@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.inference.checkpoint import load_checkpoint
+from gpt2_lightning.quiet import quieten
 from tests.command_line import CALM, fine_tuning
 
 RUN = Path("lightning_logs/version_0")
@@ -89,3 +91,24 @@ def test_curves_that_do_not_fit(
     monkeypatch.setattr(RecordWriter, "write", lambda *_: FullDisk(None, 0)())
     said = refused((*fine_tuning(wiki_folder, tiny_model), *CALM, *EVERY_STEP), capsys)
     assert f"error: {RUN}: no space is left on the disk at /" in said
+
+
+def test_what_fails_in_other_threads_is_still_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    quieten()
+    quieten()  # a second command in the same process
+
+    class OfTensorBoard(threading.Thread):
+        pass
+
+    OfTensorBoard.__module__ = "tensorboard.summary.writer.event_file_writer"
+
+    def fail() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for kind in (threading.Thread, OfTensorBoard):
+        thread = kind(target=fail)
+        thread.start()
+        thread.join()
+    assert [type(failed.thread) for failed in seen] == [threading.Thread]
