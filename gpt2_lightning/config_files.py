@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.untrusted import UnsafeYAML, check_yaml
+from gpt2_lightning.untrusted import AmbiguousYAML, UnsafeYAML, check_yaml
 
 MAX_BYTES = 1_000_000  # of a file; the longest config.yaml of a run has some 5,000
 FLAGS = ("--config", "-c")
@@ -32,6 +32,8 @@ def _bounded(load: Callable[[str], Any]) -> Callable[[str], Any]:
         if STRUCTURE.search(text):
             try:
                 check_yaml(text)
+            except AmbiguousYAML:  # a text of several lines, such as a prompt, or a play's [*Exit*]
+                raise
             except UnsafeYAML as error:  # as a YAMLError it would make the value a plain string
                 raise UsageError(f"{error}.") from error
         return load(text)

@@ -5,6 +5,7 @@ import logging
 import re
 import signal
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -308,6 +309,11 @@ class GPT2CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build what the settings say; where loggers write is no setting of config.yaml's."""
         config = self.config[self.subcommand]
+        for callback in config.trainer.callbacks or []:
+            settings = callback.get("init_args") or {}
+            for name, value in settings.items():
+                if isinstance(value, Enum) and isinstance(value, str):  # Timer's default interval
+                    settings[name] = value.value  # as YAML has it
         self.settings = self._parser(self.subcommand).dump(config, skip_none=False)
         place_loggers(config.trainer, self.going_on)
         super().instantiate_classes()
@@ -344,7 +350,13 @@ class GPT2CLI(LightningCLI):
         give_to_async(self._get(self.config_init, "trainer").plugins)
         try:
             trainer: Any = super().instantiate_trainer(**{**kwargs, "max_time": None})
-        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        except (
+            MisconfigurationException,
+            ValueError,
+            TypeError,
+            ImportError,
+            RuntimeError,  # two callbacks whose states a checkpoint could not tell apart
+        ) as error:
             raise UsageError(in_flags(str(error))) from error
         give_to_trainer(trainer)
         ready_loggers(trainer.loggers, self.going_on)

@@ -15,7 +15,11 @@ MOST_JSON = 100_000_000  # bytes; the largest tokenizer.json in use has 35 milli
 
 
 class UnsafeYAML(yaml.YAMLError):
-    """A YAML document that is not read: too large, too deep, or with a key that stands twice."""
+    """A YAML document that is not read: too large, too deep, or ambiguous."""
+
+
+class AmbiguousYAML(UnsafeYAML):
+    """A YAML document with a key that stands twice, or an alias of nothing; or it is plain text."""
 
 
 @dataclass
@@ -39,7 +43,8 @@ def check_yaml(text: str) -> None:
         text: The document.
 
     Raises:
-        UnsafeYAML: If it is too large or too deep, refers to itself, or a key stands twice.
+        UnsafeYAML: If it is too large or too deep.
+        AmbiguousYAML: If it refers to itself or to nothing, or a key stands twice.
         yaml.YAMLError: If it is no YAML.
     """
     if len(text) > MOST_YAML:
@@ -59,7 +64,9 @@ def check_yaml(text: str) -> None:
                 nodes, anchor = ended.nodes, ended.anchor
             case yaml.AliasEvent():
                 if event.anchor not in sizes:
-                    raise UnsafeYAML(f"line {line}: *{event.anchor} stands for nothing before it")
+                    raise AmbiguousYAML(
+                        f"line {line}: *{event.anchor} stands for nothing before it"
+                    )
                 nodes, anchor = sizes[event.anchor], None
             case yaml.ScalarEvent():
                 _check_scalar(event, stack[-1], line)
@@ -85,11 +92,13 @@ def _check_scalar(event: Any, inside: _Open, line: int) -> None:
     value = str(event.value)
     if inside.mapping and inside.entries % 2 == 0:
         if value in inside.keys and value != "<<":  # which YAML lets stand several times
-            raise UnsafeYAML(f"line {line}: {value} stands twice. Join the two")
+            raise AmbiguousYAML(f"line {line}: {value} stands twice. Join the two")
         inside.keys.add(value)
     if "&" in value and "*" in value:  # jsonargparse reads text as YAML once more
         try:
             check_yaml(value)
+        except AmbiguousYAML:
+            return
         except UnsafeYAML:
             raise
         except yaml.YAMLError:

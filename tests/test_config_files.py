@@ -1,10 +1,12 @@
 """What is said of YAML files of settings, and of values in YAML."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.command_line import Mistake
+from tests.command_line import Mistake, fine_tuning, fit
 
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -59,3 +61,15 @@ def test_what_is_inside_a_value_is_left_to_the_parser(mistake: Mistake) -> None:
     )
     message = mistake("fit", "--config=mine.yaml")
     assert message == "error: --model.architecture.layers: expected a value of type int. Found: x"
+
+
+def test_text_that_is_almost_yaml_is_text(wiki_folder: Path, tiny_model: Path) -> None:
+    prompts = ["Q: a\nQ: b", "[*Exit*]"]
+    words = [word for prompt in prompts for word in ("--samples.prompts+", prompt)]
+    timer = ("--trainer.callbacks=Timer", "--trainer.callbacks.duration=00:01:00:00")
+    run = fit(*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=1", *words, *timer)
+    lines = (run / "samples.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in lines} == set(prompts)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["samples"]["prompts"] == prompts
+    assert settings["trainer"]["callbacks"][0]["init_args"]["interval"] == "step"
