@@ -109,6 +109,12 @@ def check_trainer(trainer: Any) -> None:
             f"--trainer.val_check_interval {interval}: it has to be above 0, micro-batches or a "
             "share of the epoch. --trainer.limit_val_batches 0 leaves validation out."
         )
+    if interval is not None and not isinstance(interval, int | float):
+        raise UsageError(
+            f"--trainer.val_check_interval {interval}: must be a number. Validations by the clock "
+            "would fall inside optimizer steps, and elsewhere in a run that goes on. 500 counts "
+            "micro-batches, 0.25 is a share of the epoch; --trainer.max_time limits the time."
+        )
     if trainer.enable_checkpointing is False:
         raise UsageError(
             "--trainer.enable_checkpointing false: a run has its checkpoints by --checkpoint. "

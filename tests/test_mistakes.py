@@ -12,6 +12,8 @@ import torch
 from gpt2_lightning.cli import main
 from tests.command_line import CALM, Mistake, fine_tuning, fit
 
+STOPS_EARLY = "{class_path: EarlyStopping, init_args: {monitor: val/loss}}"
+
 
 def test_no_verb(mistake: Mistake) -> None:
     assert "no verb" in mistake()
@@ -88,6 +90,8 @@ def test_wrong_choice(mistake: Mistake) -> None:
         ("--trainer.max_time=3m", "--trainer.max_time 3m: days, hours, minutes"),
         ("--trainer.val_check_interval=4000", "--trainer.val_check_interval 4000: it counts micro"),
         ("--trainer.limit_train_batches=-1", "limit_train_batches"),
+        ("--trainer.val_check_interval=00:00:10:00", "00:00:10:00: must be a number"),
+        (f"--trainer.callbacks=[{STOPS_EARLY}, {STOPS_EARLY}]", "more than one stateful callback"),
     ],
 )
 def test_flags_of_the_trainer(

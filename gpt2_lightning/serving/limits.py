@@ -1,5 +1,6 @@
 """What one client may ask of the server."""
 
+import math
 from dataclasses import dataclass
 
 from gpt2_lightning.errors import UsageError
@@ -35,5 +36,6 @@ class Limits:
             UsageError: If one does not.
         """
         for name, value in vars(self).items():
-            if value is not None and not value > 0:
-                raise UsageError(f"--{name} {value}: it has to be above 0.")
+            if value is not None and not 0 < value < math.inf:
+                finite = "" if value <= 0 else " and finite"
+                raise UsageError(f"--{name} {value}: it has to be above 0{finite}.")
