@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from gpt2_lightning.storage import DISK_ERRORS
 
-ThreadHook = Callable[[threading.ExceptHookArgs], None]
+ThreadHook = Callable[[threading.ExceptHookArgs], object]
 
 # message (a regular expression for its beginning), why it says nothing to a user
 SILENCED = [
