@@ -3,6 +3,8 @@
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,12 @@ from gpt2_lightning.untrusted import AmbiguousYAML, UnsafeYAML, check_yaml
 MAX_BYTES = 1_000_000  # of a file; the longest config.yaml of a run has some 5,000
 FLAGS = ("--config", "-c")
 STRUCTURE = re.compile(r"[\[{&\n]")  # without one of these, YAML holds a single value
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # as a class or function is named
+LIGHTNING = ("lightning.pytorch.", "lightning.fabric.", "gpt2_lightning.")
+# what FSDP is told to wrap; such a class is compared with, not called
+WRAPPED = "transformers.models."
+# settings that are text or the name of a file, whatever they look like
+TEXTS = (".data.", ".samples.", ".model.pretrained", ".model.revision")
 
 
 def bound_yaml() -> None:
@@ -52,13 +60,32 @@ def check_config_files(words: list[str], parser: ArgumentParser) -> None:
     Raises:
         UsageError: If one cannot be read, is no YAML, or holds what is no setting.
     """
+    for flag, file in given_files(words):
+        check_config_file(file, f"{flag} {file}", parser)
+
+
+def given_files(words: list[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the config files that a command line names, each with its flag."""
     for word, following in pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
         if flag in FLAGS and Path(name := value if equals else following).is_file():
-            _check_file(Path(name), f"{flag} {name}", parser)
+            yield flag, Path(name)
 
 
-def _check_file(file: Path, named: str, parser: ArgumentParser) -> None:
+def check_config_file(file: Path, named: str, parser: ArgumentParser) -> dict[str, Any]:
+    """See that a config file is one of a verb's settings.
+
+    Args:
+        file: The file.
+        named: How it was asked for, for messages.
+        parser: The verb's, which knows the settings.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UsageError: If it cannot be read, is no YAML, or holds what is no setting.
+    """
     if (size := file.stat().st_size) > MAX_BYTES:
         raise UsageError(f"{named}: the file has {size:,} bytes; a file of settings has few.")
     try:
@@ -94,6 +121,69 @@ def _check_file(file: Path, named: str, parser: ArgumentParser) -> None:
     ]
     for key, value in _settings(settings, "", known):
         _check_key(key, value, named, known)
+    return settings
+
+
+def code_named_in(settings: Any, folder: Path | None = None) -> str | None:
+    """Find a name of code in settings that is not a class of Lightning's or of this package.
+
+    jsonargparse imports what a ``class_path`` names, and calls it with the ``init_args``, also
+    where a value may be anything: a class, a function such as ``os.system``, or a file that lies
+    in the run folder itself. Lightning's callbacks, loggers, strategies and plugins are no danger.
+
+    Args:
+        settings: As YAML or a checkpoint has them.
+        folder: Of the file that they are from: it may refer to further files.
+
+    Returns:
+        The first such name, or file of further settings; None where there is none.
+    """
+    return next(_code_named_in(settings, "", folder or Path()), None)
+
+
+def _code_named_in(value: Any, at: str, folder: Path) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if str(key).rpartition(".")[2] == "class_path" and not _is_of_lightning(inner):
+                yield str(inner)
+            yield from _code_named_in(inner, f"{at}.{key}", folder)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _code_named_in(inner, at, folder)
+    elif isinstance(value, str):
+        if ":" in value or STRUCTURE.search(value):  # jsonargparse reads it as YAML once more
+            try:
+                inner = get_loader("yaml")(value)
+            except yaml.YAMLError:
+                return
+            if isinstance(inner, dict | list):
+                yield from _code_named_in(inner, at, folder)
+                return
+        if at.startswith(TEXTS) or value.startswith((*LIGHTNING, WRAPPED)):
+            return
+        is_name = DOTTED.fullmatch(value) and find_spec(value.partition(".")[0]) is not None
+        if is_name or any((place / value).is_file() for place in (Path(), folder)):
+            yield value
+
+
+def _is_of_lightning(name: Any) -> bool:
+    from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+    from lightning.pytorch import Callback
+    from lightning.pytorch.accelerators import Accelerator
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.plugins import LayerSync, Precision
+    from lightning.pytorch.profilers import Profiler
+    from lightning.pytorch.strategies import Strategy
+
+    kinds = (Callback, Logger, Strategy, Accelerator, Precision, CheckpointIO, ClusterEnvironment)
+    if not isinstance(name, str) or not name.startswith(LIGHTNING):
+        return False
+    module, _, own = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), own, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, (*kinds, LayerSync, Profiler))
 
 
 def _settings(settings: dict[str, Any], prefix: str, known: list[str]) -> Iterator[tuple[str, Any]]:

@@ -40,7 +40,13 @@ from gpt2_lightning.callbacks.throughput import Throughput
 from gpt2_lightning.callbacks.time_limit import TimeLimit
 from gpt2_lightning.callbacks.totals import Totals
 from gpt2_lightning.checkpoint_io import give_to_async, give_to_trainer
-from gpt2_lightning.config_files import bound_yaml, check_config_files
+from gpt2_lightning.config_files import (
+    bound_yaml,
+    check_config_file,
+    check_config_files,
+    code_named_in,
+    given_files,
+)
 from gpt2_lightning.contradictions import (
     FROM_SCRATCH,
     check_accelerator,
@@ -58,8 +64,14 @@ from gpt2_lightning.data.cache import cache_folder
 from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModule
 from gpt2_lightning.data.tokenizer import load_tokenizer
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.checkpoint import read_checkpoint, write_tokenizer_of
-from gpt2_lightning.inference.run_folder import find_checkpoint, hf_of, model_of, run_of
+from gpt2_lightning.inference.checkpoint import read_checkpoint, weights_of, write_tokenizer_of
+from gpt2_lightning.inference.run_folder import (
+    are_own_settings,
+    find_checkpoint,
+    hf_of,
+    model_of,
+    run_of,
+)
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.quiet import quieten
 from gpt2_lightning.storage import disk_message, refusal_of, sweep
@@ -183,13 +195,41 @@ class GPT2CLI(LightningCLI):
                         f"{flag}: {self.checkpoint_file} carries its own tokenizer. Leave the "
                         "flag out."
                     )
-            run = run_of(self.checkpoint_file)
-            if run is not None and (run / "config.yaml").is_file():
-                words = [words[0], "--config", str(run / "config.yaml"), *words[1:]]
-            else:
-                settings = settings_of(read_checkpoint(self.checkpoint_file))
-                words = [words[0], "--config", json.dumps(settings), *words[1:]]
+            words = [words[0], "--config", self._own_settings(words), *words[1:]]
         self.config = parser.parse_args(words)
+
+    def _own_settings(self, words: list[str]) -> str:
+        """Return the settings of a checkpoint's run, for ``--config``, if they run no other's code.
+
+        Raises:
+            UsageError: If they name code that is neither Lightning's nor the user's.
+        """
+        file = self.checkpoint_file
+        assert file is not None
+        run = run_of(file)
+        if run is None or not (config := run / "config.yaml").is_file():
+            settings = settings_of(read_checkpoint(file))
+            if (name := code_named_in(settings)) is not None:
+                raise UsageError(
+                    f"--ckpt_path {file}: its settings name {name}, whose code would run. No "
+                    "checkpoint of gpt2_lightning has such settings, and it is not used."
+                )
+            return json.dumps(settings)
+        parser = self._subcommand_parsers[words[0]]
+        settings = check_config_file(config, f"--ckpt_path: {config}", parser)
+        name = code_named_in(settings, config.parent)
+        trusted = [file.resolve() for _, file in given_files(words)]
+        if (
+            name is not None
+            and config.resolve() not in trusted
+            and not are_own_settings(config.read_text(encoding="utf-8"))
+        ):
+            raise UsageError(
+                f"--ckpt_path: {config} names {name}, which is not Lightning's and could run code, "
+                "and no run of yours began with these settings on this machine. If you trust "
+                f"them, say so with --config {config}."
+            )
+        return str(config)
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing over from the checkpoint silently.
@@ -274,13 +314,14 @@ class GPT2CLI(LightningCLI):
     def _go_on_from(self, file: Path, config: Any) -> None:
         """Build the model and the tokenizer that a checkpoint carries, in its own run folder."""
         checkpoint = read_checkpoint(file)
+        weights_of(checkpoint, f"--ckpt_path {file}")
         if self.subcommand == "fit":
             if config.trainer.fast_dev_run:
                 raise UsageError(
                     f"--trainer.fast_dev_run: it tries a run's first steps, and {file} stands "
                     f"after step {checkpoint['global_step']:,}. It works without --ckpt_path."
                 )
-            if "callbacks" not in checkpoint:
+            if not checkpoint.get("callbacks"):
                 raise UsageError(
                     f"--ckpt_path: {file} holds weights alone (--checkpoint.save_weights_only "
                     "true), from which training cannot go on. Begin a new run with them: "
@@ -290,7 +331,7 @@ class GPT2CLI(LightningCLI):
                 ("data", "datamodule_hyper_parameters"),  # first: what is linked is a flag of data
                 ("model", "hyper_parameters"),
             ):
-                check_unchanged(group, config[group], checkpoint[key], file)
+                check_unchanged(group, config[group], checkpoint.get(key) or {}, file)
             config.trainer.num_sanity_val_steps = 0  # the curves have their beginning
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]
@@ -329,7 +370,12 @@ class GPT2CLI(LightningCLI):
         limit = settings.max_time
         root = str(settings.default_root_dir or ".")
         callbacks: list[Callback] = [
-            RunFolder(self.settings, root, self.going_on),  # first: the others write there
+            RunFolder(  # first: the others write there
+                self.settings,
+                root,
+                self.going_on,
+                names_code=code_named_in(yaml.safe_load(self.settings)) is not None,
+            ),
             *([ProgressBar()] if bar else []),  # before them: what others print comes after it
             Listen(self.stop),  # before those that write at the end
             Baseline(),
@@ -404,12 +450,12 @@ def run(words: list[str]) -> None:
 
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's own settings, as a config file would have them."""
-    model = dict(checkpoint["hyper_parameters"])
-    data = dict(checkpoint["datamodule_hyper_parameters"])
-    for name in ("hf_config", "block_size", "vocab_size"):  # linked, or brought by the checkpoint
-        del model[name]
-    del model["seed"]
-    return {"seed_everything": data.pop("seed"), "model": model, "data": data}
+    model = dict(checkpoint.get("hyper_parameters") or {})
+    data = dict(checkpoint.get("datamodule_hyper_parameters") or {})
+    # linked, or brought by the checkpoint
+    for name in ("hf_config", "block_size", "vocab_size", "seed"):
+        model.pop(name, None)
+    return {"seed_everything": data.pop("seed", None), "model": model, "data": data}
 
 
 def _root_of_runs(words: list[str]) -> str | None:

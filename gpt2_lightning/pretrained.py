@@ -32,7 +32,7 @@ AGAIN = "Fetch it again with: python -m gpt2_lightning fetch model NAME --to DIR
 # of a folder, what is read; links elsewhere, such as of a README, hurt nobody
 READ = {".json", ".txt", ".model", ".safetensors", ".jinja"}
 MOST_SETTINGS = 1_000_000  # bytes of config.json; GPT-2's has 700
-MOST_LAYERS = 10_000  # the deepest language models have some hundreds
+MOST_LAYERS = 1_000  # the deepest have some hundreds, and each takes time to build
 MOST_HEADER = 100_000_000  # bytes of a safetensors header, as its format has it
 USUAL_GAP = 128  # rows of an embedding without a token, or a tenth of them: they are rounded up
 
@@ -190,22 +190,23 @@ def check_files(folder: Path, said: str) -> None:
                 f"{said}: {file.name} is a link that leads out of the folder, to {file.resolve()}. "
                 "Copy the content there (cp -L), or give the folder that holds it."
             )
-        if file.suffix == ".json":
-            most = MOST_SETTINGS if file.name.endswith("config.json") else None
+        if not file.is_file():
+            raise UsageError(f"{said}: {file.name} is no regular file. {AGAIN}")
+        if file.suffix != ".safetensors":
+            small = file.name.endswith("config.json") or file.suffix == ".jinja"
             if file.name == "tokenizer_config.json":  # which may list thousands of tokens
-                most = None
-            _check_json_size(file, said, most)
+                small = False
+            _check_size(file, said, MOST_SETTINGS if small else MOST_JSON)
     names = _json(folder / "tokenizer_config.json", said).get("fast_tokenizer_files")
     for name in names if isinstance(names, list) else []:
         _check_inside(folder, "tokenizer_config.json", name, said)
 
 
-def _check_json_size(file: Path, said: str, most: int | None) -> None:
-    size = file.stat().st_size
-    if size > (most or MOST_JSON):
+def _check_size(file: Path, said: str, most: int) -> None:
+    if (size := file.stat().st_size) > most:
         raise UsageError(
-            f"{said}: {file.name} has {size:,} bytes; {most or MOST_JSON:,} are the most that are "
-            f"read. It is damaged, or something else under its name. {AGAIN}"
+            f"{said}: {file.name} has {size:,} bytes; {most:,} are the most that are read. It is "
+            f"damaged, or something else under its name. {AGAIN}"
         )
 
 
@@ -287,6 +288,7 @@ def check_weights(folder: Path, said: str) -> PreTrainedModel:
     Raises:
         UsageError: If something is missing, cut short, damaged, or does not fit the rest.
     """
+    check_files(folder, said)
     _need_config(folder, said)
     shapes: Shapes = {}
     for file in weight_files(folder, said):

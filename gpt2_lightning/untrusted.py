@@ -11,7 +11,7 @@ import yaml
 MOST_YAML = 10_000_000  # characters; a run's config.yaml has 4,000
 MOST_NODES = 100_000  # of a YAML document, its aliases written out
 DEEPEST = 100  # lists and mappings inside each other; --trainer.logger has 4
-MOST_JSON = 100_000_000  # bytes; the largest tokenizer.json in use has 35 million
+MOST_JSON = 50_000_000  # bytes; the largest tokenizer.json in use has 35 million
 
 
 class UnsafeYAML(yaml.YAMLError):
@@ -161,6 +161,33 @@ def _check_size(file: Path, most: int) -> None:
         raise ValueError("it is no regular file")  # a pipe would be waited for
     if (size := file.stat().st_size) > most:
         raise ValueError(f"it has {size:,} bytes; {most:,} are the most that are read")
+
+
+def misfit(value: Any, form: Any, at: str = "") -> str | None:
+    """Find what is of another type than it should be in plain data that others wrote.
+
+    Args:
+        value: The data. What is missing, or null, fits.
+        form: A type; a list of one form, which all entries of a list have; or forms by key, those
+            of all others under ``*``. Keys without a form may hold anything.
+        at: Where the data stand in the whole.
+
+    Returns:
+        The dotted name of the first that does not fit, and what it is; None where all do.
+    """
+    if value is None:
+        return None
+    if isinstance(form, dict) and isinstance(value, dict):
+        rest = form.get("*", object)
+        inner = [(f"{at}.{key}", entry, form.get(key, rest)) for key, entry in value.items()]
+    elif isinstance(form, list) and isinstance(value, list | tuple):
+        inner = [(f"{at}.{index}", entry, form[0]) for index, entry in enumerate(value)]
+    elif isinstance(form, dict | list) or not isinstance(value, form):
+        return f"{at or 'all of it'} is of type {type(value).__name__}"
+    else:
+        return None
+    found = (misfit(entry, of, name.removeprefix(".")) for name, entry, of in inner)
+    return next((it for it in found if it is not None), None)
 
 
 def is_inside(folder: Path, name: str) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from gpt2_lightning.cli import main
-from tests.command_line import CALM, Mistake
+from gpt2_lightning.inference.run_folder import remember_settings
+from tests.command_line import CALM, Mistake, fine_tuning, fit
+from tests.corpus import wiki_rows
 
 PACKAGE = Path(__file__).parents[1] / "gpt2_lightning"
 CANARY = Path("canary")
@@ -27,6 +30,8 @@ Path("canary").touch()
 class Config(GPT2Config): model_type = "evil"
 class Model(GPT2LMHeadModel): config_class = Config
 class Tokenizer(GPT2Tokenizer): pass
+from lightning.pytorch import Callback
+class Evil(Callback): pass
 def generate(*args, **kwargs): Path("canary").touch()
 """
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -277,7 +282,9 @@ def test_a_sharded_checkpoint_that_is_a_trap(mistake: Mistake, evil: Path) -> No
 
 
 def test_a_checkpoint_with_a_type_of_its_own(mistake: Mistake) -> None:
-    torch.save({"hf_config": {"model_type": "evil", "auto_map": {}}, "state_dict": {}}, "a.ckpt")
+    config = {"model_type": "evil", "auto_map": {}}
+    brought: dict[str, Any] = {"tokenizer_files": {}}
+    torch.save({"hf_config": config, "state_dict": {}, "WikiTextDataModule": brought}, "a.ckpt")
     message = mistake("generate", "--model=a.ckpt", "--prompt=a")
     assert "of type evil, which transformers" in message
 
@@ -292,3 +299,179 @@ def test_a_saved_data_set_opens_no_file_outside(mistake: Mistake, name: str) -> 
     assert f"names {name!r}, which is no file of the folder" in mistake(
         "inspect", "--data.source=saved"
     )
+
+
+# --- a run folder of another's --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def a_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that was made elsewhere, by somebody else."""
+    home = tmp_path_factory.mktemp("elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        Path("a.txt").write_text("".join(wiki_rows(articles=24)), encoding="utf-8")
+        run = fit(*fine_tuning(Path("a.txt"), tiny_model), "--trainer.max_steps=2").absolute()
+    logging.getLogger("gpt2_lightning").handlers.clear()
+    return run
+
+
+@pytest.fixture
+def evil_run(a_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The run of another's in ./run, with the text it was trained on, and a canary."""
+    monkeypatch.syspath_prepend(Path.cwd())  # as `python -m` has it
+    shutil.copytree(a_run, "run")
+    shutil.copy(a_run.parents[1] / "a.txt", "a.txt")
+    yield Path("run")
+    assert not CANARY.exists()
+
+
+HARM_IN_SETTINGS = {
+    "a function": "[{class_path: os.system, init_args: {command: touch canary}}]",
+    "a file of the run": "[{class_path: run.evil.Evil}]",
+    "its name alone": "run.evil.Evil",
+    "what is not there": "[{class_path: run.evil.Nothing}]",
+    "inside Lightning's": "[{class_path: lightning.pytorch.callbacks.LambdaCallback, "
+    "init_args: {setup: {class_path: os.system, init_args: {command: touch canary}}}}]",
+    "a callable": "[{class_path: lightning.pytorch.callbacks.LambdaCallback, "
+    "init_args: {setup: run.evil.generate}}]",
+    "in a string": "'[{\"class\\x5fpath\": os.system, init_args: {command: touch canary}}]'",
+    "through Lightning": "[{class_path: lightning.fabric.utilities.cloud_io._load}]",
+    "another file": "more.yaml",
+}
+
+
+@pytest.mark.parametrize("harm", HARM_IN_SETTINGS.values(), ids=HARM_IN_SETTINGS)
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_settings_of_another_run_no_code(
+    evil_run: Path, mistake: Mistake, verb: str, harm: str
+) -> None:
+    (evil_run / "evil.py").write_text(CODE, encoding="utf-8")
+    (evil_run / "more.yaml").write_text("- {class_path: run.evil.Evil}", encoding="utf-8")
+    config = evil_run / "config.yaml"
+    settings = config.read_text(encoding="utf-8")
+    assert settings.count("  callbacks: null\n") == 1
+    config.write_text(settings.replace("callbacks: null", f"callbacks: {harm}"), encoding="utf-8")
+    message = mistake(verb, "--ckpt_path=run", *CALM)
+    assert "which is not Lightning's and could run code" in message
+    assert f"If you trust them, say so with --config {config.absolute()}." in message
+
+
+def test_settings_that_a_checkpoint_brings_run_no_code(evil_run: Path, mistake: Mistake) -> None:
+    checkpoint = torch.load(evil_run / "checkpoints" / "last.ckpt", weights_only=True)
+    harm = {"class_path": "os.system", "init_args": {"command": "touch canary"}}
+    checkpoint["hyper_parameters"]["architecture"] = harm
+    torch.save(checkpoint, "alone.ckpt")
+    message = mistake("validate", "--ckpt_path=alone.ckpt", *CALM)
+    assert "its settings name os.system, whose code would run" in message
+
+
+def test_classes_of_lightning_and_of_the_user(
+    evil_run: Path, mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/loss}}"
+    config = evil_run / "config.yaml"
+    settings = config.read_text(encoding="utf-8")
+    config.write_text(settings.replace("callbacks: null", f"callbacks: {own}]"), encoding="utf-8")
+    main(["validate", "--ckpt_path=run", *CALM])
+    with_clock = f"{own}, {{class_path: tests.test_time_limit.Clock}}]"
+    text = settings.replace("callbacks: null", f"callbacks: {with_clock}")
+    config.write_text(text, encoding="utf-8")
+    assert "names tests.test_time_limit.Clock" in mistake("validate", "--ckpt_path=run", *CALM)
+    main(["validate", "--ckpt_path=run", f"--config={config}", *CALM])  # trusted for once
+    remember_settings(text)  # as the run's own beginning does, on the user's machine
+    main(["validate", "--ckpt_path=run", *CALM])
+
+
+def test_a_run_with_a_class_of_the_user_goes_on(a_run: Path, tiny_model: Path) -> None:
+    shutil.copy(a_run.parents[1] / "a.txt", "a.txt")
+    own = "[{class_path: tests.signals.SendSignal, init_args: {number: 15, batch: 1000}}]"
+    words = (*fine_tuning(Path("a.txt"), tiny_model), f"--trainer.callbacks={own}")
+    fit(*words, "--trainer.max_steps=1")
+    main(["fit", "--ckpt_path=last", *CALM])
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        DEEP,
+        '{"best": "x"}',
+        '{"best": {"step": "three"}}',
+        '{"versions": [1]}',
+        '{"machine": {"gpus": 5}}',
+        '{"local": [5]}',
+        '{"commands": [[5]]}',
+        '{"outcome": {"best": 5}}',
+        "[]",
+    ],
+)
+def test_damaged_facts(
+    evil_run: Path, mistake: Mistake, capsys: pytest.CaptureFixture[str], facts: str
+) -> None:
+    file = evil_run / "facts.json"
+    file.write_text(facts, encoding="utf-8")
+    assert f"{file}: it cannot be read" in mistake("report", "run")
+    capsys.readouterr()
+    main(["export", "--model=run/hf", "--to=exported"])
+    assert f"{file} cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("model: x\n", "model is of type str"),
+        ("model: {betas: 5}\n", "model.betas is of type int"),
+        ("data: {source: [a]}\n", "data.source is of type list"),
+        ("data: {cleaning: evil}\n", "data.cleaning is none of none, detokenize, tutorial"),
+        ("- 1\n", "all of it is of type list"),
+        ("trainer: !!python/object/apply:os.system [touch canary]\n", "cannot be read"),
+    ],
+)
+def test_damaged_settings(
+    evil_run: Path,
+    mistake: Mistake,
+    capsys: pytest.CaptureFixture[str],
+    settings: str,
+    said: str,
+) -> None:
+    file = evil_run / "config.yaml"
+    file.write_text(settings, encoding="utf-8")
+    assert said in mistake("evaluate", "--model=run")
+    mistake("fit", "--ckpt_path=run", *CALM)
+    capsys.readouterr()
+    main(["export", "--model=run", "--to=exported"])
+    if "cleaning" not in said:  # which the card repeats as it stands
+        assert f"{file} cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"state_dict": None}, "it holds no state_dict"),
+        ({"state_dict": {"model.x": "y"}}, "state_dict.model.x is of type str"),
+        ({"WikiTextDataModule": {}}, "it holds no tokenizer_files"),
+        ({"WikiTextDataModule": {"tokenizer_files": [1]}}, "tokenizer_files is of type list"),
+        ({"WikiTextDataModule": {"tokenizer_files": {"..": ""}}}, "has a file named '..'"),
+        ({"WikiTextDataModule": {"tokenizer_files": {"../x": ""}}}, "has a file named '../x'"),
+        ({"global_step": "x"}, "global_step is of type str"),
+        ({"loops": 3}, "loops is of type int"),
+        ({"callbacks": {"RunCheckpoint": 5}}, "callbacks.RunCheckpoint is of type int"),
+        ({"hf_config": {"model_type": "gpt2", "n_layer": 9000}}, "asks for 9,000 layers"),
+        ({"hf_config": {"model_type": "gpt2", "n_layer": 2}}, "are not those of its hf_config"),
+        ({"hf_config": {"model_type": "gpt2", "n_embd": -1}}, "describes no model"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+def test_checkpoints_that_no_run_writes(
+    evil_run: Path, mistake: Mistake, changes: dict[str, Any], said: str
+) -> None:
+    checkpoint = torch.load(evil_run / "checkpoints" / "last.ckpt", weights_only=True)
+    for file in (evil_run / "checkpoints").iterdir():
+        torch.save(checkpoint | changes, file)
+    shutil.rmtree(evil_run / "hf")
+    for words in (("generate", "--model=run", "--prompt=a"), ("fit", "--ckpt_path=run", *CALM)):
+        assert said in mistake(*words)

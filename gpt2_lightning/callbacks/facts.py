@@ -73,16 +73,15 @@ class Facts(Callback):
         going_on = trainer.global_step > 0 and (folder / "facts.json").is_file()
         earlier = facts_of(folder) if going_on else {}
         if going_on and not earlier:
-            log.warning("%s cannot be read; it begins anew.", folder / "facts.json")
-        self._seconds_before = earlier.get("seconds", 0.0)
+            log.warning("%s begins anew.", folder / "facts.json")
+        self._seconds_before = earlier.get("seconds") or 0.0
         self.facts = {
-            "started": earlier.get(
-                "started", datetime.now().astimezone().isoformat("T", "seconds")
-            ),
+            "started": earlier.get("started")
+            or datetime.now().astimezone().isoformat("T", "seconds"),
             "seconds": self._seconds_before,
             "ended": None,
             "commands": [
-                *earlier.get("commands", []),
+                *(earlier.get("commands") or []),
                 ["python", "-m", "gpt2_lightning", *self.words],
             ],
             "versions": {"python": platform.python_version()} | _versions(),

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lightning.callbacks.checkpoint import run_checkpoint
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inference.run_folder import LOGS, remember_run
+from gpt2_lightning.inference.run_folder import LOGS, remember_run, remember_settings
 
 LOCAL = (TensorBoardLogger, CSVLogger)  # loggers with a folder of their own for each run
 DEFAULT_LOGGER: dict[str, Any] = {
@@ -105,15 +105,20 @@ class RunFolder(Callback):
         settings: What ``config.yaml`` is to say.
         root: ``--trainer.default_root_dir``.
         going_on: Run folder of the checkpoint that the run goes on from.
+        names_code: Whether the settings name classes of the user's own, so that only settings that
+            are remembered may name them when the run goes on.
 
     Attributes:
         path: The folder; None before `setup`, and with ``fast_dev_run``, which leaves nothing.
     """
 
-    def __init__(self, settings: str, root: str, going_on: str | None = None) -> None:
+    def __init__(
+        self, settings: str, root: str, going_on: str | None = None, *, names_code: bool = False
+    ) -> None:
         self.settings = settings
         self.root = root
         self.going_on = going_on
+        self.names_code = names_code
         self.path: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -159,6 +164,8 @@ class RunFolder(Callback):
                 stream.write(self.settings)
         except FileExistsError:  # a run that began at the same moment
             return False
+        if self.names_code:
+            remember_settings(self.settings)
         return True
 
 

@@ -1,6 +1,5 @@
 """WikiTextDataModule: a source of text in, loaders of blocks out."""
 
-import json
 import logging
 from typing import Any, cast
 
@@ -257,9 +256,9 @@ class WikiTextDataModule(LightningDataModule):
                     shaped_by=shaped_by,
                     advance=lambda count: progress.advance(task, count),
                 )
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["units"] == 0:
-            if manifest["rows"] == 0:
+        manifest = TokenStore.open(folder).manifest
+        if manifest.units == 0:
+            if manifest.rows == 0:
                 raise UsageError(
                     f"--data.source {self.source}: "
                     + (
@@ -271,7 +270,7 @@ class WikiTextDataModule(LightningDataModule):
                 )
             raise UsageError(
                 f"--data.source {self.source}: nothing is left of the {split} split "
-                f"({manifest['rows']} rows) after --data.cleaning {self.cleaner.name}. "
+                f"({manifest.rows} rows) after --data.cleaning {self.cleaner.name}. "
                 "Try --data.cleaning none, or look at the source."
             )
         return name

@@ -284,7 +284,7 @@ def _take_archive(file: Path, name: str, found: Found) -> None:
     taken = 0
     for inner in sorted(members):
         parts = PurePosixPath(inner).parts
-        if any(part.startswith(".") for part in parts) or parts[0] == "__MACOSX":
+        if not parts or any(part.startswith(".") for part in parts) or parts[0] == "__MACOSX":
             continue
         if suffixes_of(inner) and not inner.lower().endswith(".parquet"):
             # an archive of one file is that file; one of several is like a folder

@@ -15,7 +15,9 @@ from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.rows import WORD_END, Row, stretches
 from gpt2_lightning.data.token_text import decode_all, lost_text
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import whole_folder
+from gpt2_lightning.untrusted import read_json
 
 FORMAT_VERSION = 2
 CHARACTERS_PER_PIECE = 1 << 16
@@ -77,9 +79,29 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Map a store that `write_token_store` wrote."""
-        manifest = Manifest(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-        return cls(folder, manifest, _map(folder / "ids.bin", manifest.dtype), _map_starts(folder))
+        """Map a store that `write_token_store` wrote.
+
+        Raises:
+            UsageError: If it is damaged.
+        """
+        try:
+            manifest = Manifest(**read_json(folder / "manifest.json"))
+            store = cls(
+                folder, manifest, _map(folder / "ids.bin", manifest.dtype), _map_starts(folder)
+            )
+            whole = len(store.ids) == manifest.tokens and len(store.starts) == manifest.units + 1
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(folder, str(error)) from error
+        if not whole:
+            raise _damaged(folder, "it holds other than its manifest says")
+        return store
+
+
+def _damaged(folder: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{folder}: the tokens kept there are damaged ({why}). Remove that folder: they are made "
+        "again."
+    )
 
 
 def _map(file: Path, dtype: str) -> npt.NDArray[Any]:

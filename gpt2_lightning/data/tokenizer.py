@@ -13,6 +13,7 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
 from gpt2_lightning.pretrained import load_tokenizer_files
 from gpt2_lightning.storage import scratch_folder, whole_folder
+from gpt2_lightning.untrusted import is_inside
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows it
 BYTES = 256  # a byte-level BPE begins with one token for each
@@ -160,10 +161,17 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def save_tokenizer_files(files: Mapping[str, str], folder: Path) -> None:
-    """Write a tokenizer's files into a folder named by their content."""
+    """Write a tokenizer's files into a folder named by their content.
+
+    Raises:
+        UsageError: If a name is more than that of a file.
+    """
+    for name in files:
+        if "/" in name or not is_inside(folder, name):
+            raise UsageError(f"The checkpoint's tokenizer has a file named {name!r}: not used.")
     with whole_folder(folder) as writing:
         for name, text in files.items():
-            (writing / Path(name).name).write_text(text, encoding="utf-8")
+            (writing / name).write_text(text, encoding="utf-8")
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,6 +9,7 @@ from shlex import quote
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetching.data_check import check_data, looks_like_data
 from gpt2_lightning.fetching.model_check import check_model, looks_like_model
+from gpt2_lightning.untrusted import is_inside
 
 DEEPEST = 4  # folders below the one that was named: a cache's models--X/snapshots/COMMIT, and one
 
@@ -118,8 +119,9 @@ def _current(repository: Path) -> Path:
     for branch in ("main", "master"):
         ref = repository / "refs" / branch
         if ref.is_file():
-            commit = repository / "snapshots" / ref.read_text(encoding="utf-8").strip()
-            if commit.is_dir():
+            name = ref.read_text(encoding="utf-8", errors="replace").strip()
+            commit = repository / "snapshots" / name
+            if is_inside(repository / "snapshots", name) and commit.is_dir():
                 return commit
     snapshots = [path for path in (repository / "snapshots").iterdir() if path.is_dir()]
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=repository / "refs")

@@ -7,9 +7,17 @@ from pathlib import Path
 
 from gpt2_lightning.fetching.asked import Asked, Kind
 from gpt2_lightning.fetching.content import sha256_of
+from gpt2_lightning.untrusted import misfit, read_json
 
 NAME = ".fetch.json"  # hidden: a .json in plain view would be taken for data
 AUTHOR = "gpt2_lightning fetch"
+# the types of what is read back, as `misfit` takes them
+FORM = {
+    **dict.fromkeys(("kind", "name", "hub", "endpoint", "revision", "commit"), str),
+    "subsets": [str],
+    "sha256": {"*": str},
+    "size": {"*": int},
+}
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,8 @@ def write_manifest(
 def read_manifest(folder: Path) -> Manifest | None:
     """Return what a folder was fetched as; None if fetch did not write it."""
     try:
-        about = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        if about.pop("written_by") != AUTHOR:
+        about = read_json(folder / NAME)
+        if about.pop("written_by") != AUTHOR or misfit(about, FORM) is not None:
             return None
         del about["version"]
         return Manifest(**about)

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import flush_file, flush_folder, flush_tree, write_text
+from gpt2_lightning.untrusted import read_json
 
 
 class WorkFolder:
@@ -62,7 +63,7 @@ class WorkFolder:
         """
         note = self.folder / "transfer.json"
         with suppress(OSError, ValueError):
-            if json.loads(note.read_text(encoding="utf-8")) == transfer:
+            if read_json(note) == transfer:
                 return
         self.clear()
         self.files.mkdir()

@@ -1,6 +1,5 @@
 """A trained model and its tokenizer, from a run folder, a .ckpt, an HF folder or the Hub."""
 
-import json
 import logging
 import zipfile
 from collections.abc import Iterable
@@ -25,11 +24,76 @@ from gpt2_lightning.pretrained import (
     what_tokenizer_lacks,
 )
 from gpt2_lightning.storage import scratch_folder
+from gpt2_lightning.untrusted import misfit, read_json, read_yaml
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
 DATA_KEY = "WikiTextDataModule"  # under which Lightning keeps the datamodule's state
 BEST_KEY = "RunCheckpoint"  # under which the callbacks' states say which checkpoint is the best
 HF_RECORD = "checkpoint.json"  # in hf/: the checkpoint that it was made from, and its step
+# What others may have written, by the names that are read: types as `misfit` takes them.
+NUMBER = (int, float)
+SETTINGS: dict[str, Any] = {
+    "seed_everything": int,
+    "trainer": {"gradient_clip_val": NUMBER},
+    "model": {
+        **dict.fromkeys(("pretrained", "revision", "schedule"), str),
+        **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "seed"), NUMBER),
+        **dict.fromkeys(("dropout", "attention_dropout"), NUMBER),
+        "betas": [NUMBER],
+        "sampling": {"stop": [str], "*": NUMBER},
+    },
+    "data": {
+        **dict.fromkeys(("block_size", "batch_size", "vocab_size", "seed"), int),
+        **dict.fromkeys(("source", "subset", "revision", "text_column", "documents"), str),
+        **dict.fromkeys(("validation_source", "test_source", "cleaning", "blocks"), str),
+    },
+}
+BEST: dict[str, Any] = {
+    **dict.fromkeys(("file", "monitor", "mode"), str),
+    "step": int,
+    "value": NUMBER,
+    "figures": {"*": NUMBER},
+}
+FACTS: dict[str, Any] = {
+    **dict.fromkeys(("started", "ended", "tokenizer", "no_bits_per_byte"), str),
+    **dict.fromkeys(("seconds", "xz_bits_per_byte"), NUMBER),
+    "commands": [[str]],
+    "local": [str],
+    "versions": {"*": str},
+    "machine": {"system": str, "cores": int, "gpus": [str]},
+    "trainer": {"devices": int, "nodes": int, "processes": int, "*": str},
+    "model": {"type": str, "*": int},
+    "steps": {"*": int},
+    "data": {"*": {"*": NUMBER}},
+    "cleaning": {"name": str, "lossless": bool},
+    "outcome": {"*": {"*": NUMBER}},
+    "best": BEST,
+}
+CHECKPOINT: dict[str, Any] = {
+    "hf_config": dict,
+    "state_dict": {"*": torch.Tensor},
+    DATA_KEY: {"tokenizer_files": {"*": str}},
+    "hyper_parameters": SETTINGS["model"],
+    "datamodule_hyper_parameters": SETTINGS["data"],
+    "trainer_settings": dict,
+    "global_step": int,
+    "epoch": int,
+    "loops": {"*": dict},
+    "optimizer_states": [dict],
+    "lr_schedulers": [dict],
+    "callbacks": {
+        BEST_KEY: {
+            "best_model_path": str,
+            "best_k_models": {"*": (int, float, torch.Tensor)},
+            "monitor": str,
+            "mode": str,
+            "best": BEST,
+        },
+        "Facts": {"local": [str]},
+        "Outcome": {"*": {"*": NUMBER}},
+    },
+}
+NEEDED = ("hf_config", "state_dict", DATA_KEY)
 
 log = logging.getLogger(__name__)
 _told: set[tuple[Path, float]] = set()  # torn checkpoints that were spoken of, with their times
@@ -194,10 +258,10 @@ def best_checkpoint(run: Path) -> Path | None:
         known = facts_of(run).get("best") or {}
         return next((file for file in found if file.name == known.get("file")), found[-1])
     ranked = sorted(
-        state["best_k_models"].items(),
+        (state.get("best_k_models") or {}).items(),
         key=lambda it: float(it[1]) if state.get("mode", "min") == "min" else -float(it[1]),
     )
-    for name in (state["best_model_path"], *(name for name, _ in ranked)):
+    for name in (state.get("best_model_path") or "", *(name for name, _ in ranked)):
         if (file := run / "checkpoints" / Path(name).name) in found:
             return file
     return last_checkpoint(run)
@@ -211,8 +275,9 @@ def hf_record(folder: Path) -> dict[str, Any] | None:
     """
     found: Any = None
     with suppress(OSError, ValueError):
-        found = json.loads((folder / HF_RECORD).read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) and {"file", "step"} <= found.keys() else None
+        found = read_json(folder / HF_RECORD)
+    fits = misfit(found, {"file": str, "step": int}) is None
+    return found if fits and found and {"file", "step"} <= found.keys() else None
 
 
 def newer_than_hf(run: Path) -> Path | None:
@@ -246,8 +311,8 @@ def older_hf(run: Path, newer: Path) -> str:
 
 def best_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """Return the state of the run's own ModelCheckpoint; None where a checkpoint has none."""
-    states = checkpoint.get("callbacks", {})
-    if BEST_KEY in states:
+    states: dict[str, Any] = checkpoint.get("callbacks") or {}
+    if states.get(BEST_KEY):
         found: dict[str, Any] = states[BEST_KEY]
         return found
     # earlier versions had Lightning's own class, after those that the user had added
@@ -261,11 +326,41 @@ def extreme_of(best: dict[str, Any]) -> str:
 
 
 def facts_of(run: Path | None) -> dict[str, Any]:
-    """Return the ``facts.json`` of a run folder; nothing where there is none that can be read."""
-    found: Any = None
-    with suppress(OSError, ValueError):
-        found = run and json.loads((run / "facts.json").read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    """Return the ``facts.json`` of a run folder; nothing where there is none, or it is damaged."""
+    file = None if run is None else run / "facts.json"
+    if file is None or not file.is_file():
+        return {}
+    try:
+        return read_facts(file)
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s) and is left out.", file, error)
+        return {}
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """Read a ``facts.json``.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds what no run writes.
+    """
+    facts = read_json(file)
+    if (wrong := misfit(facts, FACTS)) is not None or not isinstance(facts, dict):
+        raise ValueError(f"it holds no facts of a run: {wrong or 'nothing'}")
+    return facts
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read a run's ``config.yaml`` as data, by group and name.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds what is no setting.
+    """
+    settings = read_yaml(file)
+    if (wrong := misfit(settings, SETTINGS)) is not None or not isinstance(settings, dict):
+        raise ValueError(f"it holds no settings of a run: {wrong or 'nothing'}")
+    return settings
 
 
 def _written(file: Path) -> float:
@@ -282,14 +377,19 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         UsageError: If it is damaged or not one of this package's checkpoints.
     """
     checkpoint = read_sharded(file) if is_sharded(file) else _read_file(file)
-    if "hf_config" not in checkpoint:
-        raise UsageError(f"{file}: not a checkpoint of gpt2_lightning (it holds no hf_config).")
+    wrong = misfit(checkpoint, CHECKPOINT)
+    if wrong is None and (missing := [name for name in NEEDED if checkpoint.get(name) is None]):
+        wrong = f"it holds no {missing[0]}"
+    elif wrong is None and checkpoint[DATA_KEY].get("tokenizer_files") is None:
+        wrong = "it holds no tokenizer_files"
+    if wrong is not None:
+        raise UsageError(f"{file}: not a checkpoint of gpt2_lightning ({wrong}).")
     return checkpoint
 
 
 def step_of(file: Path) -> int:
     """Return the optimizer step that a checkpoint holds."""
-    return int(_unchecked(file)["global_step"])
+    return int(_unchecked(file).get("global_step") or 0)
 
 
 def _unchecked(file: Path) -> dict[str, Any]:
@@ -303,7 +403,8 @@ def _unchecked(file: Path) -> dict[str, Any]:
         )
     except Exception:  # damaged: this says how
         return read_checkpoint(file)
-    return content
+    # of what no run writes, too
+    return content if misfit(content, CHECKPOINT) is None else read_checkpoint(file)
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -344,17 +445,50 @@ def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:
         UsageError: If it is damaged, not one of this package's, or its logits are not numbers.
     """
     checkpoint = read_checkpoint(file)
+    weights = weights_of(checkpoint, f"{flag} {file}")
     model = from_config(checkpoint["hf_config"], attention="sdpa")
-    weights = {
-        key.removeprefix(WEIGHTS_PREFIX): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(WEIGHTS_PREFIX)
-    }
     model.load_state_dict(weights)
     check_logits(model.eval(), f"{flag} {file}")
     with scratch_folder() as folder:
         tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, folder)))
     return TextModel(model, tokenizer)
+
+
+def weights_of(checkpoint: dict[str, Any], said: str) -> dict[str, torch.Tensor]:
+    """Return the language model's weights, once they are known to be those of its configuration.
+
+    Args:
+        checkpoint: As `read_checkpoint` returns it.
+        said: How it was asked for, for messages.
+
+    Raises:
+        UsageError: If they are not; nothing as large as the configuration says was built.
+    """
+    weights = {
+        key.removeprefix(WEIGHTS_PREFIX): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(WEIGHTS_PREFIX)
+    }
+    try:
+        with torch.device("meta"):
+            # eager: every type of model has it
+            wanted = from_config(checkpoint["hf_config"], attention="eager").state_dict()
+    except UsageError:
+        raise
+    except Exception as error:  # transformers and torch raise what they please
+        raise UsageError(
+            f"{said}: its hf_config describes no model ({' '.join(str(error).split())[:200]})."
+        ) from error
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    expected = {name: tuple(value.shape) for name, value in wanted.items()}
+    if shapes != expected:
+        names = sorted(shapes.keys() | expected.keys())
+        name = next(it for it in names if shapes.get(it) != expected.get(it))
+        raise UsageError(
+            f"{said}: its weights are not those of its hf_config: {name} has the shape "
+            f"{shapes.get(name)} and should have {expected.get(name)}."
+        )
+    return weights
 
 
 def write_tokenizer_of(checkpoint: dict[str, Any], cache: Path) -> Path:

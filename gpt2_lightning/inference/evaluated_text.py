@@ -2,13 +2,17 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gpt2_lightning.data.cleaning import CleaningName
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.untrusted import read_yaml
 
 HOW_IT_IS_CUT = ("cleaning", "documents", "blocks", "block_size")
+CHOICES = {
+    "cleaning": get_args(CleaningName),
+    "documents": ("file", "line"),
+    "blocks": ("pack", "pad"),
+}
 WHERE_IT_LIES = ("source", "subset", "revision", "text_column", "validation_source", "test_source")
 
 
@@ -73,8 +77,13 @@ def _data_settings(model: str) -> dict[str, Any]:
     config = run / "config.yaml"
     if not path.is_dir() or not config.is_file():
         return {}
+    from gpt2_lightning.inference.checkpoint import read_settings  # needs torch
+
     try:
-        settings = read_yaml(config)
+        data: dict[str, Any] = read_settings(config).get("data") or {}
+        for name, choices in CHOICES.items():
+            if data.get(name) not in (None, *choices):
+                raise ValueError(f"data.{name} is none of {', '.join(choices)}")
     except (OSError, ValueError) as error:
         raise UsageError(f"--model {model}: {config} cannot be read ({error}).") from error
-    return dict(settings.get("data") or {}) if isinstance(settings, dict) else {}
+    return data

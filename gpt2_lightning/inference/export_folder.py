@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.untrusted import misfit, read_json
 
 RECORD = "export.json"
 AUTHOR = "gpt2_lightning export"
@@ -76,13 +77,13 @@ def write_record(folder: Path, about: dict[str, Any]) -> None:
 def _record(folder: Path) -> dict[str, str] | None:
     """Return an earlier export's files and their hashes; None if the folder is no export."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or record.get("written_by") != AUTHOR:
         return None
     files = record.get("sha256")
-    return files if isinstance(files, dict) else None
+    return files if isinstance(files, dict) and misfit(files, {"*": str}) is None else None
 
 
 def _not_of(folder: Path, record: dict[str, str]) -> list[str]:

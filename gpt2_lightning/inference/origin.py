@@ -1,7 +1,7 @@
 """Origin: where a model's weights are, and what is known of its training."""
 
+import logging
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +15,15 @@ from gpt2_lightning.inference.checkpoint import (
     hf_record,
     last_checkpoint,
     read_checkpoint,
+    read_settings,
 )
 from gpt2_lightning.inference.run_folder import run_of
 from gpt2_lightning.inference.sharded import is_sharded
 from gpt2_lightning.model.sampling import SamplingOptions
-from gpt2_lightning.untrusted import read_yaml
 
 Which = Literal["best", "last"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,18 +123,19 @@ def _of_run(run: Path, which: Which) -> Origin:
 
 def _of_checkpoint(file: Path, run: Path | None) -> Origin:
     checkpoint = read_checkpoint(file)
-    kept = checkpoint.get("trainer_settings", {})  # by flag
+    kept = checkpoint.get("trainer_settings") or {}  # by flag
     settings = {
         "trainer": {flag.removeprefix("--trainer."): value for flag, value in kept.items()},
-        "model": checkpoint.get("hyper_parameters", {}),
-        "data": checkpoint.get("datamodule_hyper_parameters", {}),
+        "model": checkpoint.get("hyper_parameters") or {},
+        "data": checkpoint.get("datamodule_hyper_parameters") or {},
     }
     facts = facts_of(run)
-    local = checkpoint.get("callbacks", {}).get("Facts", facts).get("local")
+    states = checkpoint.get("callbacks") or {}
+    local = (states.get("Facts") or facts).get("local")
     best = (best_state(checkpoint) or {}).get("best") or facts.get("best") or {}
     step = checkpoint.get("global_step")
-    of_best = bool(best) and best["step"] == step and best["monitor"] is not None
-    figures = checkpoint.get("callbacks", {}).get("Outcome", {}).get("last", {})
+    of_best = best.get("step") == step and None not in (best.get("monitor"), best.get("value"))
+    figures = (states.get("Outcome") or {}).get("last") or {}
     settings = _settings(run) | {name: group for name, group in settings.items() if group}
     return Origin(
         weights=str(file),
@@ -140,7 +143,8 @@ def _of_checkpoint(file: Path, run: Path | None) -> Origin:
         settings=_with_paths(settings, local),
         facts=facts,
         step=step,
-        figures=figures or (best["figures"] if of_best else {}),  # weights alone bring none
+        figures=figures
+        or (best.get("figures") or {} if of_best else {}),  # weights alone bring none
         chosen=best if of_best else {},
     )
 
@@ -152,23 +156,30 @@ def _of_hf_folder(folder: Path, run: Path) -> Origin:
     figures = best.get("figures") or outcome.get("best") or outcome.get("last") or {}
     settings = _with_paths(_settings(run), facts.get("local"))
     record = hf_record(folder)
-    if record is not None and best and record["step"] != best["step"]:  # the run went on since
+    if record is not None and best and record["step"] != best.get("step"):  # the run went on since
         return Origin(str(folder), run, settings, facts, record["step"])
-    return Origin(str(folder), run, settings, facts, best.get("step"), figures, best)
+    known = None not in (best.get("monitor"), best.get("value"))
+    return Origin(
+        str(folder), run, settings, facts, best.get("step"), figures, best if known else {}
+    )
 
 
 def _settings(run: Path | None) -> dict[str, Any]:
-    found: Any = None
-    with suppress(OSError, ValueError):
-        found = run and read_yaml(run / "config.yaml")
-    return found if isinstance(found, dict) else {}
+    file = None if run is None else run / "config.yaml"
+    if file is None or not file.is_file():
+        return {}
+    try:
+        return read_settings(file)
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s) and is left out.", file, error)
+        return {}
 
 
 def _with_paths(settings: dict[str, Any], local: list[str] | None) -> dict[str, Any]:
     """Return settings in which a name that was a path where the run began looks like one."""
     for flag in local or []:
         group, _, name = flag.partition(".")
-        given = settings.get(group, {}).get(name)
+        given = (settings.get(group) or {}).get(name)
         if given and not Path(given).is_absolute():
             settings = settings | {group: settings[group] | {name: f"./{given}"}}
     return settings

@@ -1,5 +1,6 @@
 """Run folders: which checkpoint ``last``, a folder or a file means."""
 
+import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from gpt2_lightning.storage import append_text
 LOGS = Path("lightning_logs")
 
 
-RECORD = "runs.jsonl"  # in the cache: runs that are not in lightning_logs
+RECORD = "runs.jsonl"  # in the cache: runs that are not in lightning_logs, or name code of the user
 
 
 def remember_run(checkpoints: Path) -> None:
@@ -32,24 +33,52 @@ def remember_run(checkpoints: Path) -> None:
     checkpoints = checkpoints.absolute()
     if checkpoints.parent.parent == LOGS.absolute():
         return
-    row = {"from": str(Path.cwd()), "checkpoints": str(checkpoints)}
+    _note({"from": str(Path.cwd()), "checkpoints": str(checkpoints)})
+
+
+def remember_settings(text: str) -> None:
+    """Note that the user began a run whose ``config.yaml`` names code of the user's own.
+
+    Args:
+        text: The file's content.
+    """
+    _note({"settings": _digest(text)})
+
+
+def are_own_settings(text: str) -> bool:
+    """Tell whether the user began a run with this ``config.yaml``."""
+    return any(row.get("settings") == _digest(text) for row in _notes())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _note(row: dict[str, str]) -> None:
     with suppress(OSError):  # a home that cannot be written ends no run
         append_text(cache_folder(None) / RECORD, json.dumps(row) + "\n")
 
 
-def _remembered() -> list[Path]:
-    """Return the folders of checkpoints of runs that were begun in the present folder."""
+def _notes() -> list[dict[str, str]]:
     try:
         lines = (cache_folder(None) / RECORD).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
-        with suppress(ValueError, TypeError, KeyError):  # a line that was cut short
-            row = json.loads(line)
-            if row["from"] == str(Path.cwd()):
-                found.append(Path(row["checkpoints"]))
-    return found
+        with suppress(ValueError):  # a line that was cut short
+            found.append(json.loads(line))
+    return [row for row in found if isinstance(row, dict)]
+
+
+def _remembered() -> list[Path]:
+    """Return the folders of checkpoints of runs that were begun in the present folder."""
+    here = str(Path.cwd())
+    return [
+        Path(row["checkpoints"])
+        for row in _notes()
+        if row.get("from") == here and "checkpoints" in row
+    ]
 
 
 def _places(root: Path | None) -> list[Path]:

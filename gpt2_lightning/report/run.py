@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.inference.checkpoint import read_facts
 from gpt2_lightning.report.scalars import Scalars, read_metrics_csv, read_scalars
-from gpt2_lightning.untrusted import parse_json, parse_yaml, read_json
+from gpt2_lightning.untrusted import parse_json, parse_yaml
 
 EVENTS = "events.out.tfevents.*"
 # how a run ends, by what facts.json calls it
@@ -192,9 +193,7 @@ def _text(file: Path) -> str:
 
 
 def _facts(file: Path) -> dict[str, Any]:
-    facts = read_json(file)
-    if not isinstance(facts, dict):
-        raise ValueError("it holds no facts of a run")
+    facts = read_facts(file)
     datetime.fromisoformat(facts.get("started", "2000-01-01"))
     if facts.get("ended") not in ENDS:
         raise ValueError(f"no run ends as {facts['ended']!r}")
