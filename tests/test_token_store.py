@@ -8,7 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.cleaning import get_cleaner
 from gpt2_lightning.data.rows import Row, stretches
-from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
+from gpt2_lightning.data.token_store import (
+    TokenStore,
+    _Encoder,
+    store_name,
+    write_token_store,
+)
 from gpt2_lightning.data.token_text import lost_text
 from gpt2_lightning.data.tokenizer import keeps_every_byte, load_tokenizer, lost_by_tokens
 from gpt2_lightning.inspection.original_text import Reader
@@ -181,3 +186,35 @@ def test_the_words_of_a_giant_line_are_not_listed(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert reader.text.words == 400_000
     assert peak < 3 * len(line)  # a stretch, and the line as bytes; each word is 50 bytes
+
+
+WITHOUT_BLANKS = {
+    "Chinese": "".join(chr(0x4E00 + number * number % 499) for number in range(3000)),
+    "quotes": "don't''s12,e\u0301🙂<|endoftext|>''ll的一是" * 120,
+    "one letter": "=" * 4000,
+    "blanks": ("x" + " " * 700 + "\n" * 9) * 5,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_BLANKS)
+@pytest.mark.parametrize("kind", ["trained", "bert"])
+def test_windows_give_the_ids_of_the_whole(
+    name: str,
+    kind: str,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gpt2_lightning.data.token_store.WINDOW", 600)
+    monkeypatch.setattr("gpt2_lightning.data.token_store.OVERLAP", 400)
+    monkeypatch.setattr("gpt2_lightning.data.token_store.CHARACTERS_PER_PIECE", 600)
+    text = WITHOUT_BLANKS[name]
+    if kind == "bert":
+        tokenizer = load_tokenizer(str(bert_folder(tmp_path / "bert", sep=True)))
+    encoder = _Encoder(tokenizer)
+    windows = encoder._in_windows(text)
+    assert bool(windows) == (name in ("Chinese", "quotes", "one letter") or kind == "trained")
+    whole = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    store = write(tmp_path / "store", [Row(text, True)], tokenizer)
+    assert store.ids[1:-1].tolist() == whole
+    assert (store.manifest.lost == []) == (kind == "trained")

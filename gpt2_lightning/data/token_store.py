@@ -23,9 +23,15 @@ FORMAT_VERSION = 2
 CHARACTERS_PER_PIECE = 1 << 16
 CHARACTERS_PER_BATCH = 1 << 20  # what is tokenized in one call; bounds the memory
 
+# A text without a place to cut is tokenized in windows that overlap. Each seam is at a token that
+# both have, in the middle, where BERT's limit of 100 characters a word is out of reach.
+WINDOW = 1 << 16  # characters
+OVERLAP = 1 << 10
+
 MOST_EXAMINED = 1000  # pieces, to say what is lost; that something is, one tells
 
 Unit = Literal["article", "row"]
+Ids = list[int] | npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ def write_token_store(
     with whole_folder(folder) as writing:
         with (writing / "ids.bin").open("wb") as ids, (writing / "starts.bin").open("wb") as starts:
 
-            def put(values: list[int]) -> None:
+            def put(values: Ids) -> None:
                 nonlocal tokens
                 ids.write(np.asarray(values, dtype).tobytes())
                 tokens += len(values)
@@ -271,21 +277,24 @@ class _Encoder:
 
     def __call__(
         self, pieces: Iterable[tuple[str, bool]]
-    ) -> Iterator[tuple[tuple[str, bool], list[int]]]:
+    ) -> Iterator[tuple[tuple[str, bool], Ids]]:
         batch: list[tuple[str, bool]] = []
         characters = 0
         for piece in pieces:
+            self.bytes += len(piece[0].encode())
+            if len(piece[0]) > 2 * WINDOW and self.cuts and (ids := self._in_windows(piece[0])):
+                yield from self._encode(batch)
+                batch, characters = [], 0
+                yield piece, np.concatenate(ids)
+                continue
             batch.append(piece)
             characters += len(piece[0])
-            self.bytes += len(piece[0].encode())
             if characters >= CHARACTERS_PER_BATCH:
                 yield from self._encode(batch)
                 batch, characters = [], 0
         yield from self._encode(batch)
 
-    def _encode(
-        self, batch: list[tuple[str, bool]]
-    ) -> Iterator[tuple[tuple[str, bool], list[int]]]:
+    def _encode(self, batch: list[tuple[str, bool]]) -> Iterator[tuple[tuple[str, bool], Ids]]:
         if not batch:
             return
         encoded = self.tokenizer(
@@ -296,6 +305,44 @@ class _Encoder:
         )["input_ids"]
         self._look_for_losses(batch, encoded)
         yield from zip(batch, encoded, strict=True)
+
+    def _in_windows(self, text: str) -> list[npt.NDArray[np.int64]]:
+        """Return a long text's ids, in parts; nothing if the windows cannot be joined.
+
+        Joined at a token that both windows have, the ids are those of the whole: in a byte-level
+        BPE, ids are a text's own if each two that follow each other are the own ids of their text;
+        WordPiece takes each token by what follows alone.
+        """
+        parts: list[npt.NDArray[np.int64]] = []
+        last: npt.NDArray[np.int64] | None = None  # id, first character and end of each token
+        begin = 0  # of what is left of the last window, in characters
+        starts = range(0, len(text) - OVERLAP, WINDOW - OVERLAP)
+        at_once = CHARACTERS_PER_BATCH // WINDOW
+        for some in (starts[at : at + at_once] for at in range(0, len(starts), at_once)):
+            encoded = self.tokenizer(
+                [text[start : start + WINDOW] for start in some],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            for start, ids, spans in zip(
+                some, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            ):
+                window = np.column_stack([ids, np.asarray(spans).reshape(-1, 2) + start])
+                if last is not None:
+                    seam = _seam(last, window, start + OVERLAP // 2)
+                    if seam is None:
+                        return []
+                    self._look_for_losses(
+                        [(text[begin : seam[2]], False)], [last[: seam[0], 0].tolist()]
+                    )
+                    parts.append(last[: seam[0], 0])
+                    window, begin = window[seam[1] :], seam[2]
+                last = window
+        assert last is not None
+        self._look_for_losses([(text[begin:], False)], [last[:, 0].tolist()])
+        return [*parts, last[:, 0]]
 
     def _look_for_losses(self, batch: list[tuple[str, bool]], encoded: list[list[int]]) -> None:
         if self._examined >= MOST_EXAMINED:
@@ -308,3 +355,28 @@ class _Encoder:
             if found := lost_text(text, back, unknown=unknown in ids):
                 self.lost |= dict.fromkeys(found)
                 self._examined += 1
+
+
+def _seam(
+    before: npt.NDArray[np.int64], after: npt.NDArray[np.int64], middle: int
+) -> tuple[int, int, int] | None:
+    """Find the token nearest to the middle of an overlap that both windows have.
+
+    Args:
+        before: Id, first character and end of each token, shape ``(tokens, 3)``.
+        after: The same of the next window.
+        middle: A character.
+
+    Returns:
+        Tokens up to and with it in either window, and where it ends; None where there is none.
+    """
+
+    def around(window: npt.NDArray[np.int64]) -> dict[tuple[int, ...], int]:
+        # a token that ends within a character is followed by one that begins in the same
+        whole = np.append(window[1:, 1] >= window[:-1, 2], False)
+        near = np.abs(window[:, 2] - middle) < OVERLAP // 4
+        return {tuple(window[at].tolist()): int(at) + 1 for at in np.flatnonzero(whole & near)}
+
+    one, other = around(before), around(after)
+    shared = min(one.keys() & other.keys(), key=lambda it: (abs(it[2] - middle), it), default=None)
+    return None if shared is None else (one[shared], other[shared], shared[2])
