@@ -1,3 +1,4 @@
+import csv
 import logging
 import sys
 from pathlib import Path
@@ -161,6 +162,32 @@ def test_documents_that_are_not_read_are_named(
     (tmp_path / "b.PDF").write_bytes(b"%PDF")
     assert len(open_source(str(tmp_path))) == 1
     assert "train: a.txt; left out, no plain text: b.PDF." in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.tar"])
+def test_a_held_out_file_that_is_not_read_is_named_with_its_flag(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"%PDF")
+    (tmp_path / "a.txt").write_text("text")
+    for source in (str(tmp_path / "a.txt"), "builtin"):
+        with pytest.raises(UsageError) as refused:
+            open_source(source, validation_source=str(tmp_path / name))
+        assert str(refused.value).startswith(f"--data.validation_source {tmp_path / name}: ")
+        assert "--data.source" not in str(refused.value)
+
+
+def test_a_cell_may_be_a_book_where_c_counts_in_32_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = csv.field_size_limit
+
+    def of_windows(most: int) -> int:
+        if most >= 1 << 31:
+            raise OverflowError("Python int too large to convert to C long")
+        return limit(most)
+
+    monkeypatch.setattr(csv, "field_size_limit", of_windows)
+    (tmp_path / "a.csv").write_text("text\n" + 200_000 * "a" + "\n")
+    assert texts(open_source(str(tmp_path / "a.csv"))["train"]) == [200_000 * "a"]
 
 
 def test_saved_to_disk(tmp_path: Path) -> None:

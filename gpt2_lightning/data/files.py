@@ -101,8 +101,9 @@ def open_path(
         return open_path(
             path / subsets[0], None, text_column, documents=documents, held_out=held_out
         )
-    found = _find(path)
-    own = {_key(file) for name in held_out.values() if name != "none" for file in _named(name)}
+    found = _find(path, "--data.source")
+    given = {flag_of(split): name for split, name in held_out.items() if name != "none"}
+    own = {_key(file) for flag, name in given.items() for file in _named(flag, name)}
     files = [file for file in found.files if _key(file) not in own]
     if not found.files:
         raise UsageError(
@@ -145,10 +146,7 @@ def open_held_out(
     Raises:
         UsageError: If there is none of that name, or nothing in it that can be read.
     """
-    try:
-        files = _named(name)
-    except UsageError as error:
-        raise UsageError(f"{flag} {name}: {error}") from error
+    files = _named(flag, name)
     if not files:
         raise UsageError(
             f"{flag} {name}: there is no file of text there. Give a file, a folder or a pattern, "
@@ -178,18 +176,23 @@ def rows_of_files(
     return Rows(read, tuple(dict.fromkeys(file.path for file in files)), identity)
 
 
-def _named(name: str) -> list[DataFile]:
+def flag_of(split: SplitName) -> str:
+    """Return the flag that gives a held-out split by hand."""
+    return f"--data.{split}_source"
+
+
+def _named(flag: str, name: str) -> list[DataFile]:
     """Return the files of a path, or, where there is none, of a pattern."""
     path = Path(name).expanduser()
     paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-    return [file for one in paths for file in _find(one).files]
+    return [file for one in paths for file in _find(one, flag).files]
 
 
 def _key(file: DataFile) -> tuple[Path, str | None]:
     return file.path.resolve(), file.member
 
 
-def _find(path: Path) -> Found:
+def _find(path: Path, flag: str) -> Found:
     """Find the files of a folder at any depth, or of a file, in an order that machines share.
 
     Hidden files are passed over. Links are followed, a folder once. What runs, models and caches
@@ -197,7 +200,7 @@ def _find(path: Path) -> Found:
     """
     found = Found()
     if path.is_file():
-        _take(path, path.name, found, named=True)
+        _take(path, path.name, found, flag)
         return found
     seen = {path.resolve()}
     for folder, inner, names in os.walk(path, followlinks=True):
@@ -246,7 +249,7 @@ def _made_here(folder: Path) -> str:
     return "token cache" if holds("manifest.json", "ids.bin") else ""
 
 
-def _take(file: Path, name: str, found: Found, *, named: bool = False) -> None:
+def _take(file: Path, name: str, found: Found, named_by: str | None = None) -> None:
     suffix = file.suffix.lower()
     inner = PurePosixPath(file.stem.lower()).suffix
     if not file.is_file():
@@ -257,17 +260,17 @@ def _take(file: Path, name: str, found: Found, *, named: bool = False) -> None:
         found.files.append(DataFile(file, name))
     elif suffix in ARCHIVES or inner == ".tar" or (suffix in COMPRESSIONS):
         reason = "unpack it first"
-        if named:
+        if named_by:
             raise UsageError(
-                f"--data.source {file}: it is packed in a way that is not read here. "
+                f"{named_by} {file}: it is packed in a way that is not read here. "
                 "Unpack it first; read as they are: .txt.gz, .jsonl.zst, .zip and "
                 "their like."
             )
         found.leave_out(name, reason)
-    elif named:
+    elif named_by:
         if suffix in OTHER_DOCUMENTS - {".html", ".htm"}:
             raise UsageError(
-                f"--data.source {file}: {suffix} holds no plain text. Save it as .txt or .csv."
+                f"{named_by} {file}: {suffix} holds no plain text. Save it as .txt or .csv."
             )
         found.files.append(DataFile(file, name))
     elif suffix in OTHER_DOCUMENTS:

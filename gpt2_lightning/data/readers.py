@@ -8,7 +8,6 @@ import json
 import logging
 import lzma
 import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -50,6 +49,8 @@ ABOUT = re.compile(
 TABLE_VERSION = 2  # of how cells become text; raised when the text changes
 ROWS_PER_READ = 1000
 READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
+
+LONGEST_FIELD = 2**31 - 1  # bytes of a cell, which may be a book: the most that Windows takes
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ def _remedy(file: DataFile) -> str:
 
 def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
     """Yield a table's rows as text, with the line on which each ends."""
-    csv.field_size_limit(sys.maxsize)  # a field may be a book
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(
         (text for _, text in _lines(file)),
         delimiter="\t" if file.format == "tsv" else ",",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpt2_lightning.data.arrow import open_hub
 from gpt2_lightning.data.builtin import BUILTIN_VERSION, builtin_rows
-from gpt2_lightning.data.files import open_held_out, open_path
+from gpt2_lightning.data.files import flag_of, open_held_out, open_path
 from gpt2_lightning.data.readers import OTHER_DOCUMENTS, is_data
 from gpt2_lightning.data.rows import SPLIT_NAMES, DocumentsName, Row, Rows, SplitName
 from gpt2_lightning.errors import UsageError
@@ -52,8 +52,7 @@ def open_source(
     for split, name in held_out.items():
         found.pop(split, None)
         if name != "none":
-            flag = f"--data.{split}_source"
-            found[split] = open_held_out(flag, name, text_column, documents)
+            found[split] = open_held_out(flag_of(split), name, text_column, documents)
     return found
 
 
