@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.inference.checkpoint import best_checkpoint, last_checkpoint, newest_run
+from gpt2_lightning.inference import checkpoint
+from gpt2_lightning.inference.checkpoint import (
+    best_checkpoint,
+    last_checkpoint,
+    newest_checkpoint,
+    newest_run,
+)
 from gpt2_lightning.inference.origin import find_origin
 from gpt2_lightning.inference.run_folder import find_checkpoint
 from tests.command_line import CALM, Mistake, fine_tuning, fit
@@ -78,6 +84,21 @@ def test_a_run_with_nothing_whole_is_passed_over(run: Path, mistake: Mistake) ->
     assert find_checkpoint("last") == run / "checkpoints" / "last.ckpt"
     message = mistake("fit", f"--ckpt_path={other.parent}")
     assert "nor another checkpoint that is whole" in message
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_passed_over_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    last, gone = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / "gone.ckpt"
+    last.parent.mkdir()
+    torch.save({}, last)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [last, gone])  # as it was a moment ago
+    assert newest_checkpoint([last.parent]) == last
+    gone.touch()
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone])
+    monkeypatch.setattr(checkpoint, "is_whole", lambda file: gone.unlink())
+    assert last_checkpoint(tmp_path / "another") is None
+    assert not caplog.messages
 
 
 def test_damage_inside_is_found_and_another_one_is_named(run: Path, mistake: Mistake) -> None:

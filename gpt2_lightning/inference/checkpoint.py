@@ -1,6 +1,7 @@
 """A trained model and its tokenizer, from a run folder, a .ckpt, an HF folder or the Hub."""
 
 import logging
+import os
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -222,6 +223,8 @@ def _is_usable(file: Path) -> bool:
     """Tell whether a checkpoint is whole; of one that is not, say once that it is passed over."""
     if is_whole(file):
         return True
+    if not os.path.lexists(file):  # removed meanwhile, by the run that wrote it
+        return False
     if (known := (file, _written(file))) not in _told:
         _told.add(known)
         size = f" ({file.stat().st_size:,} bytes are there)" if file.is_file() else ""
@@ -364,7 +367,9 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def _written(file: Path) -> float:
-    return file.lstat().st_mtime  # a link may lead nowhere
+    with suppress(FileNotFoundError):  # a run that is under way has removed it meanwhile
+        return file.lstat().st_mtime  # a link may lead nowhere
+    return 0.0
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
