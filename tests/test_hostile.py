@@ -301,6 +301,19 @@ def test_a_saved_data_set_opens_no_file_outside(mistake: Mistake, name: str) -> 
     )
 
 
+@pytest.mark.parametrize("damage", ["type", "depth", "arrow"])
+def test_a_saved_data_set_that_is_damaged(mistake: Mistake, damage: str) -> None:
+    datasets.Dataset.from_dict({"text": ["a b c"] * 40}).save_to_disk("saved")
+    if damage == "type":
+        change(Path("saved/dataset_info.json"), features={"text": {"_type": "os.system"}})
+    elif damage == "depth":
+        Path("saved/dataset_info.json").write_text("[" * 100_000, encoding="utf-8")
+    else:
+        Path("saved/data-00000-of-00001.arrow").write_bytes(bytes(range(256)) * 9)
+    for words in (("inspect", "--data.source=saved"), ("fetch", "--check=saved")):
+        assert "saved: it cannot be read as a saved data set" in mistake(*words)
+
+
 # --- a run folder of another's --------------------------------------------------------------------
 
 

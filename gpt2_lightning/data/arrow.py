@@ -31,7 +31,13 @@ def open_saved(path: Path, text_column: str) -> dict[SplitName, Rows]:
                     "folder. Nothing was read from there."
                 )
 
-    loaded = load_from_disk(str(path))
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # pyarrow and datasets raise what they please of damaged files
+        raise UsageError(
+            f"--data.source {path}: it cannot be read as a saved data set ({reason(error)}). Save "
+            "or fetch it again."
+        ) from error
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": cast(Dataset, loaded)}
     return _rows_of_datasets(splits, text_column, path)
 
