@@ -1,6 +1,8 @@
 """YAML files of settings, checked before they are parsed: size, syntax and keys."""
 
+import codecs
 import difflib
+import locale
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -92,6 +94,13 @@ def check_config_file(file: Path, named: str, parser: ArgumentParser) -> dict[st
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{named}: not UTF-8 at byte {error.start}.") from error
+    # jsonargparse reads the file once more, in the system's encoding
+    system = locale.getpreferredencoding(False)
+    if not text.isascii() and codecs.lookup(system).name != "utf-8":
+        raise UsageError(
+            f"{named}: it holds letters beyond ASCII, and this system reads files as {system}. "
+            "PYTHONUTF8=1 in the environment reads them as UTF-8."
+        )
     try:
         check_yaml(text)
         settings = get_loader("yaml")(text)

@@ -1,6 +1,7 @@
 """What is said of YAML files of settings, and of values in YAML."""
 
 import json
+import locale
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_file_in_another_encoding_or_of_another_kind(mistake: Mistake) -> None
     assert "--config mine.yaml: not UTF-8 at byte 23" in mistake("fit", "--config=mine.yaml")
     Path("large.yaml").write_text("a" * 1_000_001, encoding="utf-8")
     assert "large.yaml: the file has 1,000,001 bytes" in mistake("fit", "-c", "large.yaml")
+
+
+def test_a_file_that_the_system_would_read_in_another_encoding(
+    mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locale, "getpreferredencoding", lambda do_setlocale: "cp936")
+    Path("mine.yaml").write_text("data: {source: \u8bd7.txt}\n", encoding="utf-8")
+    message = mistake("fit", "--config", "mine.yaml")
+    assert "--config mine.yaml: it holds letters beyond ASCII, and this system" in message
+    assert message.endswith("as cp936. PYTHONUTF8=1 in the environment reads them as UTF-8.")
+    Path("mine.yaml").write_text("data: {sourc: a.txt}\n", encoding="utf-8")
+    assert "data.sourc: there is no such setting" in mistake("fit", "--config", "mine.yaml")
 
 
 def test_the_value_of_a_flag_is_bounded_too(mistake: Mistake) -> None:
