@@ -299,7 +299,9 @@ def _check_max_time(asked: Any) -> None:
         ) from error
 
 
-def check_unchanged(group: str, given: Any, trained: dict[str, Any], file: Path) -> None:
+def check_unchanged(
+    group: str, given: Any, trained: dict[str, Any], file: Path, defaults: dict[str, Any]
+) -> None:
     """Refuse flags that would make a run that goes on another run.
 
     Args:
@@ -307,12 +309,14 @@ def check_unchanged(group: str, given: Any, trained: dict[str, Any], file: Path)
         given: Its flags.
         trained: What they were in the checkpoint.
         file: The checkpoint.
+        defaults: What the flags are where nobody gives them: so an earlier version was trained
+            that did not have them.
 
     Raises:
         UsageError: If one has changed.
     """
     given = given.as_dict()
-    for name, before in trained.items():
+    for name, before in (defaults | trained).items():
         if name in FREE_TO_CHANGE[group] or name not in given:
             continue
         now = list(given[name]) if isinstance(given[name], tuple) else given[name]

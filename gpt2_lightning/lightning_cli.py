@@ -5,7 +5,9 @@ import logging
 import re
 import signal
 import sys
+from dataclasses import asdict, is_dataclass
 from enum import Enum
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -327,11 +329,13 @@ class GPT2CLI(LightningCLI):
                     "true), from which training cannot go on. Begin a new run with them: "
                     f"--model.pretrained {run_of(file) or 'RUN'}, without --ckpt_path."
                 )
-            for group, key in (
-                ("data", "datamodule_hyper_parameters"),  # first: what is linked is a flag of data
-                ("model", "hyper_parameters"),
+            for group, key, built in (
+                # first: what is linked is a flag of data
+                ("data", "datamodule_hyper_parameters", WikiTextDataModule),
+                ("model", "hyper_parameters", GPT2Module),
             ):
-                check_unchanged(group, config[group], checkpoint.get(key) or {}, file)
+                if trained := checkpoint.get(key):
+                    check_unchanged(group, config[group], trained, file, defaults_of(built))
             config.trainer.num_sanity_val_steps = 0  # the curves have their beginning
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]
@@ -446,6 +450,18 @@ def run(words: list[str]) -> None:
         if isinstance(ended.__context__, KeyboardInterrupt):  # it ends with code 1
             raise SystemExit(128 + signal.SIGINT) from ended
         raise
+
+
+def defaults_of(built: type) -> dict[str, Any]:
+    """Return what a class takes where it is not told, in plain values."""
+    found = {}
+    for name, it in signature(built).parameters.items():
+        value = it.default
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if value is not it.empty:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

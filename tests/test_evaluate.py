@@ -116,7 +116,41 @@ def test_the_better_of_two_models_is_told(
     between = card["bits_per_byte"] - card["against"]["bits_per_byte"]
     assert difference["bits_per_byte"] == pytest.approx(between)
     assert difference["interval"][1] < 0
-    assert f"{tiny_model} is better than {other_model}, on 5 of 5" in capsys.readouterr().out
+    screen = capsys.readouterr()
+    assert f"{tiny_model} is better than {other_model}, on 5 of 5" in screen.out
+    # one source is opened once for both
+    assert (
+        screen.err.count(f"{wiki_folder}: train: wiki.train.raw; validation: wiki.valid.raw") == 1
+    )
+
+
+def test_what_is_taken_out_of_the_training_text_is_said_once(
+    wiki_folder: Path, tiny_model: Path, other_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("valid", "test"):
+        (wiki_folder / f"wiki.{name}.raw").unlink()
+    evaluate(
+        *(f"--model={tiny_model}", f"--against={other_model}"),
+        *(f"--data.source={wiki_folder}", "--protocol=articles"),
+    )
+    assert capsys.readouterr().err.count("has no validation and no test split: taking") == 1
+
+
+def test_text_without_spaces_has_no_word_perplexity(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "zh.txt").write_text("小明的书在桌子上。他今天很高兴，\n" * 20, encoding="utf-8")
+    words = (f"--model={tiny_model}", "--data.source=zh.txt", "--split=all")
+    for protocol in ("sliding", "articles"):
+        card = evaluate(*words, f"--protocol={protocol}", "--context=16")
+        assert card["word_perplexity"] is None
+        assert card["bits_per_byte"] > 0
+        assert card["no_words"] == "most of the text is in a script without spaces between words"
+        assert f"word perplexity   - ({card['no_words']})" in capsys.readouterr().out
+    (tmp_path / "en.txt").write_text("the old bridge 桥\n" * 40, encoding="utf-8")
+    card = evaluate(f"--model={tiny_model}", "--data.source=en.txt", "--split=all")
+    assert card["no_words"] is None
+    assert card["word_perplexity"] > 0
 
 
 def test_a_whole_file_without_splits(tmp_path: Path, tiny_model: Path) -> None:

@@ -237,6 +237,16 @@ def test_names_that_can_be_read_in_two_ways_are_asked_about(
     }
 
 
+def test_one_file_is_asked_about_as_one(tmp_path: Path) -> None:
+    write(tmp_path, {"book.txt": "a", "valid.txt": "b"})
+    with pytest.raises(UsageError) as asked:
+        open_source(str(tmp_path))
+    assert (
+        "is valid.txt validation or test text? Its name begins or ends like a split's, but "
+        "book.txt does not go with it. Say which files" in str(asked.value)
+    )
+
+
 def test_splits_are_given_by_hand(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     write(
         tmp_path,

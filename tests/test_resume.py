@@ -11,7 +11,7 @@ import yaml
 
 from gpt2_lightning.callbacks.curves import read_scalars
 from gpt2_lightning.cli import main
-from tests.command_line import CALM, fine_tuning, fit
+from tests.command_line import CALM, Mistake, fine_tuning, fit
 
 # 14 steps in all, two of accumulation, dropout 0.1, an epoch of 7 steps whose last is short
 EPOCHS = ("--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2", "--data.batch_size=28")
@@ -170,3 +170,32 @@ def test_validations_that_would_split_a_step(
         fit(*words(wiki_folder, tiny_model), "--trainer.val_check_interval=5")
     assert refused.value.code == 2
     assert "--trainer.val_check_interval 4 would work" in capsys.readouterr().err
+
+
+def test_new_data_flags_are_held_to_what_they_were(
+    mistake: Mistake, wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(*words(wiki_folder, tiny_model), "--trainer.max_steps=2", "--samples.enabled=false")
+    last = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    names = ("documents", "validation_source", "test_source", "text_column")
+    for in_checkpoint in (True, False):  # as of an earlier version, which did not have them
+        for flag, value, before in (
+            ("documents", "line", "file"),
+            ("validation_source", "none", "None"),
+            ("test_source", "none", "None"),
+        ):
+            message = mistake("fit", f"--ckpt_path={run}", f"--data.{flag}={value}", *CALM)
+            assert f"--data.{flag} {value}: {last} was trained with {before}, and" in message
+        if in_checkpoint:
+            for name in names:
+                del checkpoint["datamodule_hyper_parameters"][name]
+            torch.save(checkpoint, last)
+            config = yaml.safe_load((run / "config.yaml").read_text())
+            for name in names:
+                del config["data"][name]
+            (run / "config.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    main(["fit", f"--ckpt_path={run}", "--trainer.max_steps=3", *CALM])
+    assert "Going on after step 2." in capsys.readouterr().err
+    assert torch.load(last, weights_only=True)["global_step"] == 3

@@ -2,6 +2,7 @@ import csv
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -222,3 +223,51 @@ def test_missing_and_empty(tmp_path: Path) -> None:
     (tmp_path / "notes.pdf").write_bytes(b"")
     with pytest.raises(UsageError, match=r"no data files in this folder\. It holds: notes\.pdf"):
         open_source(str(tmp_path))
+
+
+def test_what_is_which_split_is_said_of_every_kind_of_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gpt2_lightning"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    splits = {name: Dataset.from_dict({"text": TEXTS}) for name in ("train", "dev", "unsupervised")}
+    saved = str(tmp_path / "saved")
+    DatasetDict(splits | {"validation": splits["dev"]}).save_to_disk(saved)
+    caplog.clear()
+    assert list(open_source(saved)) == ["train", "validation"]
+    assert (
+        f"{saved}: train: 3 rows; validation: 3 rows (dev); left out, a second validation split: "
+        "validation; left out, not called train, validation or test: unsupervised." in caplog.text
+    )
+    assert list(open_source(saved, validation_source="none")) == ["train"]
+    assert "left out, --data.validation_source is given: 2 splits (dev, valid" in caplog.text
+    caplog.clear()
+    builtin = open_source("builtin", test_source="none")
+    assert list(builtin) == ["train", "validation"]
+    count = len(list(builtin["train"]))
+    assert f"builtin, the language reference of this Python: train: {count:,} rows;" in caplog.text
+    assert "left out, --data.test_source is given: its own test split." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "said"),
+    [
+        ("book.txt", {"revision": "v1"}, "--data.revision v1 is not used: book.txt is a path here"),
+        ("builtin", {"revision": "v1"}, "--data.revision v1 is not used: the built-in text has"),
+        ("builtin", {"subset": "a"}, "--data.subset a is not used: the built-in text has none"),
+        ("builtin", {"documents": "line"}, "--data.documents line is not used: the built-in"),
+        ("builtin", {"documents": "file"}, None),
+    ],
+)
+def test_flags_that_say_nothing_of_a_source_are_said(
+    source: str,
+    flags: dict[str, Any],
+    said: str | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gpt2_lightning"), "propagate", True)
+    Path("book.txt").write_text("text", encoding="utf-8")
+    open_source(source, **flags)
+    assert (said or "") in caplog.text
+    assert ("is not used" in caplog.text) == (said is not None)

@@ -1,7 +1,7 @@
 """``inspect``: what the model will really see of a source."""
 
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from json import dumps
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from gpt2_lightning.data.rows import SplitName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit_settings import FitSettings
 from gpt2_lightning.inspection.document import as_document
-from gpt2_lightning.inspection.findings import Findings, find, unsaid
+from gpt2_lightning.inspection.findings import Findings, find
 
 
 def inspect(
@@ -54,10 +54,9 @@ def inspect(
     with redirect_stdout(sys.stderr):
         for name in cleaners:
             data = WikiTextDataModule(**given | {"cleaning": name})
-            with unsaid() if found else nullcontext():
-                findings = find(
-                    data, split=wanted, ngram=ngram, samples=rows, working=messages.status
-                )
+            for _, before in found.values():
+                data.share_source(before)
+            findings = find(data, split=wanted, ngram=ngram, samples=rows, working=messages.status)
             found[name] = findings, data
     chosen = cleaners[0]
     found = {name: found[name] for name in CLEANERS if name in found}

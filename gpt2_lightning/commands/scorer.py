@@ -1,6 +1,6 @@
 """Scorer: what `evaluate` does with each model, the text being the same."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpt2_lightning.commands.evaluate_screen import EvaluateScreen
 from gpt2_lightning.data.cache import cache_folder
@@ -31,6 +31,7 @@ class Scorer:
         batch_size: Windows at a time.
         processes: Those that share the work.
         screen: Where the progress is seen.
+        opened: The text as each model so far has read it; its source is opened once for all.
     """
 
     data: EvaluatedText
@@ -40,6 +41,7 @@ class Scorer:
     batch_size: int
     processes: Processes
     screen: EvaluateScreen
+    opened: list[WikiTextDataModule] = field(default_factory=list)
 
     def load(self, name: str, revision: str | None = None, *, flag: str = "--model") -> TextModel:
         """Load a model onto the device, in its type.
@@ -56,7 +58,11 @@ class Scorer:
         files = tokenizer_files(loaded.tokenizer)
         folder = cache_folder(self.data.cache_dir) / "tokenizers" / store_name(files)
         save_tokenizer_files(files, folder)
-        return WikiTextDataModule(**self.data.given(), tokenizer=str(folder))
+        data = WikiTextDataModule(**self.data.given(), tokenizer=str(folder))
+        if self.opened:
+            data.share_source(self.opened[-1])
+        self.opened.append(data)
+        return data
 
     def score(
         self, loaded: TextModel, name: str, protocol: Protocol

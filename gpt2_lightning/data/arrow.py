@@ -1,18 +1,25 @@
 """Data sets that `datasets` holds as Arrow files: from the Hub, or saved to disk."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from gpt2_lightning.data.readers import ROWS_PER_READ, rows_of_column
-from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName
+from gpt2_lightning.data.rows import SPLIT_NAMES, Row, Rows, SplitName, say_splits
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.hub_errors import reason
 from gpt2_lightning.untrusted import is_inside, read_json
 
 
-def open_saved(path: Path, text_column: str) -> dict[SplitName, Rows]:
+def open_saved(
+    path: Path, text_column: str, held_out: Collection[SplitName] = ()
+) -> dict[SplitName, Rows]:
     """Open a folder written by ``save_to_disk`` of `datasets`.
+
+    Args:
+        path: The folder.
+        text_column: The column that holds the text.
+        held_out: Splits that are given by hand, whose own text is left out.
 
     Raises:
         UsageError: If it cannot be read, or names a file outside of it.
@@ -39,11 +46,15 @@ def open_saved(path: Path, text_column: str) -> dict[SplitName, Rows]:
             "or fetch it again."
         ) from error
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": cast(Dataset, loaded)}
-    return _rows_of_datasets(splits, text_column, path)
+    return _rows_of_datasets(splits, text_column, path, held_out)
 
 
 def open_hub(
-    source: str, subset: str | None, revision: str | None, text_column: str
+    source: str,
+    subset: str | None,
+    revision: str | None,
+    text_column: str,
+    held_out: Collection[SplitName] = (),
 ) -> dict[SplitName, Rows]:
     """Download a data set from the Hub, or from the mirror that HF_ENDPOINT names.
 
@@ -52,6 +63,7 @@ def open_hub(
         subset: Configuration.
         revision: Branch, tag or commit.
         text_column: The column that holds the text.
+        held_out: Splits that are given by hand, whose own text is left out.
 
     Raises:
         UsageError: If the Hub does not give it.
@@ -70,15 +82,28 @@ def open_hub(
             f"--data.source {source}: the Hub did not give it: {reason(error)}. {advice}"
         ) from error
     assert isinstance(loaded, DatasetDict)  # no split was asked for, so all come
-    return _rows_of_datasets(loaded, text_column, Path(source))
+    return _rows_of_datasets(loaded, text_column, Path(source), held_out)
 
 
 def _rows_of_datasets(
-    splits: dict[str, Any], text_column: str, path: Path
+    datasets: dict[str, Any], text_column: str, path: Path, held_out: Collection[SplitName]
 ) -> dict[SplitName, Rows]:
     found: dict[SplitName, Rows] = {}
-    for name, dataset in splits.items():
-        if name not in SPLIT_NAMES:
+    said: dict[SplitName, str] = {}
+    left_out: dict[str, list[str]] = {}
+    for name, dataset in datasets.items():
+        split = SPLIT_NAMES.get(name.lower())
+        reason = (
+            "not called train, validation or test"
+            if split is None
+            else f"--data.{split}_source is given"
+            if split in held_out
+            else f"a second {split} split"
+            if split in found
+            else None
+        )
+        if split is None or reason is not None:
+            left_out.setdefault(str(reason), []).append(name)
             continue
         if text_column not in dataset.column_names:
             raise UsageError(
@@ -91,10 +116,13 @@ def _rows_of_datasets(
                 yield from rows_of_column(batch[text_column], text_column, path)
 
         files = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
-        found[SPLIT_NAMES[name]] = Rows(read, files, f"arrow {text_column} 2")
-    if not found:
+        found[split] = Rows(read, files, f"arrow {text_column} 2")
+        called = "" if name == split else f" ({name})"
+        said[split] = f"{dataset.num_rows:,} rows{called}"
+    if not found and not held_out:
         raise UsageError(
-            f"--data.source {path}: splits {', '.join(splits)}, none of which is called train, "
+            f"--data.source {path}: splits {', '.join(datasets)}, none of which is called train, "
             "validation or test."
         )
+    say_splits(path, said, left_out, "split")
     return found

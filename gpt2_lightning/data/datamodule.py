@@ -103,6 +103,7 @@ class WikiTextDataModule(LightningDataModule):
         self.documents = documents
         self.validation_source = validation_source
         self.test_source = test_source
+        self._opened: dict[SplitName, Rows] | None = None
         self._splits: dict[SplitName, Rows] | None = None
         self.cleaner = get_cleaner(cleaning)
         self.tokenizer_name = tokenizer
@@ -188,7 +189,7 @@ class WikiTextDataModule(LightningDataModule):
         Raises:
             UsageError: If there is no such source, or nothing in it that can be read.
         """
-        return open_source(
+        self._opened = self._opened or open_source(
             self.source,
             subset=self.subset,
             revision=self.revision,
@@ -197,6 +198,15 @@ class WikiTextDataModule(LightningDataModule):
             validation_source=self.validation_source,
             test_source=self.test_source,
         )
+        return self._opened
+
+    def share_source(self, other: "WikiTextDataModule") -> None:
+        """Take the splits that another has found in the same source, so that it is opened once.
+
+        Args:
+            other: Of the same source and splits; its cleaning and tokenizer may differ.
+        """
+        self._opened, self._splits, self.taken = other._opened, other._splits, other.taken
 
     def _find_splits(self) -> dict[SplitName, Rows]:
         found = self.open()

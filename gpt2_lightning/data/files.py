@@ -22,12 +22,19 @@ from gpt2_lightning.data.readers import (
     read_file,
     suffixes_of,
 )
-from gpt2_lightning.data.rows import SPLIT_NAMES, DocumentsName, Row, Rows, SplitName
+from gpt2_lightning.data.rows import (
+    SPLIT_NAMES,
+    DocumentsName,
+    Row,
+    Rows,
+    SplitName,
+    counted,
+    say_splits,
+)
 from gpt2_lightning.errors import UsageError
 
 SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet", re.IGNORECASE)
 PART = re.compile(r"\d*|(part|shard|split|set|v)\d*|of|[0-9a-f]{16,}")  # says nothing of the text
-SHOWN = 3  # names in the line that says which files are which split
 ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
 
 log = logging.getLogger(__name__)
@@ -91,7 +98,7 @@ def open_path(
             )
         log.info("%s holds its data itself: --data.subset %s is not used.", path, subset)
     if path.is_dir() and _is_saved(path):
-        return open_saved(path, text_column)
+        return open_saved(path, text_column, held_out)
     if path.is_dir() and not _holds_data(path) and (subsets := _subsets(path)):
         if len(subsets) > 1:
             raise UsageError(
@@ -124,7 +131,8 @@ def open_path(
     splits = {"train": files} if whole else _by_split(path, files, found, held_out)
     for of_split in splits.values():
         _check_shards(of_split)
-    _say(path, splits, found.left_out)
+    said = {name: counted([file.name for file in of], "file") for name, of in splits.items()}
+    say_splits(path, said, found.left_out)
     return {
         name: rows_of_files(splits[name], text_column, documents)
         for name in ORDER
@@ -152,7 +160,7 @@ def open_held_out(
             f"{flag} {name}: there is no file of text there. Give a file, a folder or a pattern, "
             "or none for text held out of the training text."
         )
-    log.info("%s %s: %s.", flag, name, _counted([file.name for file in files], "file"))
+    log.info("%s %s: %s.", flag, name, counted([file.name for file in files], "file"))
     return rows_of_files(files, text_column, documents)
 
 
@@ -373,17 +381,17 @@ def _by_split(
         ]
         if apart and not _agree(said):
             others = [file.name for file in files if file.name not in apart]
-            asked = f"{'is' if len(apart) == 1 else 'are'} {_counted(apart, 'file')}"
+            one = len(apart) == 1
+            begin = "Its name begins or ends" if one else "Their names begin or end"
+            them = "it" if one else "them"
+            fit_in = f"no training file goes with {them}"
+            if others:
+                do = "does" if len(others) == 1 else "do"
+                fit_in = f"{counted(others, 'other')} {do} not go with {them}"
             raise UsageError(
-                f"--data.source {path}: {asked} validation or test text? "
-                f"Their names begin or end like a split's, but {_counted(others, 'other')} do not "
-                "go with them. Say which files are held out with --data.validation_source PATH "
-                "and --data.test_source PATH (a file, folder or pattern; none: all of the source "
-                "is training text, and a part of it is held out)."
-                if others
-                else f"--data.source {path}: {asked} validation or test "
-                "text? Their names begin or end like a split's, but no training file goes with "
-                "them. Say which files are held out with --data.validation_source PATH and "
+                f"--data.source {path}: {'is' if one else 'are'} {counted(apart, 'file')} "
+                f"validation or test text? {begin} like a split's, but {fit_in}. "
+                "Say which files are held out with --data.validation_source PATH and "
                 "--data.test_source PATH (a file, folder or pattern; none: all of the source is "
                 "training text, and a part of it is held out)."
             )
@@ -435,29 +443,6 @@ def _check_shards(files: list[DataFile]) -> None:
                 f"which has {total}. "
                 + (f"Missing: {names}." if missing else "Their totals differ.")
             )
-
-
-def _say(
-    path: Path, splits: dict[SplitName, list[DataFile]], left_out: dict[str, list[str]]
-) -> None:
-    """Say in one line which files are which split, and what is left out."""
-    parts = [
-        f"{name}: {_counted([file.name for file in splits[name]], 'file')}"
-        for name in ORDER
-        if name in splits
-    ]
-    parts += [
-        f"left out, {why}: {_counted(sorted(names), 'file')}"
-        for why, names in sorted(left_out.items())
-    ]
-    log.info("%s: %s.", path, "; ".join(parts))
-
-
-def _counted(names: list[str], what: str) -> str:
-    if len(names) == 1:
-        return names[0]
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"{len(names):,} {what}s ({shown})"
 
 
 def _listing(folder: Path, most: int = 8) -> str:

@@ -1,6 +1,7 @@
 """Rows of text, and the splits they come in."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ SPLIT_NAMES: dict[str, SplitName] = {
 
 CHARACTERS_PER_STRETCH = 1 << 16  # of a long text; bounds what its words need in memory
 WORD_END = re.compile(r"\S(?=\s)")
+SHOWN = 3  # names in the line that says what is which split
+
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -79,3 +83,34 @@ def stretches(text: str, characters: int = CHARACTERS_PER_STRETCH) -> Iterator[s
         yield text[start : end.end()]
         start = end.end()
     yield text[start:] if start else text
+
+
+def say_splits(
+    source: str | Path,
+    splits: dict[SplitName, str],
+    left_out: dict[str, list[str]],
+    what: str = "file",
+) -> None:
+    """Say in one line what of a source is which split, and what is left out.
+
+    Args:
+        source: Its name.
+        splits: What each split consists of, in words.
+        left_out: Names of what is not read, by the reason.
+        what: What they are names of.
+    """
+    order: tuple[SplitName, ...] = ("train", "validation", "test")
+    parts = [f"{name}: {splits[name]}" for name in order if name in splits]
+    parts += [
+        f"left out, {why}: {counted(sorted(names), what)}"
+        for why, names in sorted(left_out.items())
+    ]
+    log.info("%s: %s.", source, "; ".join(parts))
+
+
+def counted(names: list[str], what: str) -> str:
+    """Return a name, or how many there are with the first of them."""
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(names):,} {what}s ({shown})"

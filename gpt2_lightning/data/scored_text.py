@@ -15,6 +15,7 @@ from gpt2_lightning.data.cleaning import Cleaner, get_cleaner
 from gpt2_lightning.data.harness import detokenize_article
 from gpt2_lightning.data.rows import JoinerName, Row, Rows, stretches
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
+from gpt2_lightning.data.token_text import WITHOUT_SPACES
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.errors import UsageError
 
@@ -53,12 +54,15 @@ class TextCounts:
         harness_words: Words by lm-evaluation-harness' rule: the pieces of
             ``re.split(r"\s+", unit)``, an empty one at either end included; shape ``(units,)``.
         bytes: UTF-8 bytes, shape ``(units,)``.
+        without_spaces: Whether most of it is of scripts without spaces between words, such as
+            Chinese and Thai: its words say nothing then.
     """
 
     sha256: str
     words: npt.NDArray[np.int64]
     harness_words: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
+    without_spaces: bool = False
 
 
 def count_text(rows: Rows, *, by_article: bool) -> TextCounts:
@@ -72,6 +76,7 @@ def count_text(rows: Rows, *, by_article: bool) -> TextCounts:
     harness_words: list[int] = []
     sizes: list[int] = []
     last = ""
+    characters = without_spaces = 0
     for row in rows:
         if not words or (row.begins and by_article):
             if words:
@@ -80,7 +85,12 @@ def count_text(rows: Rows, *, by_article: bool) -> TextCounts:
             harness_words.append(int(row.text[:1].isspace()))
             sizes.append(0)
         encoded = row.text.encode()
-        found = sum(len(part.split()) for part in stretches(row.text))
+        found = 0
+        for part in stretches(row.text):
+            pieces = part.split()
+            found += len(pieces)
+            characters += sum(map(len, pieces))
+            without_spaces += 0 if part.isascii() else sum(1 for _ in WITHOUT_SPACES.finditer(part))
         words[-1] += found
         harness_words[-1] += found
         sizes[-1] += len(encoded)
@@ -90,7 +100,11 @@ def count_text(rows: Rows, *, by_article: bool) -> TextCounts:
         raise UsageError("--split: there is no text in it. Choose another, or look at the source.")
     harness_words[-1] += _last_piece(last, sizes[-1])
     return TextCounts(
-        digest.hexdigest(), np.asarray(words), np.asarray(harness_words), np.asarray(sizes)
+        digest.hexdigest(),
+        np.asarray(words),
+        np.asarray(harness_words),
+        np.asarray(sizes),
+        2 * without_spaces >= max(characters, 1),
     )
 
 

@@ -1,6 +1,7 @@
 """Where rows come from: the built-in corpus, local files and folders, or the Hub."""
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from gpt2_lightning.data.arrow import open_hub
 from gpt2_lightning.data.builtin import BUILTIN_VERSION, builtin_rows
 from gpt2_lightning.data.files import flag_of, open_held_out, open_path
 from gpt2_lightning.data.readers import OTHER_DOCUMENTS, is_data
-from gpt2_lightning.data.rows import SPLIT_NAMES, DocumentsName, Row, Rows, SplitName
+from gpt2_lightning.data.rows import SPLIT_NAMES, DocumentsName, Row, Rows, SplitName, say_splits
 from gpt2_lightning.errors import UsageError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+log = logging.getLogger(__name__)
 
 
 def open_source(
@@ -50,7 +53,6 @@ def open_source(
         held_out["test"] = test_source
     found = _open(source, subset, revision, text_column, documents, held_out)
     for split, name in held_out.items():
-        found.pop(split, None)
         if name != "none":
             found[split] = open_held_out(flag_of(split), name, text_column, documents)
     return found
@@ -69,17 +71,38 @@ def _open(
             rows = builtin_rows()
         except ValueError as error:
             raise UsageError(f"--data.source builtin: {error}") from error
-        return {SPLIT_NAMES[name]: _rows_in_memory(text) for name, text in rows.items()}
+        for flag, value in (("subset", subset), ("revision", revision)):
+            _say_unused(flag, value, "the built-in text has none")
+        _say_unused("documents", documents, "the built-in text is no file of lines")
+        named = {SPLIT_NAMES[name]: text for name, text in rows.items()}
+        kept = {name: text for name, text in named.items() if name not in held_out}
+        say_splits(
+            "builtin, the language reference of this Python",
+            {name: f"{len(text):,} rows" for name, text in kept.items()},
+            {
+                f"--data.{name}_source is given": [f"its own {name} split"]
+                for name in named
+                if name not in kept
+            },
+        )
+        return {name: _rows_in_memory(text) for name, text in kept.items()}
     path = Path(source).expanduser()
     if path.exists():
+        _say_unused("revision", revision, f"{path} is a path here, not a source on the Hub")
         return open_path(path, subset, text_column, documents=documents, held_out=held_out)
     is_file = is_data(source) or path.suffix.lower() in OTHER_DOCUMENTS
     if HUB_ID.fullmatch(source) and source[0] not in ".-" and not is_file:
-        return open_hub(source, subset, revision, text_column)
+        _say_unused("documents", documents, "each row of a data set is a document")
+        return open_hub(source, subset, revision, text_column, held_out)
     raise UsageError(
         f"--data.source {source}: there is no such file or folder. Give a path that exists, "
         "a Hub id such as Salesforce/wikitext, or builtin."
     )
+
+
+def _say_unused(flag: str, value: str | None, reason: str) -> None:
+    if value not in (None, "file"):  # where each file is a document, nothing was asked for
+        log.warning("--data.%s %s is not used: %s.", flag, value, reason)
 
 
 def _rows_in_memory(texts: list[str]) -> Rows:

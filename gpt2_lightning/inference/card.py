@@ -48,9 +48,11 @@ class Card:
         nats: Summed negative log-likelihood of the predicted tokens.
         token_perplexity: Per predicted token.
         lost: Why word and byte figures of the original text cannot be given; null where they can.
-        word_perplexity: Per word of the original text; null where text is lost on the way, or the
+        no_words: Why word figures alone say nothing; null where they do.
+        word_perplexity: Per word of the original text; null where text is lost on the way, it has
+            no words, or the figure is beyond numbers.
+        byte_perplexity: Per byte of the original text; null where text is lost on the way, or the
             figure is beyond numbers.
-        byte_perplexity: Per byte of the original text; null in the same cases.
         bits_per_byte: Of the original text; null in the same cases.
         intervals: Ends of the 95 % interval of each figure, over articles; null for one text.
         dtype: Of the weights.
@@ -100,6 +102,7 @@ class Card:
     seconds: float
     tokens_per_second: float
     comparable: str
+    no_words: str | None = None  # cards of earlier versions have none
 
 
 def figures(score: Score, *, tokens: Units, words: Units, bytes_: Units) -> dict[str, Any]:
@@ -163,6 +166,8 @@ def as_lines(card: Card) -> list[tuple[str, str]]:
     """Return what is printed of a card: labels and values, the figures last but one."""
 
     def figure(name: str, value: float | None) -> str:
+        if value is None and name == "word_perplexity" and card.lost is None and card.no_words:
+            return f"- ({card.no_words})"
         if value is None:
             is_lost = card.lost is not None and name != "token_perplexity"
             return f"- ({card.lost if is_lost else 'the figure is beyond numbers'})"

@@ -33,6 +33,8 @@ from gpt2_lightning.inference.windows import (
 )
 from gpt2_lightning.model.causal_lm import count_parameters, positions_of
 
+NO_WORDS = "most of the text is in a script without spaces between words"
+
 
 def rows_of(data: WikiTextDataModule, split: EvaluatedSplit) -> Rows:
     """Return the rows to evaluate, articles marked.
@@ -187,11 +189,14 @@ def _card(
     tokens = found.predicted if training else text.tokens
     numbers = figures(found, tokens=tokens, words=words, bytes_=counts.bytes)
     lost = _lost_on_the_way(loaded, data, split, protocol, text)
+    no_words = NO_WORDS if counts.without_spaces else None
+    left_out = ["word_perplexity"] if no_words else []
     if lost is not None:
-        for figure in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
-            numbers[figure] = None
-            if numbers["intervals"]:
-                numbers["intervals"][figure] = None
+        left_out = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
+    for figure in left_out:
+        numbers[figure] = None
+        if numbers["intervals"]:
+            numbers["intervals"][figure] = None
     predicted = found.total_predicted
     return Card(
         model=name,
@@ -231,6 +236,7 @@ def _card(
         seconds=found.seconds,
         tokens_per_second=predicted / max(found.seconds, 1e-9),
         lost=lost,
+        no_words=no_words,
         comparable=comparability(
             text=known,
             cleaning=data.cleaner.name,

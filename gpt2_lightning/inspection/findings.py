@@ -1,9 +1,8 @@
 """A source, split by split, as `fit` would use it."""
 
-import logging
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,14 +136,3 @@ def _figures(
         overlap=overlap,
         first_block=first_block(data, name),
     )
-
-
-@contextmanager
-def unsaid() -> Iterator[None]:
-    """Keep off the screen what was said of the same source before."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
