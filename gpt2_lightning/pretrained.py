@@ -32,6 +32,7 @@ AGAIN = "Fetch it again with: python -m gpt2_lightning fetch model NAME --to DIR
 # of a folder, what is read; links elsewhere, such as of a README, hurt nobody
 READ = {".json", ".txt", ".model", ".safetensors", ".jinja"}
 MOST_SETTINGS = 1_000_000  # bytes of config.json; GPT-2's has 700
+MOST_TOKENS = 10_000_000  # of tokenizer_config.json, which may list thousands of tokens
 MOST_LAYERS = 1_000  # the deepest have some hundreds, and each takes time to build
 MOST_HEADER = 100_000_000  # bytes of a safetensors header, as its format has it
 USUAL_GAP = 128  # rows of an embedding without a token, or a tenth of them: they are rounded up
@@ -194,9 +195,8 @@ def check_files(folder: Path, said: str) -> None:
             raise UsageError(f"{said}: {file.name} is no regular file. {AGAIN}")
         if file.suffix != ".safetensors":
             small = file.name.endswith("config.json") or file.suffix == ".jinja"
-            if file.name == "tokenizer_config.json":  # which may list thousands of tokens
-                small = False
-            _check_size(file, said, MOST_SETTINGS if small else MOST_JSON)
+            most = MOST_SETTINGS if small else MOST_JSON
+            _check_size(file, said, MOST_TOKENS if file.name == "tokenizer_config.json" else most)
     names = _json(folder / "tokenizer_config.json", said).get("fast_tokenizer_files")
     for name in names if isinstance(names, list) else []:
         _check_inside(folder, "tokenizer_config.json", name, said)

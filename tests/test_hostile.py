@@ -239,6 +239,12 @@ def test_a_tokenizer_of_two_hundred_megabytes(evil: Path, mistake: Mistake) -> N
     assert "no tokenizer was found there" in mistake(*VERBS["check"])
 
 
+def test_a_large_tokenizer_config(evil: Path, mistake: Mistake) -> None:
+    with (evil / "tokenizer_config.json").open("wb") as stream:
+        stream.truncate(20_000_000)
+    assert "tokenizer_config.json has 20,000,000 bytes" in mistake(*VERBS["check"])
+
+
 # --- pickles --------------------------------------------------------------------------------------
 
 
