@@ -159,7 +159,7 @@ def test_mistakes(mistake: Mistake, opinionated_model: Path, tmp_path: Path) -> 
         ((*model, "--batch_size", "0"), "--batch_size 0: it has to be 1 or more."),
         ((*model, "--max-queue", "0"), "--max_queue 0: it has to be above 0."),
         ((*model, "--max_seconds", "-1"), "--max_seconds -1.0: it has to be above 0."),
-        ((*model, "--max_seconds", "inf"), "--max_seconds inf: it has to be above 0 and finite."),
+        ((*model, "--max_seconds", ".inf"), "--max_seconds inf: it has to be above 0 and finite."),
         ((*model, "--max_prompt_tokens=-1"), "--max_prompt_tokens -1: it has to be above 0."),
         ((*model, "--port", "70000"), "--port 70000: it has to be from 0 to 65535"),
         ((*model, "--host", "256.0.0.1"), "--host 256.0.0.1 --port 8000: it cannot listen there"),
