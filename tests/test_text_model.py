@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gpt2_lightning
 from gpt2_lightning import load
+from gpt2_lightning.data.prompts import encode_prompt
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference import drawing
 from gpt2_lightning.inference.drawing import draw, stream
@@ -204,3 +205,18 @@ def test_rolling_goes_on_where_it_is_asked_for(model: TextModel) -> None:
     )
     assert long.forgotten > short.forgotten
     assert model.generate("a", roll=True, max_new_tokens=80, no_repeat_ngram_size=4) == short.text
+
+
+def test_max_length_counts_the_prompt(model: TextModel) -> None:
+    prompts = ["the river", "a"]
+    sizes = [len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts]
+    asked = [
+        model.generate(prompt, max_new_tokens=20 - size, seed=3)
+        for prompt, size in zip(prompts, sizes, strict=True)
+    ]
+    assert model.generate(prompts, max_length=20, seed=3) == asked
+    assert "".join(model.stream("the river", max_length=20, seed=3)) == asked[0]
+    with pytest.raises(UsageError, match="max_length 20: max_new_tokens 5 says another length"):
+        model.generate("a", max_length=20, max_new_tokens=5)
+    with pytest.raises(UsageError, match="the prompt alone has"):
+        model.generate("the river", max_length=1)

@@ -6,6 +6,7 @@ from typing import TypedDict, Unpack, overload
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inference.drawing import draw, stream
 from gpt2_lightning.inference.sample import Sample
 from gpt2_lightning.model.sampling import SamplingOptions
@@ -53,6 +54,7 @@ class TextModel:
         *,
         num_return_sequences: None = None,
         roll: bool = False,
+        max_length: int | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> str: ...
 
@@ -63,6 +65,7 @@ class TextModel:
         *,
         num_return_sequences: int,
         roll: bool = False,
+        max_length: int | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> list[str]: ...
 
@@ -73,6 +76,7 @@ class TextModel:
         *,
         num_return_sequences: None = None,
         roll: bool = False,
+        max_length: int | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> list[str]: ...
 
@@ -83,6 +87,7 @@ class TextModel:
         *,
         num_return_sequences: int,
         roll: bool = False,
+        max_length: int | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> list[list[str]]: ...
 
@@ -92,6 +97,7 @@ class TextModel:
         *,
         num_return_sequences: int | None = None,
         roll: bool = False,
+        max_length: int | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> str | list[str] | list[list[str]]:
         """Continue a prompt, or several.
@@ -101,6 +107,8 @@ class TextModel:
             num_return_sequences: Samples for each prompt; null is one, which comes without a list
                 of its own.
             roll: Go on past the model's positions, with the last half of what it has seen.
+            max_length: Tokens of prompt and text together at most, as in transformers; in the place
+                of ``max_new_tokens``.
             options: How to draw: the fields of `SamplingOptions`.
 
         Returns:
@@ -114,8 +122,9 @@ class TextModel:
         one = isinstance(prompt, str)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         count = 1 if num_return_sequences is None else num_return_sequences
+        _check_lengths(max_length, options)
         asked = SamplingOptions(num_return_sequences=count, **options)
-        samples = draw(self.model, self.tokenizer, prompts, asked, roll=roll)
+        samples = draw(self.model, self.tokenizer, prompts, asked, roll=roll, max_length=max_length)
         texts = [sample.text for sample in samples]
         if num_return_sequences is None:
             return texts[0] if one else texts
@@ -123,13 +132,20 @@ class TextModel:
         return of_each[0] if one else of_each
 
     def stream(
-        self, prompt: str, *, roll: bool = False, **options: Unpack[SamplingKeywords]
+        self,
+        prompt: str,
+        *,
+        roll: bool = False,
+        max_length: int | None = None,
+        **options: Unpack[SamplingKeywords],
     ) -> Generator[str, None, Sample]:
         """Continue a prompt, a piece of text at a time.
 
         Args:
             prompt: The text to continue.
             roll: Go on past the model's positions, with the last half of what it has seen.
+            max_length: Tokens of prompt and text together at most, as in transformers; in the place
+                of ``max_new_tokens``.
             options: How to draw: the fields of `SamplingOptions`.
 
         Yields:
@@ -142,5 +158,14 @@ class TextModel:
             UsageError: If an option is out of its range or asks for beams, or the text exceeds the
                 model's positions and it may not roll.
         """
+        _check_lengths(max_length, options)
         asked = SamplingOptions(num_return_sequences=1, **options)
-        return stream(self.model, self.tokenizer, prompt, asked, roll=roll)
+        return stream(self.model, self.tokenizer, prompt, asked, roll=roll, max_length=max_length)
+
+
+def _check_lengths(max_length: int | None, options: SamplingKeywords) -> None:
+    if max_length is not None and "max_new_tokens" in options:
+        raise UsageError(
+            f"max_length {max_length}: max_new_tokens {options['max_new_tokens']} says another "
+            "length. Give one of the two: max_length counts the prompt's tokens, too."
+        )
