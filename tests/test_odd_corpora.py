@@ -354,6 +354,24 @@ def test_a_long_line_is_tokenized_in_pieces() -> None:
     assert all(text[0] == " " for text, _ in pieces[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt.gz", gzip.compress(b"short\n" + b"\0" * 5000), "line 2 is longer than 0 MiB"),
+        ("a.jsonl", b"[" * 5000, "line 1 is longer than 0 MiB"),
+        ("a.csv", b"text\n" + b"x" * 5000, "line 2 is longer than 0 MiB"),
+        ("a.json", b'[{"text": "' + b"x\n" * 3000, "object 1 is longer than 0 MiB, or not closed"),
+    ],
+)
+def test_an_endless_line_is_refused(
+    tmp_path: Path, name: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2_lightning.data.readers.LONGEST_LINE", 4096)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read(open_source(str(tmp_path))["train"])
+
+
 def test_prompts_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "P.JSONL").write_text('{"prompt": "one"}\n', encoding="utf-8")
     assert read_prompts(str(tmp_path / "P.JSONL")) == ["one"]

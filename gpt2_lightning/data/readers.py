@@ -48,6 +48,7 @@ ABOUT = re.compile(
 )
 TABLE_VERSION = 2  # of how cells become text; raised when the text changes
 ROWS_PER_READ = 1000
+LONGEST_LINE = 1 << 28  # bytes; a line is held whole, and a small archive may hold an endless one
 READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
 
 LONGEST_FIELD = 2**31 - 1  # bytes of a cell, which may be a book: the most that Windows takes
@@ -233,7 +234,12 @@ def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
     """Yield the lines, from 1, without a byte-order mark; their ends as they are."""
     offset = 0
     with naming_damage(file), _opened(file) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
+            if len(line) > LONGEST_LINE:
+                raise UsageError(
+                    f"{file}: line {number} is longer than {LONGEST_LINE >> 20} MiB, and a line is "
+                    "read whole. Put line ends into the text; save a table as .jsonl."
+                )
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -320,6 +326,11 @@ def _json_values(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
     held, number, tried = "", 0, 0
     for last, text in _with_end(file):
         held += text
+        if len(held) > LONGEST_LINE:
+            raise UsageError(
+                f"{file}: object {number + 1} is longer than {LONGEST_LINE >> 20} MiB, or not "
+                "closed, and an object is read whole. Split it, or save the text as .jsonl."
+            )
         if not last and len(held) < 2 * tried:
             continue  # an object longer than what is held: read twice as much before it is tried
         place = 0
