@@ -233,12 +233,12 @@ def _find(path: Path, flag: str) -> Found:
                 file = Path(folder, name)
                 _take(file, file.relative_to(path).as_posix(), found)
     found.files.sort(key=lambda file: file.name)
-    texts = [file for file in found.files if not ABOUT.fullmatch(PurePosixPath(file.name).name)]
-    if texts:  # a README is text only where there is no other
-        for other in found.files:
-            if other not in texts:
-                found.leave_out(other.name, "about the text")
-        found.files = texts
+    about = {file.name for file in found.files if ABOUT.fullmatch(PurePosixPath(file.name).name)}
+    if len(about) < len(found.files):  # a README is text only where there is no other
+        for file in found.files:
+            if file.name in about:
+                found.leave_out(file.name, "about the text")
+        found.files = [file for file in found.files if file.name not in about]
     return found
 
 
