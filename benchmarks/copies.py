@@ -15,7 +15,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.memory import high_water
 from benchmarks.report import versions
-from gpt2_lightning.inference.copies import longest_copies
+from gpt2_lightning.evaluate.ngrams import longest_copies
 
 VOCABULARY = 50257
 SAMPLE_TOKENS = 100

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-import gpt2_lightning.lightning_cli  # noqa: F401 - imported once, for all children
+import gpt2_lightning.fit.settings  # noqa: F401 - imported once, for all children
 from gpt2_lightning.cli import main
-from gpt2_lightning.inference.checkpoint import load_checkpoint
+from gpt2_lightning.generate.text_model import load_checkpoint
 
 SEED = 12
 STEPS = 40

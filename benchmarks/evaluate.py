@@ -33,8 +33,7 @@ def measure(
     from torch.nn.functional import cross_entropy
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gpt2_lightning.inference.scoring import score
-    from gpt2_lightning.inference.windows import sliding_windows
+    from gpt2_lightning.evaluate.scoring import score, sliding_windows
 
     torch.manual_seed(0)
     config = GPT2Config(n_layer=layers, n_head=heads, n_embd=width)

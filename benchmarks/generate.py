@@ -28,7 +28,7 @@ def in_batches(
     model: "PreTrainedModel", prompts: "list[Tensor]", options: "SamplingOptions", batch_size: int
 ) -> int:
     """Continue the prompts in batches; return the number of new tokens."""
-    from gpt2_lightning.model.generation import generate
+    from gpt2_lightning.model.decoding import generate
 
     ordered = sorted(prompts, key=len)
     return sum(
@@ -76,7 +76,7 @@ def load(name: str | None) -> "PreTrainedModel":
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gpt2_lightning.inference.checkpoint import load_model
+    from gpt2_lightning.generate.text_model import load_model
 
     if name is not None:
         return load_model(name).model

@@ -85,10 +85,10 @@ def by_evaluate(
 ) -> tuple[dict[str, float], list[str]]:
     """Return our figures, the seconds they took, and the articles, or the first of them."""
     from gpt2_lightning.data.datamodule import WikiTextDataModule
-    from gpt2_lightning.inference.checkpoint import load_model
-    from gpt2_lightning.inference.device import place
-    from gpt2_lightning.inference.evaluation import evaluate, rows_of
-    from gpt2_lightning.inference.protocol import Protocol
+    from gpt2_lightning.evaluate.evaluation import evaluate, rows_of
+    from gpt2_lightning.evaluate.protocol import Protocol
+    from gpt2_lightning.generate.text_model import load_model
+    from gpt2_lightning.model.gpt2 import place
 
     loaded = load_model(model)
     place(loaded.model, "cpu", "fp32")

@@ -26,7 +26,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.memory import high_water
 from benchmarks.report import medians, versions
-from gpt2_lightning.data.rows import SplitName
+from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.sources import open_source
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -59,7 +59,7 @@ def measure(folder: str, tokenizer: str) -> dict[str, float]:
         Seconds without imports; the process' peak in MB, and what of it is above the imports;
         tokens of the training split.
     """
-    from gpt2_lightning.commands.inspect import main as inspect
+    from gpt2_lightning.inspect.command import main as inspect
 
     before, start = high_water(), time.perf_counter()
     screen = io.StringIO()

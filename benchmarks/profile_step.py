@@ -10,9 +10,9 @@ from jsonargparse import auto_cli
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.report import matrix_product_rate, versions
-from gpt2_lightning.model.causal_lm import Architecture, count_parameters
+from gpt2_lightning.model.gpt2 import Architecture, count_parameters
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.model.optimizer import build_adamw, clip_gradient_norm
+from gpt2_lightning.model.optim import build_adamw, clip_gradient_norm
 
 
 def main(

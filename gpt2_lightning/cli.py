@@ -17,12 +17,14 @@ BEFORE_VERBS = {
     "inspect": "what the model will really see: lengths, losses, duplicates, a first block",
     "plan": "what a run takes: steps, memory, time and disk, and what looks wrong",
 }
+
 LIGHTNING_VERBS = {
     "fit": "train or fine-tune; evaluates, samples and saves on the way",
     "validate": "perplexity on the validation split",
     "test": "perplexity on the test split",
     "predict": "continue every prompt of a file, spread over the devices",
 }
+
 OUR_VERBS = {
     "evaluate": "perplexity you can publish: a labelled card of a model on a text",
     "export": "a folder for other programs and the Hub, verified, with a model card",
@@ -30,6 +32,7 @@ OUR_VERBS = {
     "report": "a page about a run, or several side by side",
     "serve": "an HTTP server on the OpenAI completions protocol, with a page to try it",
 }
+
 HELP = """usage: python -m gpt2_lightning VERB [flags]
 
 Fine-tune GPT-2 on your own text, know exactly how good it got, and use it.
@@ -114,11 +117,11 @@ def _dispatch(words: list[str]) -> None:
             f"{verb} stands before the verb. Write: python -m gpt2_lightning {found} {verb} ..."
         )
     if verb in LIGHTNING_VERBS:
-        from gpt2_lightning.lightning_cli import run
+        from gpt2_lightning.fit.settings import run
 
         run(words)
     elif verb in BEFORE_VERBS or verb in OUR_VERBS:
-        command: Callable[[list[str]], Any] = import_module(f"gpt2_lightning.commands.{verb}").main
+        command: Callable[[list[str]], Any] = import_module(f"gpt2_lightning.{verb}.command").main
         command(words[1:])
     else:
         close = difflib.get_close_matches(verb, verbs, n=1)

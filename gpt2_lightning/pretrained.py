@@ -26,15 +26,24 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.untrusted import MOST_JSON, is_inside, leads_outside, parse_json, read_json
 
 Shapes = dict[str, tuple[int, ...]]
+
 WHOLE, PICKLED, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+
 ADAPTER = "adapter_config.json"
+
 AGAIN = "Fetch it again with: python -m gpt2_lightning fetch model NAME --to DIR."
+
 # of a folder, what is read; links elsewhere, such as of a README, hurt nobody
 READ = {".json", ".txt", ".model", ".safetensors", ".jinja"}
+
 MOST_SETTINGS = 1_000_000  # bytes of config.json; GPT-2's has 700
+
 MOST_TOKENS = 10_000_000  # of tokenizer_config.json, which may list thousands of tokens
+
 MOST_LAYERS = 1_000  # the deepest have some hundreds, and each takes time to build
+
 MOST_HEADER = 100_000_000  # bytes of a safetensors header, as its format has it
+
 USUAL_GAP = 128  # rows of an embedding without a token, or a tenth of them: they are rounded up
 
 

@@ -24,12 +24,18 @@ if sys.platform != "win32":
     import fcntl
 
 SUFFIX = ".partial"
+
 PARTIAL = re.compile(r"\.(.+)-[0-9a-z_]{8}\.partial")
+
 LONGEST_NAME = 200  # bytes of a target's name in that of its partial: file systems allow 255
+
 SCRATCH_BYTES = 64 << 20  # more than the files of any tokenizer
+
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
 # Rust's standard library ends its messages so; safetensors and tokenizers pass on no errno
 RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
 _under_way: set[Path] = set()  # partials that this process is writing
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import yaml
 
 MOST_YAML = 10_000_000  # characters; a run's config.yaml has 4,000
+
 MOST_NODES = 100_000  # of a YAML document, its aliases written out
+
 DEEPEST = 100  # lists and mappings inside each other; --trainer.logger has 4
+
 MOST_JSON = 50_000_000  # bytes; the largest tokenizer.json in use has 35 million
 
 

@@ -13,11 +13,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from gpt2_lightning.inference.checkpoint import load
-from gpt2_lightning.serving.answer import Answer
-from gpt2_lightning.serving.limits import Limits
-from gpt2_lightning.serving.served import Served, Service
-from gpt2_lightning.serving.server import Server, listen
+from gpt2_lightning.generate.text_model import load
+from gpt2_lightning.serve.app import Server, listen
+from gpt2_lightning.serve.service import Answer, Limits, Served, Service
 
 PATH = "/v1/completions"
 LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=0)

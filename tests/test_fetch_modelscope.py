@@ -12,8 +12,8 @@ from datasets import Dataset
 from huggingface_hub import constants
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.fetching import transfer
-from gpt2_lightning.fetching.modelscope import PAGE
+from gpt2_lightning.fetch import transfer
+from gpt2_lightning.fetch.hubs import PAGE
 from tests.command_line import Mistake
 from tests.corpus import hub_rows, wiki_rows
 from tests.faulty_hub import Faults, faulty_hub
@@ -31,7 +31,7 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when the client was imported
     clock = SimpleNamespace(sleep=lambda seconds: None)  # no time passes between two tries
-    monkeypatch.setattr("gpt2_lightning.fetching.transfer.time", clock)
+    monkeypatch.setattr("gpt2_lightning.fetch.transfer.time", clock)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fit_settings import FitSettings
+from gpt2_lightning.fit.settings import FitSettings
 
 
 def look(settings: FitSettings, *, rows: int = 3, json: bool = False) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.inference.run_folder import remember_settings
+from gpt2_lightning.run_folder import remember_settings
 from tests.command_line import CALM, Mistake, fine_tuning, fit
 from tests.corpus import wiki_rows
 
@@ -394,10 +394,10 @@ def test_classes_of_lightning_and_of_the_user(
     settings = config.read_text(encoding="utf-8")
     config.write_text(settings.replace("callbacks: null", f"callbacks: {own}]"), encoding="utf-8")
     main(["validate", "--ckpt_path=run", *CALM])
-    with_clock = f"{own}, {{class_path: tests.test_time_limit.Clock}}]"
+    with_clock = f"{own}, {{class_path: tests.test_fit_time_limit.Clock}}]"
     text = settings.replace("callbacks: null", f"callbacks: {with_clock}")
     config.write_text(text, encoding="utf-8")
-    assert "names tests.test_time_limit.Clock" in mistake("validate", "--ckpt_path=run", *CALM)
+    assert "names tests.test_fit_time_limit.Clock" in mistake("validate", "--ckpt_path=run", *CALM)
     main(["validate", "--ckpt_path=run", f"--config={config}", *CALM])  # trusted for once
     remember_settings(text)  # as the run's own beginning does, on the user's machine
     main(["validate", "--ckpt_path=run", *CALM])

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gpt2_lightning.checkpoint_io import WholeCheckpoints, give_to_async
+from gpt2_lightning.checkpoint import WholeCheckpoints, give_to_async
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import (
     append_text,

@@ -1,13 +1,135 @@
-"""Rows to articles: where an article begins, and WikiText's blank rows restored."""
+"""Rows, the articles that they make, and a validation and a test split cut from them.
 
+WikiText-2 as it was published: the rows of its splits, and the hashes of its raw text.
+
+Merity et al., "Pointer Sentinel Mixture Models", https://arxiv.org/abs/1609.07843.
+"""
+
+import hashlib
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from gpt2_lightning.data.rows import Row, Rows
+log = logging.getLogger(__name__)
+
+SplitName = Literal["train", "validation", "test"]
+
+JoinerName = Literal["newlines", "nothing"]  # what may stand between rows, joined to one text
+
+DocumentsName = Literal["file", "line"]  # what of a text file is a document
+
+# What people call their splits -> what we call them.
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+CHARACTERS_PER_STRETCH = 1 << 16  # of a long text; bounds what its words need in memory
+
+WORD_END = re.compile(r"\S(?=\s)")
+
+SHOWN = 3  # names in the line that says what is which split
+
+
+class Row(NamedTuple):
+    """One row of text, and whether a document begins with it."""
+
+    text: str
+    begins: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split: read from the start at each iteration, never held in memory.
+
+    Attributes:
+        read: Yields the rows in order.
+        files: The files the rows are read from; their content identifies the split.
+        identity: Whatever else shapes the rows (a column's name, a version).
+    """
+
+    read: Callable[[], Iterator[Row]]
+    files: tuple[Path, ...] = ()
+    identity: str = ""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.read()
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the files' content and the identity, in hexadecimal."""
+        total = hashlib.sha256(self.identity.encode())
+        for file in self.files:
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        return total.hexdigest()
+
+
+def stretches(text: str, characters: int = CHARACTERS_PER_STRETCH) -> Iterator[str]:
+    """Cut a long text before white space, so that no word is parted.
+
+    Args:
+        text: The text; as a rule it is short, and comes as it is.
+        characters: In each stretch but the last, at least; a word that is longer stays whole.
+
+    Yields:
+        The stretches; joined they are the text.
+    """
+    start = 0
+    while len(text) - start > characters:
+        end = WORD_END.search(text, start + characters - 1)
+        if end is None:
+            break
+        yield text[start : end.end()]
+        start = end.end()
+    yield text[start:] if start else text
+
+
+def say_splits(
+    source: str | Path,
+    splits: dict[SplitName, str],
+    left_out: dict[str, list[str]],
+    what: str = "file",
+) -> None:
+    """Say in one line what of a source is which split, and what is left out.
+
+    Args:
+        source: Its name.
+        splits: What each split consists of, in words.
+        left_out: Names of what is not read, by the reason.
+        what: What they are names of.
+    """
+    order: tuple[SplitName, ...] = ("train", "validation", "test")
+    parts = [f"{name}: {splits[name]}" for name in order if name in splits]
+    parts += [
+        f"left out, {why}: {counted(sorted(names), what)}"
+        for why, names in sorted(left_out.items())
+    ]
+    log.info("%s: %s.", source, "; ".join(parts))
+
+
+def counted(names: list[str], what: str) -> str:
+    """Return a name, or how many there are with the first of them."""
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(names):,} {what}s ({shown})"
+
 
 TITLE = re.compile(r" = [^=].*[^=] = ")
+
 ARTICLE_RULE_VERSION = 1
+
 # A text in WikiText's manner shows a title early; a corpus of other text is not read twice.
 ROWS_SEARCHED_FOR_TITLE = 1000
 
@@ -59,3 +181,184 @@ def _as_line(text: str) -> str:
     if text.endswith("\n"):
         return text
     return (text or " ") + "\n"
+
+
+HELD_OUT_SHARE = 0.05  # of the bytes, for each split that is made
+
+FEWEST_ARTICLES = 20  # below this, articles are too few to choose from
+
+SPLITTING_VERSION = 3
+
+LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+
+AFTER_LINE = re.compile(r"\n()")
+
+AFTER_WORD = re.compile(r"\S()\s")
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a source's only rows were shared out.
+
+    Attributes:
+        rows: The marked rows of every split.
+        articles: How many articles of the source went to each split; null where the text was cut
+            by position instead.
+    """
+
+    rows: dict[SplitName, Rows]
+    articles: dict[SplitName, int] | None
+
+    def __str__(self) -> str:
+        held_out = [name for name in self.rows if name != "train"]
+        share = f"{100 * HELD_OUT_SHARE:.0f} % of the text" + " each" * (len(held_out) > 1)
+        if self.articles is None:
+            return f"the last {share} (it has fewer than {FEWEST_ARTICLES} articles)"
+        counts = " and ".join(str(self.articles[name]) for name in held_out)
+        return f"about {share}, {counts} of {sum(self.articles.values())} articles"
+
+
+def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
+    """Take the missing splits, each 5 % of the bytes, out of the training rows.
+
+    Articles are ordered by the SHA-256 of their text, so neither their order nor a copy under
+    another name changes the choice; the first ones go to the held-out splits. With fewer than 20
+    articles, the held-out splits are the text's end, cut where a line ends, or between words if
+    a line is longer than a split, or between characters if a word is.
+
+    Args:
+        rows: The training rows, marked where an article begins.
+        missing: The splits to make, in the order in which they are taken.
+
+    Returns:
+        The rows of the training split and of the missing ones.
+    """
+    sizes: list[int] = []
+    hashes: list[bytes] = []
+    running = hashlib.sha256()
+    longest_line = 0  # bytes
+    for row in rows:
+        if row.begins and sizes:
+            hashes.append(running.digest())
+            running = hashlib.sha256()
+        if row.begins or not sizes:
+            sizes.append(0)
+        encoded = row.text.encode()
+        running.update(encoded)
+        sizes[-1] += len(encoded)
+        for line in LINE.finditer(encoded):
+            longest_line = max(longest_line, line.end() - line.start())
+    hashes.append(running.digest())
+    names: list[SplitName] = ["train", *missing]
+    identity = f"{rows.identity} split {SPLITTING_VERSION} {missing}"
+    if len(sizes) >= FEWEST_ARTICLES:
+        owners = _owners(sizes, hashes, missing)
+        by_split = {
+            name: Rows(partial(_of_articles, rows, owners, name), rows.files, f"{identity} {name}")
+            for name in names
+        }
+        return Splitting(by_split, {name: owners.count(name) for name in names})
+    edges = _edges(sum(sizes), names)
+    # in a stretch as long as the longest line, a line begins
+    share = int(HELD_OUT_SHARE * sum(sizes))
+    # not all of a share is searched for a word's end, so that each split gets some of it
+    ends = (AFTER_LINE, sum(sizes)) if longest_line <= share else (AFTER_WORD, 3 * share // 4)
+    by_split = {
+        name: Rows(
+            partial(_of_positions, rows, *ends, *edges[name]), rows.files, f"{identity} {name}"
+        )
+        for name in names
+    }
+    return Splitting(by_split, None)
+
+
+def _owners(sizes: list[int], hashes: list[bytes], missing: list[SplitName]) -> list[SplitName]:
+    """Give every article to a split."""
+    owners: list[SplitName] = ["train"] * len(sizes)
+    share = HELD_OUT_SHARE * sum(sizes)
+    filled: dict[SplitName, int] = dict.fromkeys(missing, 0)
+    for article in sorted(range(len(sizes)), key=hashes.__getitem__):
+        for name in missing:
+            # One long article must not become the whole split: it would say little of the rest.
+            if filled[name] < share and filled[name] + sizes[article] <= 1.5 * share:
+                owners[article] = name
+                filled[name] += sizes[article]
+                break
+    if any(size == 0 for size in filled.values()):  # every article is longer than a share
+        for name, article in zip(
+            missing, sorted(range(len(sizes)), key=sizes.__getitem__), strict=False
+        ):
+            owners[article] = name
+    return owners
+
+
+def _edges(total: int, names: list[SplitName]) -> dict[SplitName, tuple[int, int]]:
+    """Return first and last byte of each split: the training text, then the held-out ends."""
+    held_out = int(HELD_OUT_SHARE * total)
+    begin = total - held_out * (len(names) - 1)
+    edges = {names[0]: (0, begin)}
+    for name in names[1:]:
+        edges[name] = (begin, begin + held_out)
+        begin += held_out
+    edges[names[-1]] = (edges[names[-1]][0], total + 1)
+    return edges
+
+
+def _of_articles(rows: Rows, owners: list[SplitName], name: SplitName) -> Iterator[Row]:
+    article = -1
+    for row in rows:
+        article += row.begins
+        if owners[max(article, 0)] == name:
+            yield row
+
+
+def _of_positions(
+    rows: Rows, part_ends: re.Pattern[str], reach: int, begin: int, end: int
+) -> Iterator[Row]:
+    """Yield the lines or words that begin at a byte from ``begin`` to before ``end``."""
+    position, first = 0, True
+    for row in rows:
+        size = len(row.text) if row.text.isascii() else len(row.text.encode())
+        start, stop = (
+            _cut(row.text, size, edge - position, part_ends, reach) for edge in (begin, end)
+        )
+        position += size
+        if start < stop:
+            yield Row(row.text[start:stop], begins=first or (row.begins and start == 0))
+            first = False
+
+
+def _cut(text: str, size: int, edge: int, part_ends: re.Pattern[str], reach: int) -> int:
+    """Return the place of the first line or word that begins at a byte or after it.
+
+    Within a word that is longer than the reach, it is the place of the byte itself.
+
+    Args:
+        text: The text.
+        size: Its length in bytes.
+        edge: The byte.
+        part_ends: What ends a line or word; its group stands where the next one begins.
+        reach: How many bytes after the edge are searched.
+    """
+    if edge <= 0:
+        return 0
+    if edge >= size:
+        return len(text)
+    place, end = edge, min(edge + reach, size)
+    if size > len(text):
+        encoded = text.encode()
+        place, end = (len(encoded[:byte].decode("utf-8", "ignore")) for byte in (edge, end))
+    found = part_ends.search(text, max(place - 1, 0), end)
+    if found:
+        return found.start(1)
+    return place if end < len(text) else len(text)
+
+
+ROWS: dict[SplitName, int] = {"train": 36718, "validation": 3760, "test": 4358}
+
+# Of wiki.{train,valid,test}.raw; a row of the Hub's copy is a line there, its blank ones " \n".
+RAW_SHA256: dict[SplitName, str] = {
+    "train": "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57",
+    "validation": "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7",
+    "test": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
+}

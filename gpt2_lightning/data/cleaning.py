@@ -43,12 +43,18 @@ def tutorial(row: str) -> str:
 
 # WikiText marks what it split inside numbers and compounds.
 MARKS = re.compile(r"(?:^| )@([-,.])@(?: |$)", re.MULTILINE)
+
 HEADING = re.compile(r"(=(?: =)*) (.+) \1")
+
 BEFORE = re.compile(r" +(?=(?:[,.;:!?)\]}%]|\.\.\.)(?:[ ,.;:!?)\]}\"']|$))")
+
 AFTER = re.compile(r"(?<=[(\[{$£€]) +")
+
 # it 's, they 're, do n't, players ' ; English contractions as the Penn treebank splits them
 CONTRACTION = re.compile(r" (?=(?:'(?:s|S|re|ve|ll|d|m)|n't)(?:[ ,.;:!?)\]}\"]|$))")
+
 QUOTED = re.compile(r'(?<![^ (\[{–—])" ([^"]*[^" ]) "(?![^ ,.;:!?)\]}–—\'])')
+
 SINGLE_QUOTED = re.compile(r"(?<![^ (\[{\"])' ([^']*[^' ]) '(?![^ ,.;:!?)\]}\"])")
 
 

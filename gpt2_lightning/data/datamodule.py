@@ -7,18 +7,22 @@ from lightning.pytorch import LightningDataModule
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.data.articles import as_articles
-from gpt2_lightning.data.batches import EvalBatches, TrainBatches
-from gpt2_lightning.data.blocks import BlockName, Blocks, PackedBlocks, PaddedBlocks
-from gpt2_lightning.data.cache import cache_folder
+from gpt2_lightning.data.articles import DocumentsName, Rows, SplitName, as_articles, split_rows
+from gpt2_lightning.data.batches import (
+    BlockName,
+    Blocks,
+    EvalBatches,
+    PackedBlocks,
+    PaddedBlocks,
+    TrainBatches,
+)
 from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
-from gpt2_lightning.data.rows import DocumentsName, Rows, SplitName
 from gpt2_lightning.data.sources import open_source
-from gpt2_lightning.data.splitting import split_rows
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
 from gpt2_lightning.data.token_text import Decode, decoder
 from gpt2_lightning.data.tokenizer import (
+    cache_folder,
     load_tokenizer,
     lost_by_tokens,
     save_tokenizer_files,
@@ -28,15 +32,16 @@ from gpt2_lightning.data.tokenizer import (
 )
 from gpt2_lightning.errors import UsageError
 
+log = logging.getLogger(__name__)
+
 DEFAULT_VOCAB_SIZE = 8192  # tokens of a trained BPE; enough for some tens of megabytes of text
+
 SPLITS_OF_STAGE: dict[str, list[SplitName]] = {
     "fit": ["train", "validation"],
     "validate": ["validation"],
     "test": ["test"],
     "predict": [],
 }
-
-log = logging.getLogger(__name__)
 
 
 class WikiTextDataModule(LightningDataModule):

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from gpt2_lightning.data.arrow import open_saved
+from gpt2_lightning.data.articles import (
+    SPLIT_NAMES,
+    DocumentsName,
+    Row,
+    Rows,
+    SplitName,
+    counted,
+    say_splits,
+)
 from gpt2_lightning.data.readers import (
     ABOUT,
     ARCHIVES,
@@ -19,25 +27,19 @@ from gpt2_lightning.data.readers import (
     check_column,
     is_data,
     naming_damage,
+    open_saved,
     read_file,
     suffixes_of,
 )
-from gpt2_lightning.data.rows import (
-    SPLIT_NAMES,
-    DocumentsName,
-    Row,
-    Rows,
-    SplitName,
-    counted,
-    say_splits,
-)
 from gpt2_lightning.errors import UsageError
 
-SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet", re.IGNORECASE)
-PART = re.compile(r"\d*|(part|shard|split|set|v)\d*|of|[0-9a-f]{16,}")  # says nothing of the text
-ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
-
 log = logging.getLogger(__name__)
+
+SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet", re.IGNORECASE)
+
+PART = re.compile(r"\d*|(part|shard|split|set|v)\d*|of|[0-9a-f]{16,}")  # says nothing of the text
+
+ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass
@@ -235,9 +237,8 @@ def _find(path: Path, flag: str) -> Found:
     found.files.sort(key=lambda file: file.name)
     about = {file.name for file in found.files if ABOUT.fullmatch(PurePosixPath(file.name).name)}
     if len(about) < len(found.files):  # a README is text only where there is no other
-        for file in found.files:
-            if file.name in about:
-                found.leave_out(file.name, "about the text")
+        for name in sorted(about):
+            found.leave_out(name, "about the text")
         found.files = [file for file in found.files if file.name not in about]
     return found
 

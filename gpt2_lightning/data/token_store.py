@@ -1,18 +1,19 @@
-"""Tokens on disk: memory-mapped, named by everything that shaped them, with a manifest."""
+"""Tokens on disk: memory-mapped, named by their content; and what xz makes of their text."""
 
 import hashlib
 import json
+import lzma
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from gpt2_lightning.data.articles import WORD_END, Row, stretches
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
-from gpt2_lightning.data.rows import WORD_END, Row, stretches
 from gpt2_lightning.data.token_text import decode_all, lost_text
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
 from gpt2_lightning.errors import UsageError
@@ -20,17 +21,21 @@ from gpt2_lightning.storage import whole_folder
 from gpt2_lightning.untrusted import read_json
 
 FORMAT_VERSION = 2
+
 CHARACTERS_PER_PIECE = 1 << 16
+
 CHARACTERS_PER_BATCH = 1 << 20  # what is tokenized in one call; bounds the memory
 
 # A text without a place to cut is tokenized in windows that overlap. Each seam is at a token that
 # both have, in the middle, where BERT's limit of 100 characters a word is out of reach.
 WINDOW = 1 << 16  # characters
+
 OVERLAP = 1 << 10
 
 MOST_EXAMINED = 1000  # pieces, to say what is lost; that something is, one tells
 
 Unit = Literal["article", "row"]
+
 Ids = list[int] | npt.NDArray[np.integer[Any]]
 
 
@@ -380,3 +385,48 @@ def _seam(
     one, other = around(before), around(after)
     shared = min(one.keys() & other.keys(), key=lambda it: (abs(it[2] - middle), it), default=None)
     return None if shared is None else (one[shared], other[shared], shared[2])
+
+
+LONGEST_FOR_XZ = 4_000_000  # bytes; xz takes some seconds for them
+
+
+def xz_bits_per_byte(
+    train: TokenStore, held_out: TokenStore, tokenizer: PreTrainedTokenizerBase
+) -> float | None:
+    """Return what xz needs for a held-out split once it has seen the training split.
+
+    Args:
+        train: The training split, cleaned without loss.
+        held_out: The split to be predicted, cleaned without loss.
+        tokenizer: A byte-level tokenizer, whose ids give back the text.
+
+    Returns:
+        Bits per byte of the original text; None where the text is so long that compressing it
+        would keep the user waiting.
+    """
+    if train.manifest.bytes > LONGEST_FOR_XZ:
+        return None
+    texts = [
+        cast(str, tokenizer.decode(store.ids.tolist(), skip_special_tokens=True)).encode()
+        for store in (train, held_out)
+    ]
+    cleaned_share = len(texts[1]) / held_out.manifest.bytes  # what is compressed is the cleaned
+    return primed_xz_bits_per_byte(*texts) * cleaned_share
+
+
+def primed_xz_bits_per_byte(train: bytes, held_out: bytes) -> float:
+    """Return what xz needs for a held-out text once it has seen the training text.
+
+    ``8 (xz(train + held_out) - xz(train)) / len(held_out)``, where ``xz`` is the compressed size
+    in bytes at preset 9, extreme.
+
+    Args:
+        train: The training text in UTF-8.
+        held_out: The text to be predicted, in UTF-8.
+
+    Returns:
+        Bits per byte.
+    """
+    preset = 9 | lzma.PRESET_EXTREME
+    both = len(lzma.compress(train + held_out, preset=preset))
+    return 8 * (both - len(lzma.compress(train, preset=preset))) / len(held_out)

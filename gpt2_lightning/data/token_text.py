@@ -10,21 +10,29 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 CUT_CHARACTER = "\ufffd"  # what stands in a text for bytes that make no character
+
 CONTEXT = 8  # tokens before one that may decide how it is written: a space, a joined word
+
 # Of GPT-2's tokens of a sentence in German or Polish 3 to 15 % are pieces of a character, in
 # Russian or Arabic more than four in ten, in Chinese or Korean nine.
 MOST_PIECES = 0.25
+
 SAMPLED = 100_000  # tokens of a text's beginning
+
 MOST_TOKENS = 16  # of one character; bytes that make none are given up after so many
 
 Decode = Callable[[list[int]], str]
 
 # Scripts that are written without spaces between words: Chinese and Japanese, with their marks.
 _CJK = "\u2e80-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f"
+
 _CJK += "\U00020000-\U0003ffff"
+
 _SHARED = "“”‘’…—·"  # marks that Chinese and Latin text share
+
 # Thai, Lao, Burmese and Khmer have no spaces between words either, and no tokenizer parts them
 WITHOUT_SPACES = re.compile(f"[{_CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+
 # A WordPiece decoder puts a blank before every word; these stood in no text.
 _ADDED_BLANK = re.compile(
     f"(?<=[{_CJK}]) | (?=[{_CJK}])"

@@ -3,28 +3,44 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
-from gpt2_lightning.data.rows import CHARACTERS_PER_STRETCH, stretches
-from gpt2_lightning.errors import UsageError
-from gpt2_lightning.hub_errors import reason
+from gpt2_lightning.data.articles import CHARACTERS_PER_STRETCH, stretches
+from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.pretrained import load_tokenizer_files
 from gpt2_lightning.storage import scratch_folder, whole_folder
 from gpt2_lightning.untrusted import is_inside
 
+log = logging.getLogger(__name__)
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Return the folder for tokens and tokenizers.
+
+    Args:
+        cache_dir: What the user asked for; null is ``gpt2_lightning`` below XDG_CACHE_HOME, which
+            is ``~/.cache`` unless set.
+    """
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(cache_dir or f"{home}/gpt2_lightning").expanduser()
+
+
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows it
+
 BYTES = 256  # a byte-level BPE begins with one token for each
+
 # How GPT-2 parts words, as `tokenizers` has it for its ByteLevel pre-tokenizer.
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
 LONGEST_LEARNED = 512  # characters of a word; a merge goes through each word that has its pair
+
 MOST_LEARNED = 1 << 22  # characters of a text without blanks that the training holds
 
 FLAG = "--data.tokenizer (unless given, that of --model.pretrained)"
-
-log = logging.getLogger(__name__)
 
 
 def load_tokenizer(

@@ -11,6 +11,7 @@ IGNORED = -100  # targets that are not counted
 # Rows of logits held at a time. Measured on CPU, 512 rows are as quick as more and hold 100 MB at
 # GPT-2's vocabulary; torch's automatic choice was four times slower.
 ROWS_AT_A_TIME = 512
+
 _OPTIONS = LinearCrossEntropyOptions(batch_chunk_size=ROWS_AT_A_TIME, chunking_method=None)
 
 

@@ -8,14 +8,15 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.model.causal_lm import (
+from gpt2_lightning.model.decoding import generate
+from gpt2_lightning.model.gpt2 import (
     Architecture,
     AttentionName,
     from_config,
@@ -24,18 +25,60 @@ from gpt2_lightning.model.causal_lm import (
     fuse_gelu,
     positions_of,
 )
-from gpt2_lightning.model.generation import generate
 from gpt2_lightning.model.loss import IGNORED, summed_nats
-from gpt2_lightning.model.optimizer import build_adamw, clip_gradient_norm
-from gpt2_lightning.model.perplexity import BitsPerByte, CrossEntropy, Perplexity
+from gpt2_lightning.model.metrics import BitsPerByte, CrossEntropy, Perplexity
+from gpt2_lightning.model.optim import (
+    ScheduleName,
+    build_adamw,
+    clip_gradient_norm,
+    learning_rate_factor,
+)
 from gpt2_lightning.model.sampling import SamplingOptions
-from gpt2_lightning.model.schedule import ScheduleName, learning_rate_factor
-from gpt2_lightning.model.trainer_settings import refuse_changes, trainer_settings
 from gpt2_lightning.pretrained import what_tokenizer_lacks
 
-MOST_SKIPPED = 10  # steps in a row; more than a bad batch or two, it is the weights
-
 log = logging.getLogger(__name__)
+
+
+def trainer_settings(trainer: Trainer, schedule_steps: int) -> dict[str, Any]:
+    """Return these settings by the flag that sets each, as plain values.
+
+    Args:
+        trainer: The trainer.
+        schedule_steps: Optimizer steps of the learning rate's schedule.
+    """
+    clipping = trainer.gradient_clip_algorithm
+    return {
+        "--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "--trainer.devices (x num_nodes)": trainer.world_size,
+        "--trainer.precision": trainer.precision,
+        "--trainer.gradient_clip_val": trainer.gradient_clip_val,
+        "--trainer.gradient_clip_algorithm": clipping and str(clipping.value),
+        "--trainer.limit_train_batches": trainer.limit_train_batches,
+        "--trainer.overfit_batches": cast(Any, trainer).overfit_batches,
+        "--trainer.max_epochs or max_steps (steps of the schedule)": schedule_steps,
+    }
+
+
+def refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """See that a run that goes on takes the steps that it would have taken.
+
+    Args:
+        before: The checkpoint's settings.
+        now: Those of the trainer that goes on.
+
+    Raises:
+        UsageError: If one differs.
+    """
+    for flag, value in before.items():
+        if now[flag] != value:
+            raise UsageError(
+                f"{flag}: the checkpoint was trained with {value}, now it is {now[flag]}, and "
+                "going on so would be another run. Leave the flag as it was, or begin a new run "
+                "with these weights: --model.pretrained RUN, without --ckpt_path."
+            )
+
+
+MOST_SKIPPED = 10  # steps in a row; more than a bad batch or two, it is the weights
 
 
 class NotFinite(UsageError):

@@ -1,0 +1,361 @@
+"""A card: every number with all that is needed to read it, its interval, and its JSON."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.evaluate.protocol import ProtocolName
+from gpt2_lightning.evaluate.scoring import Score
+from gpt2_lightning.storage import write_text
+from gpt2_lightning.untrusted import read_json
+
+RESAMPLES = 10_000  # of a text of up to so many articles; fewer of a longer one
+
+FEWEST_RESAMPLES = 1_000
+
+LEVEL = 0.95
+
+Sums = npt.NDArray[np.float64]  # of one quantity, in every resample
+
+Interval = tuple[float, float]
+
+
+class Resamples:
+    """Articles drawn with replacement, as many as there are, again and again.
+
+    The middle 95 % of a figure over all draws are its interval. All figures are taken of the same
+    draws, so differences are paired.
+
+    Args:
+        quantities: What figures are made of, by article, each of shape ``(articles,)``: nats and
+            words, say.
+        count: Number of draws; null takes 10,000, and above 10,000 articles fewer, down to 1,000.
+        seed: Decides the draws.
+
+    Reference:
+        Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile
+        intervals).
+    """
+
+    def __init__(
+        self,
+        quantities: Mapping[str, npt.NDArray[np.generic]],
+        *,
+        count: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        table = np.stack([np.asarray(one, np.float64) for one in quantities.values()], axis=1)
+        articles = len(table)
+        count = count or max(FEWEST_RESAMPLES, min(RESAMPLES, RESAMPLES**2 // max(articles, 1)))
+        self.enough = articles > 1
+        generator = np.random.default_rng(seed)
+        sums = np.empty((count if self.enough else 0, len(quantities)))
+        for draw in sums:  # one at a time: a corpus may have a million articles
+            draw[:] = table[generator.integers(articles, size=articles)].sum(axis=0)
+        self.sums = dict(zip(quantities, sums.T, strict=True))
+
+    def interval(self, figure: Callable[..., Sums], *quantities: str) -> Interval | None:
+        """Return the ends of a figure's interval.
+
+        Args:
+            figure: The figure as a function of sums, arrays of shape ``(draws,)``.
+            quantities: Names of the sums it takes.
+
+        Returns:
+            The ends; None where there are fewer than two articles, or a draw has no figure.
+        """
+        if not self.enough:
+            return None
+        tail = (1 - LEVEL) / 2
+        with np.errstate(all="ignore"):  # a draw of empty articles has no figure
+            found = figure(*(self.sums[name] for name in quantities))
+            low, high = np.quantile(found, [tail, 1 - tail])
+        return (float(low), float(high)) if np.isfinite([low, high]).all() else None
+
+
+Units = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What was scored, how, and what came of it; the JSON has these keys.
+
+    Attributes:
+        model: As it was asked for.
+        revision: Commit on the Hub, where it came from there.
+        parameters: Tied ones counted once.
+        source: ``--data.source``.
+        subset: ``--data.subset``.
+        split: Of the source.
+        text: Name of the text, where it is an official one.
+        sha256: Of the original text.
+        reading: How rows became text.
+        cleaning: Name of the cleaner.
+        protocol: How the text was scored.
+        context: Tokens of a window.
+        stride: Tokens by which the window moves on; null where windows are not moved.
+        first_token: What is done about tokens without context.
+        articles: Articles, or documents; null where the text is one.
+        tokens: Tokens of the text.
+        tokens_predicted: Tokens that were predicted.
+        words: Words of the original text, by ``words_rule``.
+        words_rule: Python's ``str.split``, or the harness' ``re.split``.
+        words_by_split: Words by ``str.split``.
+        words_by_harness: Words by lm-evaluation-harness' rule.
+        bytes: UTF-8 bytes of the original text.
+        nats: Summed negative log-likelihood of the predicted tokens.
+        token_perplexity: Per predicted token.
+        lost: Why word and byte figures of the original text cannot be given; null where they can.
+        no_words: Why word figures alone say nothing; null where they do.
+        word_perplexity: Per word of the original text; null where text is lost on the way, it has
+            no words, or the figure is beyond numbers.
+        byte_perplexity: Per byte of the original text; null where text is lost on the way, or the
+            figure is beyond numbers.
+        bits_per_byte: Of the original text; null in the same cases.
+        intervals: Ends of the 95 % interval of each figure, over articles; null for one text.
+        dtype: Of the weights.
+        device: Where it ran.
+        processes: That shared the windows.
+        batch_size: Windows at a time.
+        versions: Of the libraries.
+        seconds: Scoring alone.
+        tokens_per_second: Predicted tokens, likewise.
+        comparable: With what, or why not.
+    """
+
+    model: str
+    revision: str | None
+    parameters: int
+    source: str
+    subset: str | None
+    split: str
+    text: str | None
+    sha256: str
+    reading: str
+    cleaning: str
+    protocol: ProtocolName
+    context: int
+    stride: int | None
+    first_token: str
+    articles: int | None
+    tokens: int
+    tokens_predicted: int
+    words: int
+    words_rule: str
+    words_by_split: int
+    words_by_harness: int
+    bytes: int
+    nats: float
+    lost: str | None
+    token_perplexity: float
+    word_perplexity: float | None
+    byte_perplexity: float | None
+    bits_per_byte: float | None
+    intervals: dict[str, Interval | None] | None
+    dtype: str
+    device: str
+    processes: int
+    batch_size: int
+    versions: dict[str, str]
+    seconds: float
+    tokens_per_second: float
+    comparable: str
+    no_words: str | None = None  # cards of earlier versions have none
+
+
+def figures(score: Score, *, tokens: Units, words: Units, bytes_: Units) -> dict[str, Any]:
+    """Return the four figures and, for several articles, their intervals.
+
+    Words and bytes are those of the whole original text. Where the first tokens of windows are not
+    predicted, they are charged at the mean of the others: nats x tokens / tokens predicted.
+
+    Args:
+        score: Of the text.
+        tokens: Tokens of every unit, shape ``(units,)``.
+        words: Words of every unit, shape ``(units,)``.
+        bytes_: Bytes of every unit, shape ``(units,)``.
+
+    Reference:
+        Charging what is not predicted: Megatron-LM's zero-shot evaluation scales its loss by the
+        ratio of tokens in the same manner, https://github.com/NVIDIA/Megatron-LM.
+    """
+    whole = score.nats * (tokens.sum() / score.total_predicted)
+    quantities = {
+        "nats": score.nats,
+        "predicted": score.predicted,
+        "whole": whole,
+        "words": words,
+        "bytes": bytes_,
+    }
+    parts: dict[str, tuple[Callable[..., Any], str, str]] = {
+        "token_perplexity": (_perplexity, "nats", "predicted"),
+        "word_perplexity": (_perplexity, "whole", "words"),
+        "byte_perplexity": (_perplexity, "whole", "bytes"),
+        "bits_per_byte": (bits_per_byte, "whole", "bytes"),
+    }
+    found: dict[str, Any] = {}
+    for name, (figure, above, below) in parts.items():
+        with np.errstate(all="ignore"):  # a text without spaces has a word as long as itself
+            value = float(figure(quantities[above].sum(), quantities[below].sum()))
+        found[name] = value if math.isfinite(value) else None
+    resamples = Resamples(quantities) if len(score.nats) > 1 else None
+    found["intervals"] = resamples and {
+        name: resamples.interval(*part) for name, part in parts.items()
+    }
+    return found
+
+
+def _perplexity(nats: Any, count: Any) -> Any:
+    return np.exp(nats / count)
+
+
+def bits_per_byte(nats: Any, count: Any) -> Any:
+    """Return nats / (ln 2 x bytes)."""
+    return nats / (math.log(2) * count)
+
+
+def write_json(document: dict[str, Any], file: Path) -> None:
+    """Write a document whole or not at all."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(file, text + "\n")
+
+
+def as_lines(card: Card) -> list[tuple[str, str]]:
+    """Return what is printed of a card: labels and values, the figures last but one."""
+
+    def figure(name: str, value: float | None) -> str:
+        if value is None and name == "word_perplexity" and card.lost is None and card.no_words:
+            return f"- ({card.no_words})"
+        if value is None:
+            is_lost = card.lost is not None and name != "token_perplexity"
+            return f"- ({card.lost if is_lost else 'the figure is beyond numbers'})"
+        ends = (card.intervals or {}).get(name)
+        sure = (
+            f"   95 % of resampled articles: {_short(ends[0])} to {_short(ends[1])}" if ends else ""
+        )
+        return _short(value) + sure
+
+    stride = "" if card.stride is None else f", stride {card.stride:,}"
+    return [
+        ("model", f"{card.model}{f' at {card.revision}' if card.revision else ''}"),
+        ("", f"{card.parameters:,} parameters, {card.dtype}, {card.device}"),
+        ("text", f"{card.source}{f' {card.subset}' if card.subset else ''}, {card.split} split"),
+        ("", f"{f'{card.text}, ' if card.text else ''}sha256 {card.sha256}"),
+        ("", f"{card.reading}; cleaning: {card.cleaning}"),
+        ("protocol", f"{card.protocol}, context {card.context:,}{stride}"),
+        ("first token", card.first_token),
+        ("tokens", f"{card.tokens:,}, of which {card.tokens_predicted:,} predicted"),
+        ("words", f"{card.words:,} by {card.words_rule}{_other_words(card)}"),
+        ("bytes", f"{card.bytes:,}"),
+        ("nats", f"{card.nats:,.2f}"),
+        ("token perplexity", figure("token_perplexity", card.token_perplexity)),
+        ("word perplexity", figure("word_perplexity", card.word_perplexity)),
+        ("byte perplexity", figure("byte_perplexity", card.byte_perplexity)),
+        ("bits per byte", figure("bits_per_byte", card.bits_per_byte)),
+        ("speed", f"{card.seconds:.1f} s, {card.tokens_per_second:,.0f} predicted tokens/s"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
+        ("", card.comparable),
+    ]
+
+
+def _other_words(card: Card) -> str:
+    if card.words_rule != "str.split":
+        return f" ({card.words_by_split:,} by str.split)"
+    return f" ({card.words_by_harness:,} by lm-evaluation-harness' rule)"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if value >= 100 else f"{value:.4f}"
+
+
+def as_dict(card: Card) -> dict[str, Any]:
+    """Return a card as plain data."""
+    return asdict(card)
+
+
+FIGURES = {
+    "token_perplexity": "token perplexity",
+    "word_perplexity": "word perplexity",
+    "byte_perplexity": "byte perplexity",
+    "bits_per_byte": "bits per byte",
+}
+
+WORDS = {
+    "source",
+    "split",
+    "sha256",
+    "reading",
+    "cleaning",
+    "protocol",
+    "first_token",
+    "words_rule",
+    "dtype",
+    "comparable",
+}
+
+COUNTS = {"parameters", "context", "tokens", "tokens_predicted", "words", "bytes"}
+
+
+def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[dict[str, Any]]:
+    """Read the cards of a model.
+
+    Args:
+        file: What ``evaluate --output`` wrote: a card, or those of ``--reference``.
+        parameters: Of the model, tied ones counted once: a card of another size is of another.
+        flag: Which named the file, for messages.
+
+    Raises:
+        UsageError: If it cannot be read, is no such file, or is of another model.
+    """
+    try:
+        document = read_json(file)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{flag} {file}: there is no such file. `evaluate --output card.json` writes one."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{flag} {file}: it cannot be read as JSON ({error}).") from error
+    found: Any = [document]
+    if isinstance(document, dict) and isinstance(document.get("reference"), list):
+        found = [row.get("card") for row in document["reference"] if isinstance(row, dict)]
+    if not found or not all(_is_card(card) for card in found):
+        raise UsageError(
+            f"{flag} {file}: it holds no card. Give a file that `evaluate --output` wrote."
+        )
+    for card in found:
+        if card["parameters"] != parameters:
+            raise UsageError(
+                f"{flag} {file}: it is of a model with {card['parameters']:,} parameters, and this "
+                f"one has {parameters:,}. Evaluate the model that is exported."
+            )
+    return list(found)
+
+
+def _is_card(card: Any) -> bool:
+    return (
+        isinstance(card, dict)
+        and all(isinstance(card.get(name), str) for name in WORDS)
+        and all(type(card.get(name)) is int for name in COUNTS)
+        and all(card.get(name) is None or _is_figure(card[name]) for name in FIGURES)
+        and (card.get("stride") is None or type(card["stride"]) is int)
+        and (card.get("intervals") is None or _are_intervals(card["intervals"]))
+        and all(isinstance(card.get(name), str | None) for name in ("subset", "text", "revision"))
+    )
+
+
+def _are_intervals(intervals: Any) -> bool:
+    return isinstance(intervals, dict) and all(
+        ends is None or (isinstance(ends, list) and len(ends) == 2 and all(map(_is_figure, ends)))
+        for ends in intervals.values()
+    )
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

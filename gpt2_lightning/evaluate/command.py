@@ -1,0 +1,231 @@
+"""``evaluate``: perplexity, with all that is needed to compare it."""
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gpt2_lightning.data.articles import JoinerName
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.evaluate.protocol import EvaluatedSplit, EvaluatedText, Protocol, ProtocolName
+from gpt2_lightning.parser import Parser, summary, with_underscores
+
+if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
+    from gpt2_lightning.evaluate.card import Card
+    from gpt2_lightning.evaluate.screen import Scorer
+
+
+def evaluate(
+    model: str,
+    data: EvaluatedText,
+    split: EvaluatedSplit = "test",
+    protocol: ProtocolName = "sliding",
+    context: int | None = None,
+    stride: int | None = None,
+    joiner: JoinerName | None = None,
+    against: str | None = None,
+    reference: bool = False,
+    samples: int = 0,
+    batch_size: int = 8,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    device: str = "auto",
+    revision: str | None = None,
+    output: str | None = None,
+) -> bool:
+    """Score a text with a model, and print a card that says what was measured and how.
+
+    Args:
+        model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
+            Hugging Face format, or Hub id.
+        data: The text.
+        split: Of the source; all is the whole of a source that has no splits.
+        protocol: How the text is scored. disjoint: rows joined, windows of --context side by side.
+            sliding: windows that move on by --stride, each token scored once with the most context
+            that allows. articles: one by one, detokenised, after an end-of-text, as
+            lm-evaluation-harness does. training: the blocks and cleaning of training.
+        context: Tokens of a window; null is the model's positions.
+        stride: Tokens by which a sliding window moves on; null is half the context.
+        joiner: What stands between rows: newlines (two of them, as in the literature) or nothing.
+            Null joins WikiText's rows with two newlines and leaves other text as it is.
+        against: A second model, scored on the same articles; the difference in bits per byte comes
+            with its 95 % interval.
+        reference: Score the model as its published figures were, and put both side by side.
+        samples: Draw so many samples, too, and measure their variety, repetition, endings, and the
+            longest run that they have copied from the training split.
+        batch_size: Windows at a time.
+        dtype: Type of the weights.
+        device: auto, cpu, cuda, cuda:1, mps.
+        revision: Branch, tag or commit of --model on the Hub.
+        output: Write the card to this file, as JSON.
+
+    Returns:
+        False if a published figure was not met, otherwise True.
+
+    Raises:
+        UsageError: If model, text and protocol do not go together.
+    """
+    if batch_size < 1:
+        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+    if samples < 0:
+        raise UsageError(f"--samples {samples}: it has to be 0 or more.")
+    if samples and (reference or against):
+        raise UsageError(
+            f"--samples {samples}: it goes with one model, without --reference and --against."
+        )
+    file = _output_file(output)
+    asked = Protocol(protocol, context, stride, joiner)
+    asked.check()
+    if against is not None and protocol != "articles":
+        raise UsageError(
+            f"--against: --protocol {protocol} scores one long text; how sure a difference is can "
+            "be told over articles. Choose --protocol articles."
+        )
+    if reference and (against or split != "test" or asked != Protocol("sliding")):
+        raise UsageError(
+            "--reference: the published figures say how the text is scored. Leave --split, "
+            "--protocol, --context, --stride, --joiner and --against out."
+        )
+    data = _named_text(data.as_trained(model), model, reference=reference)
+
+    from gpt2_lightning.evaluate.card import write_json
+    from gpt2_lightning.evaluate.scoring import Processes
+    from gpt2_lightning.evaluate.screen import EvaluateScreen, Scorer
+    from gpt2_lightning.logs import quieten
+
+    quieten()
+    processes = Processes.join()
+    screen = EvaluateScreen(shown=processes.rank == 0)
+    scorer = Scorer(data, split, dtype, device, batch_size, processes, screen)
+    try:
+        if reference:
+            document = _reference(scorer, model, revision)
+        elif against:
+            document = _against(scorer, model, revision, against, asked)
+        else:
+            document = _alone(scorer, model, revision, asked, samples)
+    finally:
+        processes.leave()
+    if file is not None and processes.rank == 0:
+        write_json(document, file)
+    return all(finding["agrees"] for finding in document.get("reference", []))
+
+
+def _named_text(data: EvaluatedText, model: str, *, reference: bool) -> EvaluatedText:
+    if data.source is None and reference:
+        # the text that published figures are of
+        return replace(data, source="Salesforce/wikitext", subset="wikitext-2-raw-v1")
+    if data.source is None:
+        raise UsageError(
+            f"--data.source: which text? --model {model} is no run folder whose text could be "
+            "taken. Give a file, a folder, a Hub id such as Salesforce/wikitext with "
+            "--data.subset wikitext-2-raw-v1, or builtin."
+        )
+    return data
+
+
+def _alone(
+    scorer: "Scorer", model: str, revision: str | None, protocol: Protocol, samples: int
+) -> dict[str, Any]:
+    from gpt2_lightning.evaluate.card import as_dict
+    from gpt2_lightning.evaluate.quality import draw_samples
+
+    with scorer.processes.sharing_mistakes():
+        loaded = scorer.load(model, revision)
+    card, _, text = scorer.score(loaded, model, protocol)
+    scorer.screen.card(card)
+    document = as_dict(card)
+    if samples and scorer.processes.rank == 0:
+        data = scorer.datamodule(loaded)
+        drawn = draw_samples(loaded, text, data, count=samples, batch_size=scorer.batch_size)
+        scorer.screen.samples(drawn)
+        document["samples"] = asdict(drawn)
+    return document
+
+
+def _against(
+    scorer: "Scorer", model: str, revision: str | None, against: str, protocol: Protocol
+) -> dict[str, Any]:
+    from gpt2_lightning.evaluate.card import as_dict
+    from gpt2_lightning.evaluate.compare import compare
+
+    with scorer.processes.sharing_mistakes():
+        loaded = scorer.load(model, revision)
+        other = scorer.load(against, flag="--against")
+    first, score, text = scorer.score(loaded, model, protocol)
+    scorer.screen.card(first)
+    _check_comparable(model, first)
+    second, second_score, _ = scorer.score(other, against, protocol)
+    scorer.screen.card(second)
+    _check_comparable(against, second)
+    difference = compare(score, second_score, text.counts.bytes)
+    scorer.screen.difference(difference, model, against)
+    return as_dict(first) | {"against": as_dict(second), "difference": asdict(difference)}
+
+
+def _check_comparable(name: str, card: "Card") -> None:
+    if card.bits_per_byte is None:
+        raise UsageError(
+            f"--against: bits per byte say nothing of {name} on this text, since its tokenizer, or "
+            f"--data.cleaning {card.cleaning}, loses text. Compare models whose tokenizers are "
+            "byte-level, on text as it is."
+        )
+    if card.articles == 1:
+        raise UsageError("--against: the text has one article; the comparison needs several.")
+
+
+def _reference(scorer: "Scorer", model: str, revision: str | None) -> dict[str, Any]:
+    from gpt2_lightning.evaluate.card import as_dict
+    from gpt2_lightning.evaluate.compare import check, wanted_figures
+
+    wanted = wanted_figures(model)
+    with scorer.processes.sharing_mistakes():
+        loaded = scorer.load(model, revision)
+    findings = []
+    for row in wanted:
+        protocol = Protocol(row.protocol, row.context, row.stride)
+        card, _, _ = scorer.score(loaded, model, protocol)
+        finding = check(row, card, scorer.dtype)
+        scorer.screen.finding(finding)
+        findings.append(asdict(finding) | {"card": as_dict(card)})
+    if not all(finding["agrees"] for finding in findings):
+        scorer.screen.causes()
+    return {"reference": findings}
+
+
+def _output_file(output: str | None) -> Path | None:
+    if output is None:
+        return None
+    file = Path(output).expanduser()
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {folder} for it.")
+    if file.exists() and not file.is_file():
+        raise UsageError(f"--output {output}: it is no file. Give one, such as card.json.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--output {output}: {folder} cannot be written to. Choose another.")
+    return file.resolve()
+
+
+def main(words: list[str]) -> None:
+    """Parse the words and run the verb.
+
+    Raises:
+        SystemExit: With code 1 if a published figure was not met.
+    """
+    parser = Parser(prog="gpt2_lightning evaluate", description=summary(evaluate))
+    parser.add_argument("--config", action="config", help="YAML file of these flags.")
+    parser.add_function_arguments(evaluate, as_group=False, skip={"data", "reference"})
+    parser.add_argument(
+        "--reference",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="Score the model as its published figures were, and put both side by side.",
+    )
+    parser.add_class_arguments(EvaluatedText, "data")
+    options = parser.parse_args(with_underscores(words)).as_dict()
+    del options["config"]
+    data = EvaluatedText(**options.pop("data"))
+    if not evaluate(data=data, **options):
+        raise SystemExit(1)

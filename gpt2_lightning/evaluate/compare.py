@@ -1,0 +1,144 @@
+"""Two models on the same articles, and our figures beside published ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.evaluate.card import Card, Interval, Resamples, bits_per_byte
+from gpt2_lightning.evaluate.protocol import PUBLISHED, Published, published_for
+from gpt2_lightning.evaluate.scoring import Score
+from gpt2_lightning.model.gpt2 import DtypeName
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bits per byte of a first model less those of a second; below 0 the first is better.
+
+    Attributes:
+        bits_per_byte: On the whole text.
+        interval: Its 95 % interval over articles, the same ones drawn for both models.
+        articles: Articles of the text.
+        better: On how many of them the first model needs fewer bits.
+        worse: On how many it needs more.
+    """
+
+    bits_per_byte: float
+    interval: Interval
+    articles: int
+    better: int
+    worse: int
+
+    def verdict(self, first: str, second: str) -> str:
+        """Say in a sentence what follows."""
+        low, high = self.interval
+        if low <= 0 <= high:
+            return (
+                f"{first} and {second} cannot be told apart by these {self.articles} articles: "
+                "the interval holds 0"
+            )
+        winner, loser = (first, second) if high < 0 else (second, first)
+        count = self.better if high < 0 else self.worse
+        return f"{winner} is better than {loser}, on {count} of {self.articles} articles"
+
+
+def compare(first: Score, second: Score, bytes_: np.ndarray) -> Difference:
+    """Compare two models' scores of the same articles.
+
+    Args:
+        first: Of the first model, by article.
+        second: Of the second model.
+        bytes_: Bytes of every article's original text, shape ``(articles,)``.
+
+    Raises:
+        UsageError: If there are fewer than two articles.
+    """
+    resamples = Resamples({"first": first.nats, "second": second.nats, "bytes": bytes_})
+    ends = resamples.interval(
+        lambda a, b, count: bits_per_byte(a - b, count), "first", "second", "bytes"
+    )
+    if ends is None:
+        raise UsageError("--against: the text has one article; the comparison needs several.")
+    return Difference(
+        bits_per_byte=float(bits_per_byte(first.nats.sum() - second.nats.sum(), bytes_.sum())),
+        interval=ends,
+        articles=len(bytes_),
+        better=int((first.nats < second.nats).sum()),
+        worse=int((first.nats > second.nats).sum()),
+    )
+
+
+# Share of the figure by which another machine's arithmetic may differ, beside the printed digits.
+TOLERANCES: dict[DtypeName, float] = {"fp32": 0.001, "bf16": 0.005}
+
+CAUSES = (
+    "other weights than the published ones (a fine-tuned model under the same name)",
+    "another tokenizer, or one that adds a token of its own to every text",
+    "another context or stride than the figure's",
+    "rows joined otherwise than with two newlines",
+    "text that is not the official raw split: <unk> for rare words, cleaned or lower-cased",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A published figure and ours.
+
+    Attributes:
+        published: What was expected.
+        measured: What was got.
+        agrees: Whether they agree, up to the digits printed and the arithmetic.
+    """
+
+    published: Published
+    measured: float
+    agrees: bool
+
+    def __str__(self) -> str:
+        wanted = self.published
+        off = 100 * (self.measured / wanted.value - 1)
+        found = f"{self.measured:.{wanted.digits}f}"
+        verdict = (
+            "this pipeline measures what the literature measures"
+            if self.agrees
+            else f"{off:+.2f} % off"
+        )
+        stride = "" if wanted.stride is None else f", stride {wanted.stride}"
+        return (
+            f"{wanted.figure.replace('_', ' ')}, {wanted.protocol}, context {wanted.context}"
+            f"{stride}: expected {wanted.value:.{wanted.digits}f}, got {found}: {verdict} "
+            f"({wanted.source})"
+        )
+
+
+def wanted_figures(model: str) -> list[Published]:
+    """Return the published figures of a model.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    if found := published_for(model):
+        return found
+    names = ", ".join(dict.fromkeys(row.model for row in PUBLISHED))
+    raise UsageError(
+        f"--reference: no published figure is known of {model}. Known are those of {names}; a "
+        "folder with one of these models is known by its name."
+    )
+
+
+def check(published: Published, card: Card, dtype: DtypeName) -> Finding:
+    """Put a figure of ours beside the published one.
+
+    Raises:
+        UsageError: If it is of another text, or of a cleaned one.
+    """
+    if card.text != published.text or card.cleaning != "none":
+        raise UsageError(
+            f"--data.source {card.source}: the published figures are of {published.text}, as it "
+            f"is; this is {card.text or 'another text'} (sha256 {card.sha256[:12]}...), cleaning "
+            f"{card.cleaning}. Use --data.source Salesforce/wikitext --data.subset "
+            "wikitext-2-raw-v1, or a folder with its parquet files, and --data.cleaning none."
+        )
+    measured = float(getattr(card, published.figure))
+    margin = 0.5 * 10**-published.digits + TOLERANCES[dtype] * published.value
+    return Finding(published, measured, abs(measured - published.value) <= margin)

@@ -1,0 +1,505 @@
+"""The model card of an exported folder: where its weights come from, data, recipe, figures."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from gpt2_lightning.checkpoint import (
+    best_state,
+    extreme_of,
+    is_sharded,
+    read_checkpoint,
+    read_settings,
+)
+from gpt2_lightning.data.sources import HUB_ID
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.evaluate.card import FIGURES
+from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.run_folder import best_checkpoint, facts_of, hf_record, last_checkpoint, run_of
+
+log = logging.getLogger(__name__)
+
+
+def code(text: Any) -> str:
+    """Return text as it is, in code's type."""
+    return "`" + str(text).replace("`", "'").replace("\n", " ") + "`"
+
+
+def number(value: Any) -> str:
+    """Return a number to read; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table; rows whose last cell is empty are left out."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    titles, kept = list(head), [list(row) for row in rows]
+    lines = [line(row) for row in kept if row[-1]]
+    return "\n".join([line(titles), line(["---"] * len(titles)), *lines])
+
+
+Which = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was asked for, resolved; what is not known is empty.
+
+    Attributes:
+        weights: What `load_model` takes: a checkpoint, an HF folder or a Hub id.
+        run: The run folder that it belongs to.
+        settings: By group (``trainer``, ``model``, ``data``) and name.
+        facts: ``facts.json``: what only the run itself knew.
+        step: Optimizer steps behind a checkpoint.
+        figures: Of the run's validation at this step, or the last one before it.
+        chosen: ``monitor``, ``mode`` and ``value`` of a checkpoint that was kept as the best.
+    """
+
+    weights: str
+    run: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def of_training(self) -> bool:
+        """Whether anything is known of its training."""
+        return bool(self.settings)
+
+    def setting(self, path: str) -> Any:
+        """Return a setting by its flag, such as ``data.cleaning``; None where it is not known."""
+        value: Any = self.settings
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def fact(self, path: str) -> Any:
+        """Return a fact by its names, such as ``steps.blocks``; None where it is not known."""
+        value: Any = self.facts
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def sampling(self) -> SamplingOptions | None:
+        """How the run drew its samples."""
+        found = self.setting("model.sampling")
+        if not isinstance(found, dict):
+            return None
+        names = {name.name for name in fields(SamplingOptions)}
+        return SamplingOptions(**{key: value for key, value in found.items() if key in names})
+
+
+def find_origin(name: str, which: Which) -> Origin:
+    """Resolve ``--model`` to weights, and gather what is known of their training.
+
+    Args:
+        name: A run folder, a checkpoint (one file, or sharded), an HF folder or a Hub id.
+        which: Checkpoint of a run folder.
+
+    Raises:
+        UsageError: If a run folder has no such checkpoint, or ``which`` means nothing here.
+    """
+    path = Path(name).expanduser()
+    in_hf_format = (path / "config.json").is_file()
+    if path.is_dir() and not in_hf_format and not is_sharded(path):
+        return _of_run(path, which)
+    if which == "last":
+        raise UsageError(
+            f"--which last: --model {name} is no run folder. Leave --which out, or give the run "
+            "folder."
+        )
+    if path.is_file() or is_sharded(path):
+        return _of_checkpoint(path, run_of(path))
+    if in_hf_format and path.name == "hf":
+        return _of_hf_folder(path, path.parent)
+    return Origin(str(path) if path.is_dir() else name)
+
+
+def _of_run(run: Path, which: Which) -> Origin:
+    if which == "last":
+        if (last := last_checkpoint(run)) is None:
+            raise UsageError(f"--which last: {run} has no checkpoints/last.ckpt.")
+        return _of_checkpoint(last, run)
+    best = best_checkpoint(run)
+    if best is not None and best.name != "last.ckpt":
+        return _of_checkpoint(best, run)
+    if (run / "hf" / "config.json").is_file():
+        return _of_hf_folder(run / "hf", run)
+    if best is not None:
+        return _of_checkpoint(best, run)
+    raise UsageError(
+        f"--model {run}: neither a model in Hugging Face format (config.json) nor a run folder "
+        "with hf/ or checkpoints/."
+    )
+
+
+def _of_checkpoint(file: Path, run: Path | None) -> Origin:
+    checkpoint = read_checkpoint(file)
+    kept = checkpoint.get("trainer_settings") or {}  # by flag
+    settings = {
+        "trainer": {flag.removeprefix("--trainer."): value for flag, value in kept.items()},
+        "model": checkpoint.get("hyper_parameters") or {},
+        "data": checkpoint.get("datamodule_hyper_parameters") or {},
+    }
+    facts = facts_of(run)
+    states = checkpoint.get("callbacks") or {}
+    local = (states.get("Facts") or facts).get("local")
+    best = (best_state(checkpoint) or {}).get("best") or facts.get("best") or {}
+    step = checkpoint.get("global_step")
+    of_best = best.get("step") == step and None not in (best.get("monitor"), best.get("value"))
+    figures = (states.get("Outcome") or {}).get("last") or {}
+    settings = _settings(run) | {name: group for name, group in settings.items() if group}
+    return Origin(
+        weights=str(file),
+        run=run,
+        settings=_with_paths(settings, local),
+        facts=facts,
+        step=step,
+        figures=figures
+        or (best.get("figures") or {} if of_best else {}),  # weights alone bring none
+        chosen=best if of_best else {},
+    )
+
+
+def _of_hf_folder(folder: Path, run: Path) -> Origin:
+    facts = facts_of(run)
+    outcome, best = facts.get("outcome") or {}, facts.get("best") or {}
+    # earlier versions noted the figures of the best beside the others
+    figures = best.get("figures") or outcome.get("best") or outcome.get("last") or {}
+    settings = _with_paths(_settings(run), facts.get("local"))
+    record = hf_record(folder)
+    if record is not None and best and record["step"] != best.get("step"):  # the run went on since
+        return Origin(str(folder), run, settings, facts, record["step"])
+    known = None not in (best.get("monitor"), best.get("value"))
+    return Origin(
+        str(folder), run, settings, facts, best.get("step"), figures, best if known else {}
+    )
+
+
+def _settings(run: Path | None) -> dict[str, Any]:
+    file = None if run is None else run / "config.yaml"
+    if file is None or not file.is_file():
+        return {}
+    try:
+        return read_settings(file)
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s) and is left out.", file, error)
+        return {}
+
+
+def _with_paths(settings: dict[str, Any], local: list[str] | None) -> dict[str, Any]:
+    """Return settings in which a name that was a path where the run began looks like one."""
+    for flag in local or []:
+        group, _, name = flag.partition(".")
+        given = (settings.get(group) or {}).get(name)
+        if given and not Path(given).is_absolute():
+            settings = settings | {group: settings[group] | {name: f"./{given}"}}
+    return settings
+
+
+def hub_id(name: str | None) -> str | None:
+    """Return a name if it is one of the Hub, and not of a file or folder here."""
+    if name is None or name == "builtin" or Path(name).expanduser().exists():
+        return None
+    bare = re.fullmatch(r"\w[\w-]*", name)  # such as gpt2
+    has_suffix = re.search(r"\.(txt|raw|tokens|jsonl?|csv|parquet|arrow|ckpt)$", name)
+    hub = HUB_ID.fullmatch(name) and name[0] not in ".-" and not has_suffix
+    return name if bare or hub else None
+
+
+def public_name(name: str) -> str:
+    """Return a name without the folders of this machine: a Hub id, or a path's last part."""
+    return hub_id(name) or re.split(r"[\\/]", name.rstrip("\\/"))[-1] or "a folder"
+
+
+def data_section(origin: Origin) -> str:
+    """Return what the model was trained on, and how it was cleaned and cut."""
+    data = origin.settings.get("data") or {}
+    if not data.get("source"):
+        return "Nothing is known here of the text that this model was trained on."
+    losses = {
+        True: ", which loses no text",
+        False: ", which loses text: figures on it are not comparable with published ones",
+    }
+    rows = [
+        ("source", source_of(data)),
+        ("cleaning", code(data.get("cleaning")) + losses.get(origin.fact("cleaning.lossless"), "")),
+        ("blocks", f"{code(data.get('blocks'))}, {number(data.get('block_size'))} tokens each"),
+    ]
+    text = table(("", ""), rows)
+    splits = origin.fact("data")
+    if isinstance(splits, dict) and splits:
+        columns = ("articles", "words", "bytes", "tokens", "targets")
+        text += "\n\n" + table(
+            ("split", *columns[:-1], "predicted tokens"),
+            [(name, *(number(of.get(it)) for it in columns)) for name, of in splits.items()],
+        )
+    return text
+
+
+def recipe_section(origin: Origin) -> str:
+    """Return how the model was trained; nothing where it is not known."""
+    if not origin.of_training:
+        return ""
+    setting, fact = origin.setting, origin.fact
+    betas, seconds, seed = setting("model.betas"), fact("seconds"), setting("model.seed")
+    dropout, clipping = setting("model.dropout"), setting("trainer.gradient_clip_val")
+    warmup = number(setting("model.warmup_steps"))
+    rows = {
+        "began with": start_of(origin) or "random weights",
+        "loss": "cross-entropy of the next token, over every target of a step",
+        "optimizer steps": _steps(origin.step, fact("steps.schedule")),
+        "blocks of a step": number(fact("steps.blocks")),
+        "blocks of a micro-batch": number(setting("data.batch_size")),
+        "tokens of a step": number(fact("steps.tokens")),
+        "optimizer": f"AdamW, betas {betas[0]} and {betas[1]}" if betas else "AdamW",
+        "peak learning rate": number(setting("model.learning_rate")),
+        "schedule": f"{setting('model.schedule')}, {warmup or 0} steps of warm-up",
+        "weight decay": f"{number(setting('model.weight_decay'))}, of matrices only",
+        "gradient clipping": f"at norm {number(clipping)}" if clipping else "",
+        "dropout": "the model's own" if dropout is None else number(dropout),
+        "dropout of attention": number(setting("model.attention_dropout")),
+        "precision": fact("trainer.precision") or setting("trainer.precision") or "",
+        "seed": number(setting("seed_everything") if seed is None else seed),
+        "processes": number(fact("trainer.processes")),
+        "machine": _machine(fact("machine")),
+        "time of the run": f"{seconds / 60:,.1f} minutes" if seconds else "",
+        "versions": ", ".join(f"{name} {it}" for name, it in (fact("versions") or {}).items()),
+    }
+    return table(("", ""), rows.items())
+
+
+def start_of(origin: Origin) -> str:
+    """Return the model that training began with; nothing where there was none."""
+    name, revision = origin.setting("model.pretrained"), origin.setting("model.revision")
+    return code(public_name(name)) + _at(revision) if name else ""
+
+
+def source_of(data: dict[str, Any]) -> str:
+    """Return the text that settings name, without the folders it lay in."""
+    if data["source"] == "builtin":
+        return "`builtin`, Python's language reference as CPython carries it"
+    subset = f" {code(data['subset'])}" if data.get("subset") else ""
+    return code(public_name(data["source"])) + subset + _at(data.get("revision"))
+
+
+def _at(revision: str | None) -> str:
+    return f" at {code(revision)}" if revision else ""
+
+
+def _steps(step: int | None, schedule: int | None) -> str:
+    if step is None:
+        return f"those of the best of {schedule:,}" if schedule else ""
+    return f"{step:,}" + (f" of {schedule:,}" if schedule else "")
+
+
+def _machine(machine: Any) -> str:
+    if not isinstance(machine, dict):
+        return ""
+    cores = f"{machine.get('cores')} cores"
+    return f"{machine.get('system')}, {', '.join(machine.get('gpus') or []) or cores}"
+
+
+LICENCE_MISSING = (
+    "Not stated yet. The author of this model has to fill it in: `license` at the top of this "
+    "file, and this line. The licences of the base model and of the training text have a say in it."
+)
+
+VALIDATION = {
+    "val/perplexity": "token perplexity",
+    "val/loss": "nats per token",
+    "val/bits_per_byte": "bits per byte",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is told of a model beside its origin.
+
+    Attributes:
+        name: Of the folder, or of the repository where it goes.
+        model_type: Of its configuration.
+        parameters: Tied ones counted once.
+        positions: Longest context in tokens.
+        vocabulary: Tokens.
+        dtype: Of the weights.
+        license: SPDX-like identifier of the Hub's list.
+        language: ISO code.
+    """
+
+    name: str
+    model_type: str
+    parameters: int
+    positions: int
+    vocabulary: int
+    dtype: str
+    license: str | None
+    language: str | None
+
+
+def model_card(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> str:
+    """Return a model card: the Hub's metadata, then what a reader has to know.
+
+    Args:
+        model: What was exported.
+        origin: Where it comes from.
+        cards: Of ``evaluate``, as its JSON has them.
+
+    Returns:
+        The text of README.md. It names no folder of this machine.
+
+    Reference:
+        https://huggingface.co/docs/hub/model-cards
+    """
+    sections = {
+        "": _what_it_is(model, origin),
+        "Use": _use(model),
+        "Data": data_section(origin),
+        "Recipe": recipe_section(origin),
+        "Metrics": _metrics(origin, cards),
+        "Intended use and limits": _limits(model, origin),
+        "Licence": model.license or LICENCE_MISSING,
+    }
+    text = "\n\n".join(
+        f"## {title}\n\n{body}" if title else body for title, body in sections.items() if body
+    )
+    return f"---\n{_metadata(model, origin, cards)}\n---\n\n# {model.name}\n\n{text}\n"
+
+
+def _metadata(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> str:
+    source = hub_id(origin.setting("data.source"))
+    base = hub_id(origin.setting("model.pretrained"))
+    if not origin.of_training:  # a model of the Hub, exported again
+        base = hub_id(origin.weights)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=public_name(card["source"]),
+            dataset_name=card.get("text") or public_name(card["source"]),
+            dataset_config=card.get("subset"),
+            dataset_split=card["split"],
+            metric_type=FIGURES[name].replace(" ", "_"),
+            metric_name=f"{FIGURES[name]} ({_protocol(card)})",
+            metric_value=round(card[name], 4),
+        )
+        for card in cards
+        for name in FIGURES
+        if card.get(name) is not None
+    ]
+    data = ModelCardData(
+        language=model.language,
+        license=model.license or "other",
+        license_name=None if model.license else "to-be-filled-in",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=base,
+        datasets=[source] if source else None,
+        tags=["gpt2_lightning", model.model_type],
+        model_name=model.name.rpartition("/")[2],
+        eval_results=results or None,
+    )
+    return str(data.to_yaml()).strip()
+
+
+def _what_it_is(model: Exported, origin: Origin) -> str:
+    data, start = origin.settings.get("data") or {}, start_of(origin)
+    trained = ""
+    if data.get("source"):
+        begun = f"fine-tuned from {start}" if start else "trained from scratch"
+        trained = f", {begun} on {source_of(data)}"
+    return (
+        f"A causal language model of type {model.model_type}{trained}: {model.parameters:,} "
+        f"parameters (tied ones counted once), {model.dtype}, {model.positions:,} positions, a "
+        f"vocabulary of {model.vocabulary:,} tokens."
+    )
+
+
+def _use(model: Exported) -> str:
+    return f"""```python
+from transformers import pipeline
+
+writer = pipeline("text-generation", model={json.dumps(model.name, ensure_ascii=False)})
+print(writer("Once upon a time", max_new_tokens=50)[0]["generated_text"])
+```
+
+Plain `AutoModelForCausalLM` and `AutoTokenizer` load it; prompt and answer together have room for \
+{model.positions:,} tokens."""
+
+
+def _metrics(origin: Origin, cards: list[dict[str, Any]]) -> str:
+    parts = [_of_evaluation(card) for card in cards]
+    rows = [
+        (label, f"{origin.figures[name]:,.4f}")
+        for name, label in VALIDATION.items()
+        if origin.figures.get(name) is not None
+    ]
+    chosen = ""
+    if origin.chosen:
+        chosen = (
+            f"The checkpoint is that of the {code(extreme_of(origin.chosen))} of all validations, "
+            f"{origin.chosen['value']:,.4f}. "
+        )
+    if rows:
+        parts.append(
+            "The run's own validation, at this model's step or the last before it, on the blocks "
+            f"of training ({code(origin.setting('data.blocks'))}, "
+            f"{number(origin.setting('data.block_size'))} tokens, cleaning "
+            f"{code(origin.setting('data.cleaning'))}). {chosen}It says nothing beside figures of "
+            "another protocol.\n\n" + table(("", "validation split"), rows)
+        )
+    return "\n\n".join(parts) or "Nothing was measured."
+
+
+def _of_evaluation(card: dict[str, Any]) -> str:
+    intervals = card.get("intervals") or {}
+    rows = []
+    for name, label in FIGURES.items():
+        if card.get(name) is not None:
+            ends = intervals.get(name)
+            sure = (
+                f" (95 % of resampled articles: {ends[0]:,.4f} to {ends[1]:,.4f})" if ends else ""
+            )
+            rows.append((label, f"{card[name]:,.4f}{sure}"))
+    text = f", {card['text']}" if card.get("text") else ""
+    labels = [
+        ("text", f"{source_of(card)}, {card['split']} split{text}"),
+        ("sha256", code(card["sha256"])),
+        ("reading", f"{card['reading']}; cleaning: {card['cleaning']}"),
+        ("protocol", _protocol(card)),
+        ("first token", card["first_token"]),
+        ("predicted", f"{card['tokens_predicted']:,} of {card['tokens']:,} tokens"),
+        ("words and bytes", f"{card['words']:,} by {card['words_rule']}; {card['bytes']:,}"),
+        ("weights", card["dtype"]),
+    ]
+    return table(("", ""), rows + labels) + f"\n\n{card['comparable']}"
+
+
+def _protocol(card: dict[str, Any]) -> str:
+    stride = "" if card.get("stride") is None else f", stride {card['stride']:,}"
+    return f"{card['protocol']}, context {card['context']:,}{stride}"
+
+
+def _limits(model: Exported, origin: Origin) -> str:
+    start = start_of(origin)
+    inherited = f", and those of {start}," if start else ""
+    return (
+        "For continuing text of the kind that it was trained on, for study, and for further "
+        "training. It is a base model: it continues a text and neither answers questions nor "
+        "follows instructions. What it writes may be false, and may repeat its training text word "
+        f"for word; the leanings of that text{inherited} are its own. Nothing filters its output. "
+        f"Beyond {model.positions:,} tokens it sees nothing. Decide nothing about people with it."
+    )

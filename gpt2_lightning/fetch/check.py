@@ -1,0 +1,415 @@
+"""What a folder is, whether its model or data is whole, and which flags use it."""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import quote
+
+from gpt2_lightning.data.articles import RAW_SHA256, ROWS, Rows, SplitName, as_articles
+from gpt2_lightning.data.files import open_path
+from gpt2_lightning.data.readers import is_data
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fetch.download import read_manifest
+from gpt2_lightning.fetch.transfer import git_sha1_of, megabytes, sha256_of
+from gpt2_lightning.fetch.wanted import TOKENIZER
+from gpt2_lightning.pretrained import (
+    ADAPTER,
+    AGAIN,
+    INDEX,
+    PICKLED,
+    WHOLE,
+    check_files,
+    check_weights,
+    weight_files,
+    what_tokenizer_lacks,
+)
+from gpt2_lightning.untrusted import is_inside
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+LONGEST_POINTER = 1024  # bytes, as git LFS has it
+
+SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files at any depth, links to nowhere included, but no hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if (path.is_file() or path.is_symlink())
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def check_content(folder: Path, files: list[Path]) -> list[str]:
+    """See that files hold content, and the content that is known to belong there.
+
+    Returns:
+        The names of those whose hash is known, and right.
+
+    Raises:
+        UsageError: If one is a pointer, a link to nowhere, or has another hash.
+    """
+    pointers = [file for file in files if is_pointer(file)]
+    if pointers:
+        raise UsageError(
+            f"--check {folder}: {_names(folder, pointers)} {_is(pointers)} of git LFS instead of "
+            "content: it was cloned without LFS, or downloaded as a raw page. Run git lfs pull "
+            "there, or fetch it with: python -m gpt2_lightning fetch."
+        )
+    lost = [file for file in files if file.is_symlink() and not file.exists()]
+    if lost:
+        raise UsageError(
+            f"--check {folder}: {_names(folder, lost)} leads to {lost[0].readlink()}, which is not "
+            "there: of a cache, only the links were copied. Copy the whole models--... or "
+            "datasets--... folder, or follow the links: cp -rL."
+        )
+    known = [name for file in files if (name := _verified(folder, file))]
+    return known
+
+
+def is_pointer(file: Path) -> bool:
+    """Tell whether a file is git LFS' note of a content that is elsewhere."""
+    if not file.is_file() or file.stat().st_size > LONGEST_POINTER:
+        return False
+    return file.read_bytes().startswith(POINTER)
+
+
+def _verified(folder: Path, file: Path) -> str | None:
+    """Return a file's name if the hub's hash of it is known from its download."""
+    wanted = _promised(folder, file)
+    if wanted is None:
+        return None
+    if (SHA1.fullmatch(wanted) and git_sha1_of(file) != wanted) or (
+        SHA256.fullmatch(wanted) and sha256_of(file) != wanted
+    ):
+        raise UsageError(
+            f"--check {folder}: {file.relative_to(folder)} is damaged or was changed: its hash is "
+            "not the one that was written down when it was downloaded. Fetch it again."
+        )
+    return file.relative_to(folder).as_posix()
+
+
+def _promised(folder: Path, file: Path) -> str | None:
+    """Return what hash a file should have, by what downloaded it.
+
+    Ours writes a manifest. The Hub's client, downloading into a folder, leaves a note below
+    .cache/huggingface; in its cache, files are links to content that is named by its hash.
+    """
+    name = file.relative_to(folder).as_posix()
+    if (manifest := read_manifest(folder)) is not None:
+        return manifest.sha256.get(name)
+    note = folder / ".cache/huggingface/download" / f"{name}.metadata"
+    try:
+        words = [note.read_text(encoding="utf-8").split()[1]] if note.is_file() else []
+    except (OSError, ValueError, IndexError):
+        words = []
+    if file.is_symlink() and file.resolve().parent.name == "blobs":
+        words.append(file.resolve().name)
+    for word in words:
+        if SHA256.fullmatch(word) or SHA1.fullmatch(word):
+            return word
+    return None
+
+
+def _names(folder: Path, files: list[Path]) -> str:
+    first = ", ".join(str(file.relative_to(folder)) for file in files[:3])
+    return first + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+
+def _is(files: list[Path]) -> str:
+    return "is a pointer" if len(files) == 1 else "are pointers"
+
+
+RAW, TOKENIZED = "wikitext-2-raw-v1", "wikitext-2-v1"  # the subsets' names on the Hub
+
+
+@dataclass(frozen=True)
+class SplitText:
+    """A split's text.
+
+    Attributes:
+        rows: How many.
+        sha256: Of the original text in UTF-8, blank rows restored, in hexadecimal.
+    """
+
+    rows: int
+    sha256: str
+
+
+def read_split(rows: Rows) -> SplitText:
+    """Read a split to its end; its text is what its articles are made of."""
+    total, count = hashlib.sha256(), 0
+    for row in as_articles(rows):
+        total.update(row.text.encode())
+        count += 1
+    return SplitText(count, total.hexdigest())
+
+
+def judge(splits: Mapping[SplitName, SplitText], subset: str | None) -> tuple[str | None, bool]:
+    """Compare a text with WikiText-2 as it was published.
+
+    Args:
+        splits: Its splits.
+        subset: What the text is called, if it has a name.
+
+    Returns:
+        The verdict in words, None where there is nothing to compare; and whether the text is not
+        what its name says.
+    """
+    raw = [name for name, text in splits.items() if text.sha256 == RAW_SHA256[name]]
+    if raw and len(raw) == len(splits):
+        return "the official WikiText-2, raw, by the SHA-256 of each split", False
+    if subset == RAW:
+        wrong = next(name for name in splits if name not in raw)
+        return (
+            f"NOT the official {RAW}: {_rows(wrong, splits[wrong])}its text is another. Its "
+            "figures cannot be compared with published ones",
+            True,
+        )
+    if subset == TOKENIZED:
+        for name, text in splits.items():
+            if text.rows != ROWS[name]:
+                return f"NOT the official {TOKENIZED}: {_rows(name, text).rstrip('; ')}", True
+        return "as many rows as the official WikiText-2, rare words as <unk>", False
+    return None, False
+
+
+def _rows(name: SplitName, text: SplitText) -> str:
+    if text.rows == ROWS[name]:
+        return f"{name} has the right {text.rows:,} rows, but "
+    return f"{name} has {text.rows:,} rows of {ROWS[name]:,}; "
+
+
+ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
+
+SAVED = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wrote
+
+
+def looks_like_data(folder: Path) -> bool:
+    """Tell whether a folder holds files of data, not counting those in folders of its own."""
+    return any((folder / name).is_file() for name in SAVED) or any(
+        is_data(path.name) and not path.name.startswith(".")
+        for path in folder.iterdir()
+        if path.is_file() or path.is_symlink()
+    )
+
+
+def check_data(folder: Path, root: Path) -> tuple[list[str], list[str]]:
+    """See that a folder's data can be read to its end.
+
+    Args:
+        folder: The data.
+        root: The fetched folder that it is in, or the same.
+
+    Returns:
+        What it is, line by line; and what is wrong with it although it can be read.
+
+    Raises:
+        UsageError: If something is missing, cut short or damaged.
+    """
+    inside = [path for path in visible_files(root) if path.is_relative_to(folder)]
+    verified = check_content(root, inside)
+    try:
+        found = open_path(folder, None, "text")
+        splits = {name: read_split(found[name]) for name in ORDER if name in found}
+    except UsageError as error:
+        raise UsageError(f"--check {folder}: {error}") from error
+    counts = ", ".join(f"{name} {text.rows:,} rows" for name, text in splits.items())
+    verdict, wrong = judge(splits, folder.name)
+    lines = [f"  {folder.name}: {counts}"]
+    if verdict:
+        lines.append(f"    {verdict}")
+    if verified and len(verified) == len(inside):
+        lines.append("    hashes as when downloaded")
+    warnings = [f"{folder.name}: {verdict}."] if verdict and wrong else []
+    if "train" not in splits:
+        warnings.append(
+            f"{folder.name}: there is no train split. It can be evaluated on, not trained on."
+        )
+    if not any(text.rows for text in splits.values()):
+        raise UsageError(f"--check {folder}: its files hold no text. Fetch it again.")
+    return lines, warnings
+
+
+def looks_like_model(folder: Path) -> bool:
+    """Tell whether a folder holds a part of a model, if not all of it."""
+    names = {"config.json", WHOLE, WHOLE + INDEX, PICKLED, PICKLED + INDEX, "tokenizer.json"}
+    names.add(ADAPTER)
+    return any((folder / name).is_file() or (folder / name).is_symlink() for name in names)
+
+
+def check_model(folder: Path) -> tuple[list[str], list[str]]:
+    """See that a folder is a whole model.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        What it is, line by line; and what is wrong with it although it can be read.
+
+    Raises:
+        UsageError: If something is missing, cut short, damaged, or does not fit the rest.
+    """
+    from gpt2_lightning.data.tokenizer import load_tokenizer
+    from gpt2_lightning.model.gpt2 import count_parameters, positions_of
+
+    said = f"--check {folder}"
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if (path.is_file() or path.is_symlink()) and not path.name.startswith(".")
+    ]
+    verified = check_content(folder, files)
+    check_files(folder, said)
+    model = check_weights(folder, said)
+    if not any((folder / name).is_file() for name in TOKENIZER if name != "tokenizer_config.json"):
+        raise UsageError(
+            f"{said}: the tokenizer is missing: there is no tokenizer.json, nor vocab.json and "
+            f"merges.txt. {AGAIN} The weights can be used with another's: "
+            "--data.tokenizer openai-community/gpt2, say."
+        )
+    tokenizer = load_tokenizer(str(folder), flag="--check")
+    tokens, vocabulary = len(tokenizer), int(model.config.vocab_size)
+    if tokens > vocabulary:
+        raise UsageError(
+            f"{said}: the tokenizer has {tokens:,} tokens and the model {vocabulary:,}: it belongs "
+            f"to another model. {AGAIN}"
+        )
+    lacking = what_tokenizer_lacks(tokenizer, model.config)
+    weights = weight_files(folder, said)
+    hashed = all(file.name in verified for file in weights)
+    size = megabytes(sum(file.stat().st_size for file in weights))
+    lines = [
+        f"{folder}: a model{'' if lacking else ', complete'}.",
+        f"  type        {model.config.model_type}, {count_parameters(model):,} parameters, "
+        f"{positions_of(model):,} positions",
+        f"  weights     {len(weights)} file{'s' * (len(weights) > 1)}, {size}"
+        + (", hashes as when downloaded" if hashed else ""),
+        f"  tokenizer   {tokens:,} tokens",
+    ]
+    return lines, [f"{folder}: {lacking}. {AGAIN}"] if lacking else []
+
+
+DEEPEST = 4  # folders below the one that was named: a cache's models--X/snapshots/COMMIT, and one
+
+
+@dataclass
+class Finding:
+    """What a folder was found to be.
+
+    Attributes:
+        kind: A model, or data.
+        lines: What it is, to be shown.
+        warnings: What its user should know although it can be used.
+        flags: Those that use it, an alternative in each.
+    """
+
+    kind: str
+    lines: list[str]
+    flags: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_folder(name: str) -> Finding:
+    """Find out what a folder is, however it was obtained.
+
+    Known are model folders, data as files or in the Hub's layout, the Hub's cache, folders that a
+    client, git or an archive left, and the same with another folder around them.
+
+    Raises:
+        UsageError: If it cannot be used; the message says why, and what would help.
+    """
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        raise UsageError(f"--check {name}: there is no such folder.")
+    if not folder.is_dir():
+        if zipfile.is_zipfile(folder):
+            raise UsageError(
+                f"--check {name}: it is an archive. Unpack it first: "
+                f"python -m zipfile -e {name} {folder.stem}"
+            )
+        raise UsageError(
+            f"--check {name}: it is a file. Give a folder; a file of text needs no check: "
+            f"--data.source {name}."
+        )
+    if models := _find(folder, looks_like_model):
+        return _model(folder, models)
+    if data := _find(folder, looks_like_data):
+        return _data(folder, data)
+    names = sorted(path.name for path in folder.iterdir())
+    held = ", ".join(names[:8]) + (" and more" if len(names) > 8 else "") if names else "nothing"
+    raise UsageError(
+        f"--check {name}: neither a model (config.json, model.safetensors, tokenizer.json) nor "
+        f"data (parquet, txt, jsonl, csv, wiki.train.raw). It holds: {held}."
+    )
+
+
+def _model(folder: Path, found: list[Path]) -> Finding:
+    if len(found) > 1:
+        raise UsageError(
+            f"--check {folder}: there are several models in it. Check one: "
+            + " or ".join(f"--check {place}" for place in found[:5])
+            + "."
+        )
+    (place,) = found
+    lines, warnings = check_model(place)
+    return Finding("model", lines, [f"--model.pretrained {quote(str(place))}"], warnings)
+
+
+def _data(folder: Path, found: list[Path]) -> Finding:
+    lines: list[str] = []
+    warnings: list[str] = []
+    flags: list[str] = []
+    for place in found:
+        root = next(it for it in (place, *place.parents) if it == folder or _is_snapshot(it))
+        told, worries = check_data(place, root)
+        lines += told
+        warnings += worries
+        inside = place != root
+        flags.append(
+            f"--data.source {quote(str(place.parent))} --data.subset {quote(place.name)}"
+            if inside
+            else f"--data.source {quote(str(place))}"
+        )
+    first = f"{folder}: data{'' if warnings else ', complete'}."
+    return Finding("data", [first, *lines], flags, warnings)
+
+
+def _find(folder: Path, looks_like_it: Callable[[Path], bool]) -> list[Path]:
+    """Return the folders nearest below that look like it, all of the same depth."""
+    level = [folder]
+    for _ in range(DEEPEST + 1):
+        if found := [place for place in level if looks_like_it(place)]:
+            return found
+        level = [inner for place in level for inner in _folders(place)]
+    return []
+
+
+def _folders(place: Path) -> list[Path]:
+    if (place / "snapshots").is_dir():
+        return [_current(place)]
+    return [
+        path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    ]
+
+
+def _current(repository: Path) -> Path:
+    """Return the snapshot that a cached repository's main branch stands for, else the newest."""
+    for branch in ("main", "master"):
+        ref = repository / "refs" / branch
+        if ref.is_file():
+            name = ref.read_text(encoding="utf-8", errors="replace").strip()
+            commit = repository / "snapshots" / name
+            if is_inside(repository / "snapshots", name) and commit.is_dir():
+                return commit
+    snapshots = [path for path in (repository / "snapshots").iterdir() if path.is_dir()]
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=repository / "refs")
+
+
+def _is_snapshot(folder: Path) -> bool:
+    return folder.parent.name == "snapshots"

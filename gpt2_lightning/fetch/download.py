@@ -1,0 +1,410 @@
+"""Files of a hub into a folder that appears whole: hidden while it grows, then remembered."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from filelock import FileLock, Timeout
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fetch.hubs import Asked, Kind, Listing, RemoteFile
+from gpt2_lightning.fetch.transfer import (
+    download,
+    megabytes,
+    open_client,
+    persist,
+    progress,
+    sha256_of,
+    what_differs,
+)
+from gpt2_lightning.storage import disk_message, flush_file, flush_folder, flush_tree, write_text
+from gpt2_lightning.untrusted import misfit, read_json
+
+NAME = ".fetch.json"  # hidden: a .json in plain view would be taken for data
+
+AUTHOR = "gpt2_lightning fetch"
+
+# the types of what is read back, as `misfit` takes them
+FORM = {
+    **dict.fromkeys(("kind", "name", "hub", "endpoint", "revision", "commit"), str),
+    "subsets": [str],
+    "sha256": {"*": str},
+    "size": {"*": int},
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder was fetched as.
+
+    Attributes:
+        kind: A model, or data.
+        name: In the hub.
+        hub: Which one.
+        endpoint: Its address.
+        revision: As asked for.
+        commit: What it stood for.
+        subsets: Of the data; none where it has no name, or all files were taken.
+        everything: Whether all files were taken.
+        sha256: Of each file, by its path, in hexadecimal.
+        size: Of each file, in bytes.
+    """
+
+    kind: Kind
+    name: str
+    hub: str
+    endpoint: str
+    revision: str | None
+    commit: str
+    subsets: list[str]
+    everything: bool
+    sha256: dict[str, str]
+    size: dict[str, int]
+
+    def differs_from(self, asked: Asked, subset: str | None, everything: bool) -> str | None:
+        """Return what else the folder was fetched as than is asked for now; None if nothing."""
+        if (self.kind, self.name, self.hub) != (asked.kind, asked.name, asked.hub):
+            return f"{self.kind} {self.name} from {self.hub}"
+        if asked.revision not in (None, self.revision, self.commit):
+            return f"revision {self.revision or 'of the main branch'} ({self.commit[:12]})"
+        if everything and not self.everything:
+            return "fewer files, without --all"
+        if subset is not None and not self.subsets and not self.everything:
+            return "without --subset"
+        return None
+
+    def lacks(self, subset: str | None) -> bool:
+        """Tell whether a subset is not there yet, beside those that are."""
+        return bool(subset and self.subsets and subset not in self.subsets and not self.everything)
+
+    def damaged(self, folder: Path) -> list[str]:
+        """Return the files that are no longer there, or at another size."""
+        return [
+            name
+            for name, size in self.size.items()
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size
+        ]
+
+
+def write_manifest(
+    folder: Path,
+    asked: Asked,
+    commit: str,
+    subset: str | None,
+    *,
+    everything: bool,
+    earlier: Manifest | None = None,
+) -> Manifest:
+    """Write down what a folder is, with the hash of each file in it.
+
+    Args:
+        folder: Where the files are.
+        asked: What they were asked for as.
+        commit: What its revision stood for.
+        subset: Of the data.
+        everything: Whether all files were taken.
+        earlier: The folder that they will be added to.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != NAME)
+    paths = {file.relative_to(folder).as_posix(): file for file in files}
+    manifest = Manifest(
+        kind=asked.kind,
+        name=asked.name,
+        hub=asked.hub,
+        endpoint=asked.endpoint,
+        revision=earlier.revision if earlier else asked.revision,
+        commit=commit,
+        subsets=[*(earlier.subsets if earlier else []), *([subset] if subset else [])],
+        everything=everything,
+        sha256=(earlier.sha256 if earlier else {})
+        | {name: sha256_of(file) for name, file in paths.items()},
+        size=(earlier.size if earlier else {})
+        | {name: file.stat().st_size for name, file in paths.items()},
+    )
+    try:
+        ours: str | None = version("gpt2-lightning")
+    except PackageNotFoundError:  # run from its folder, not installed
+        ours = None
+    about = {"written_by": AUTHOR, "version": ours, **asdict(manifest)}
+    (folder / NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return what a folder was fetched as; None if fetch did not write it."""
+    try:
+        about = read_json(folder / NAME)
+        if about.pop("written_by") != AUTHOR or misfit(about, FORM) is not None:
+            return None
+        del about["version"]
+        return Manifest(**about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class WorkFolder:
+    """A transfer under way: ``.NAME.fetching`` beside the folder to be, on the same disk.
+
+    Unlike in that of `whole_folder`, what is in it stays when the process ends, so that the next
+    one goes on from there.
+
+    Attributes:
+        files: Where the files are put.
+        parts: Where they are while they are incomplete.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.folder = target.parent / f".{target.name}.fetching"
+        self.files = self.folder / "files"
+        self.parts = self.folder / "parts"
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold the folder for this process alone.
+
+        Raises:
+            UsageError: If another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"--to {self.target}: another fetch is writing it. Wait for its end, or choose "
+                "another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+            if not self.folder.exists() or not (self.files.exists() or self.parts.exists()):
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def keep_only(self, transfer: dict[str, Any]) -> None:
+        """Keep what is there if it is of the same transfer, else begin anew.
+
+        Args:
+            transfer: What tells one from another, in plain values.
+        """
+        note = self.folder / "transfer.json"
+        with suppress(OSError, ValueError):
+            if read_json(note) == transfer:
+                return
+        self.clear()
+        self.files.mkdir()
+        self.parts.mkdir()
+        write_text(note, json.dumps(transfer))
+
+    def part(self, path: str) -> Path:
+        """Return where an incomplete file is kept."""
+        return self.parts / path.replace("/", "%2F")
+
+    def kept(self) -> int:
+        """Return the bytes that are there."""
+        found = [*self.files.rglob("*"), *self.parts.rglob("*")]
+        return sum(file.stat().st_size for file in found if file.is_file())
+
+    def put(self, part: Path, path: str) -> None:
+        """Move a file that is complete to where it belongs."""
+        whole = self.files / path
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        flush_file(part)  # the next process takes for whole what lies there
+        os.replace(part, whole)
+        flush_folder(whole.parent)
+
+    def finish(self) -> None:
+        """Let the files take their place as a whole."""
+        if self.target.is_dir():  # empty, or it would have been refused
+            self.target.rmdir()
+        flush_tree(self.files)
+        os.rename(self.files, self.target)
+        flush_folder(self.target.parent)
+        self.clear()
+
+    def finish_inside(self, inner: str) -> None:
+        """Let one folder of the files, and the notes beside it, go into the target as a whole."""
+        place = self.target / inner
+        place.parent.mkdir(parents=True, exist_ok=True)
+        flush_tree(self.files)
+        os.rename(self.files / inner, place)
+        flush_folder(place.parent)
+        for note in self.files.glob(".*"):
+            os.replace(note, self.target / note.name)
+        flush_folder(self.target)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all that is there."""
+        for folder in (self.files, self.parts):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.folder / "transfer.json").unlink(missing_ok=True)
+
+
+SPARE = 50_000_000  # bytes; a disk filled to the last one is no use to anybody
+
+
+def target_folder(to: str) -> Path:
+    """Return the folder that ``--to`` names.
+
+    Raises:
+        UsageError: If there is a file of that name.
+    """
+    folder = Path(to).expanduser().resolve()
+    above = next(place for place in (folder, *folder.parents) if place.exists())
+    if not above.is_dir():
+        raise UsageError(f"--to {to}: {above} is a file. Choose another folder.")
+    return folder
+
+
+def already_there(
+    folder: Path, asked: Asked, subset: str | None, *, everything: bool
+) -> Manifest | None:
+    """Tell whether a folder is what is asked for, without asking a hub.
+
+    Returns:
+        What it was fetched as, perhaps without the subset; None if there is nothing yet.
+
+    Raises:
+        UsageError: If it holds something else.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UsageError(
+            f"--to {folder}: it holds files that no fetch wrote. fetch --check {folder} says "
+            "whether they can be used as they are; or give a folder that is not there yet."
+        )
+    if other := manifest.differs_from(asked, subset, everything):
+        raise UsageError(
+            f"--to {folder}: it was fetched as something else ({other}). Give another folder, or "
+            "move this one away."
+        )
+    if damaged := manifest.damaged(folder):
+        raise UsageError(
+            f"--to {folder}: since it was fetched, {', '.join(damaged[:3])} changed or went. Move "
+            "the folder away and fetch it again."
+        )
+    if manifest.lacks(subset) and (folder / str(subset)).exists():
+        raise UsageError(
+            f"--to {folder}: its {subset} was not fetched with it. Move that away, or give another "
+            "folder."
+        )
+    return manifest
+
+
+def fetch_folder(
+    target: Path,
+    asked: Asked,
+    subset: str | None,
+    *,
+    everything: bool,
+    choose: Callable[[Listing], list[RemoteFile]],
+    finish: Callable[[Path], None],
+    extra: Callable[[list[RemoteFile]], int] = lambda files: 0,
+    earlier: Manifest | None = None,
+) -> Manifest:
+    """Fetch a folder; it appears when every file in it is what the hub says.
+
+    Args:
+        target: The folder to be.
+        asked: The repository.
+        subset: Of the data.
+        everything: Whether all files are taken.
+        choose: Which files to take.
+        finish: Is given the files, to do with them what is left before they take their place.
+        extra: How many bytes that will need.
+        earlier: What the folder was fetched as before; the subset is added to it.
+
+    Raises:
+        UsageError: If the hub does not give it, or not as it lists it, or the disk is too small.
+    """
+    from gpt2_lightning.fetch.hubs import list_hub, list_modelscope
+
+    with open_client(asked) as client:
+        if asked.hub == "modelscope":
+            listing = persist(lambda: list_modelscope(asked, client), asked)
+        else:
+            listing = persist(lambda: list_hub(asked), asked)
+        # a file that is not what it should be is found before the large ones are under way
+        files = sorted(choose(listing), key=lambda file: file.size or 0)
+        work = WorkFolder(target)
+        try:
+            with work.open():
+                work.keep_only(_transfer(listing, files))
+                _check_disk(target, files, work, extra(files))
+                with progress() as begin:
+                    for file in files:
+                        if not (work.files / file.path).is_file():
+                            _fetch_file(listing, file, work, client, begin(file))
+                try:
+                    finish(work.files)
+                except UsageError:  # they came whole, and would be the same again
+                    work.clear()
+                    raise
+                manifest = write_manifest(
+                    work.files,
+                    asked,
+                    listing.commit,
+                    subset,
+                    everything=everything,
+                    earlier=earlier,
+                )
+                if earlier is None:
+                    work.finish()
+                else:
+                    work.finish_inside(str(subset))
+        except OSError as error:
+            raise UsageError(f"--to {disk_message(error, target)}") from error
+    return manifest
+
+
+def _transfer(listing: Listing, files: list[RemoteFile]) -> dict[str, object]:
+    asked = listing.asked
+    told = [[file.path, file.size, file.sha256, file.git_sha1] for file in files]
+    return {"kind": asked.kind, "name": asked.name, "commit": listing.commit, "files": told}
+
+
+def _check_disk(target: Path, files: list[RemoteFile], work: WorkFolder, extra: int) -> None:
+    needed = sum(file.size or 0 for file in files) + extra - work.kept()
+    free = shutil.disk_usage(work.folder).free
+    if free < needed + SPARE:
+        if work.kept() == 0:
+            work.clear()
+        raise UsageError(
+            f"--to {target}: {megabytes(needed)} are needed, and {megabytes(SPARE)} to spare; "
+            f"{megabytes(free)} are free on that disk. Make room, or choose a folder on another."
+        )
+
+
+def _fetch_file(
+    listing: Listing,
+    file: RemoteFile,
+    work: WorkFolder,
+    client: httpx2.Client,
+    show: Callable[[int], None],
+) -> None:
+    part = work.part(file.path)
+    resumed = part.exists()
+    download(client, listing, file, part, show)
+    wrong = what_differs(part, file)
+    if wrong and resumed:  # what was there may have come from elsewhere
+        part.unlink()
+        download(client, listing, file, part, show)
+        wrong = what_differs(part, file)
+    if wrong:
+        work.clear()
+        raise UsageError(
+            f"{listing.asked.said}: {file.path} came damaged ({wrong}). Nothing of it was kept. "
+            f"Try again, or another --endpoint than {listing.asked.endpoint}."
+        )
+    work.put(part, file.path)

@@ -1,0 +1,400 @@
+"""A repository of the Hub, a mirror or ModelScope: what it holds, and what its refusals mean.
+
+What a repository of ModelScope holds.
+
+Over its plain HTTP interface, three addresses that every version of its client has used. The
+client itself would have to be installed first, with a cryptography library that a download does not
+need, and its transfers keep other promises than ours; the tests hold that it and we fetch the same
+files from the same hub.
+"""
+
+import os
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+
+from gpt2_lightning.errors import UsageError
+
+Kind = Literal["model", "data"]
+
+HubName = Literal["hub", "modelscope"]
+
+ENDPOINTS: dict[HubName, tuple[str, str]] = {  # the variable that names a mirror, and the default
+    "hub": ("HF_ENDPOINT", "https://huggingface.co"),
+    "modelscope": ("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn"),
+}
+
+TITLES: dict[HubName, str] = {"hub": "the Hub", "modelscope": "ModelScope"}
+
+EXAMPLES: dict[HubName, str] = {
+    "hub": "openai-community/gpt2 or Salesforce/wikitext",
+    "modelscope": "AI-ModelScope/gpt2",
+}
+
+NAMES: dict[HubName, re.Pattern[str]] = {  # the Hub has a few old names without an owner
+    "hub": re.compile(r"\w[\w.-]*(/[\w.-]+)?"),
+    "modelscope": re.compile(r"\w[\w.-]*/[\w.-]+"),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A repository that is asked for.
+
+    Attributes:
+        kind: A model, or data.
+        name: ORG/NAME.
+        hub: Where to look.
+        revision: Branch, tag or commit; null is the hub's main branch.
+        endpoint: Address of the hub or its mirror, without a slash at its end.
+        timeout: Seconds without a connection or without a byte after which a transfer has stalled.
+    """
+
+    kind: Kind
+    name: str
+    hub: HubName
+    revision: str | None
+    endpoint: str
+    timeout: float
+
+    @property
+    def where(self) -> str:
+        """The hub's name and address, for messages."""
+        return f"{TITLES[self.hub]} ({self.endpoint})"
+
+    @property
+    def said(self) -> str:
+        """What was asked for, as typed, for messages."""
+        revision = f" --revision {self.revision}" if self.revision else ""
+        return f"{self.kind} {self.name}{revision}"
+
+
+def asked_for(
+    kind: Kind,
+    name: str,
+    hub: HubName,
+    revision: str | None,
+    endpoint: str | None,
+    timeout: float,
+) -> Asked:
+    """Return what is asked for, with the endpoint that a flag, the environment or nobody named.
+
+    Raises:
+        UsageError: If a name, address or number is none.
+    """
+    if not NAMES[hub].fullmatch(name) or ".." in name:
+        raise UsageError(
+            f"{kind} {name}: it is no name of {TITLES[hub]}. Give one such as {EXAMPLES[hub]}, "
+            "without an address before it."
+        )
+    variable, default = ENDPOINTS[hub]
+    flag = "--endpoint" if endpoint else variable
+    address = (endpoint or os.environ.get(variable) or default).rstrip("/")
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", address):
+        raise UsageError(f"{flag} {address}: give an address such as https://hf-mirror.com.")
+    if not timeout > 0:
+        raise UsageError(f"--timeout {timeout}: give seconds, more than 0.")
+    return Asked(kind, name, hub, revision, address, timeout)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository.
+
+    Attributes:
+        path: Inside the repository, with slashes.
+        url: Where its content is.
+        size: Bytes; null where the hub does not say.
+        sha256: Of its content, in hexadecimal, where the hub knows it.
+        git_sha1: Git's own hash of it (of a header and its content), where the hub knows that.
+    """
+
+    path: str
+    url: str
+    size: int | None
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository at one commit.
+
+    Attributes:
+        asked: What was asked for.
+        commit: What the revision stands for; the revision itself where the hub does not say.
+        files: All files.
+        headers: To be sent with every request for one.
+    """
+
+    asked: Asked
+    commit: str
+    files: tuple[RemoteFile, ...]
+    headers: Mapping[str, str]
+
+
+def safe_path(path: str, asked: Asked) -> str:
+    """Return a listed path if it stays inside the folder that it is put into.
+
+    Raises:
+        UsageError: If it points out of it, which no honest hub lists.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]:
+        raise UsageError(
+            f"{asked.said}: {asked.where} lists a file {path!r}, which would be written outside "
+            "the folder. Nothing was written; use another --endpoint."
+        )
+    return path
+
+
+PASSING = {408, 429, 500, 502, 503, 504}  # what may be otherwise a moment later
+
+TOKENS = {
+    "hub": "set HF_TOKEN or run `hf auth login`",
+    "modelscope": "set MODELSCOPE_API_TOKEN",
+}
+
+MIRRORS = {
+    "hub": "--endpoint https://hf-mirror.com, or --from modelscope with its name there",
+    "modelscope": "--from hub with its name there",
+}
+
+
+class Unavailable(Exception):
+    """An answer that may be another a moment later.
+
+    Attributes:
+        status: Of HTTP.
+        wait: Seconds that the hub asked to wait, if it did.
+    """
+
+    def __init__(self, status: int, wait: float | None) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.wait = wait
+
+
+def check_status(response: httpx2.Response, asked: Asked, path: str | None = None) -> None:
+    """See that a hub gave what was asked for.
+
+    Args:
+        response: Its answer.
+        asked: What was asked for.
+        path: The file that was asked for; null for the listing.
+
+    Raises:
+        Unavailable: If it may do so a moment later.
+        UsageError: If it will not.
+    """
+    status = response.status_code
+    if status in PASSING:
+        raise Unavailable(status, _seconds(response.headers.get("Retry-After")))
+    if status >= 400:
+        raise refusal(status, asked, path, response.headers.get("X-Error-Code"))
+
+
+def refusal(status: int, asked: Asked, path: str | None, code: str | None = None) -> UsageError:
+    """Return what an answer's status means to the user."""
+    what = f"{asked.said}: {f'{path}: ' if path else ''}{asked.where}"
+    token = f"There is no flag for a token, which others could read: {TOKENS[asked.hub]}."
+    if status == 401:
+        return UsageError(
+            f"{what} wants to know who asks, or has nothing of that name (HTTP 401). Check the "
+            f"name; where it is private or gated, sign in. {token}"
+        )
+    if status == 403:
+        return UsageError(
+            f"{what} does not let you have it (HTTP 403). Where it is gated, accept its terms on "
+            f"its page first. {token}"
+        )
+    if status == 404 and (code == "RevisionNotFound" or (asked.revision and code is None)):
+        return UsageError(
+            f"{what} has no such revision, or nothing of that name (HTTP 404). Check --revision; "
+            "without it the main branch is fetched."
+        )
+    if status == 404:
+        other = "data" if asked.kind == "model" else "model"
+        return UsageError(
+            f"{what} has no {'such file' if path else asked.kind + ' of that name'} (HTTP 404). "
+            f"Check the spelling (such as {EXAMPLES[asked.hub]}) and the kind "
+            f"(fetch {other} {asked.name}?); {MIRRORS[asked.hub]} may have it."
+        )
+    return UsageError(f"{what} refused (HTTP {status}). Try {MIRRORS[asked.hub]}.")
+
+
+def given_up(error: Exception, asked: Asked, kept: str) -> UsageError:
+    """Return what it means to the user that every try failed.
+
+    Args:
+        error: What ended the last one.
+        asked: What was asked for.
+        kept: What is kept of the transfer, as a sentence.
+    """
+    what = f"{asked.said}: {asked.where}"
+    again = f"{kept} Try the same command again, or {MIRRORS[asked.hub]}.".lstrip()
+    match error:
+        case Unavailable(status=429):
+            wait = f" and asks to wait {error.wait:,.0f} seconds" if error.wait else ""
+            return UsageError(
+                f"{what} had too many requests (HTTP 429){wait}. Wait a while; who signs in may "
+                f"ask more often ({TOKENS[asked.hub]}). {again}"
+            )
+        case Unavailable():
+            return UsageError(f"{what} is out of order (HTTP {error.status}). {again}")
+        case httpx2.ConnectTimeout() | httpx2.ConnectError() if _certificate(error):
+            return UsageError(
+                f"{what}: its certificate is not trusted ({_words(error)}). Behind a company's "
+                "proxy, point SSL_CERT_FILE to its certificate."
+            )
+        case httpx2.ConnectTimeout() | httpx2.ConnectError() | httpx2.ProxyError():
+            return UsageError(f"{what} cannot be reached ({_words(error)}). {again}")
+        case httpx2.TimeoutException():
+            return UsageError(
+                f"{what} was silent for {asked.timeout:g} seconds, time after time. {again} "
+                "--timeout SECONDS waits longer."
+            )
+        case _:
+            return UsageError(f"{what} broke off, time after time ({_words(error)}). {again}")
+
+
+def _certificate(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _seconds(header: str | None) -> float | None:
+    """Return how long to wait; a date instead of seconds, which no hub sends, counts as none."""
+    try:
+        return max(0.0, float(header or ""))
+    except ValueError:
+        return None
+
+
+def list_hub(asked: Asked) -> Listing:
+    """List a repository at the commit that its revision stands for now.
+
+    Content is fetched over plain HTTP, not Xet: a mirror cannot serve that, and the Hub serves
+    both. The token is the client's own, from HF_TOKEN or ``hf auth login``.
+
+    Raises:
+        Unavailable: If the hub may answer otherwise a moment later.
+        UsageError: If it refuses.
+    """
+    api = HfApi(endpoint=asked.endpoint)
+    kind, ask = ("dataset", api.dataset_info) if asked.kind == "data" else ("model", api.model_info)
+    try:
+        about = ask(asked.name, revision=asked.revision, files_metadata=True, timeout=asked.timeout)
+    except HfHubHTTPError as error:
+        check_status(error.response, asked)
+        raise
+    commit = about.sha or asked.revision or "main"
+    files = [
+        RemoteFile(
+            path=safe_path(file.rfilename, asked),
+            url=hf_hub_url(
+                asked.name,
+                file.rfilename,
+                repo_type=kind,
+                revision=commit,
+                endpoint=asked.endpoint,
+            ),
+            size=file.size,
+            sha256=file.lfs.sha256 if file.lfs else None,
+            git_sha1=None if file.lfs else file.blob_id,
+        )
+        for file in about.siblings or []
+    ]
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return Listing(asked, commit, tuple(files), headers)
+
+
+MAIN_BRANCH = "master"
+
+PAGE = 200  # files; what the client asks for
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
+
+
+def list_modelscope(asked: Asked, client: httpx2.Client) -> Listing:
+    """List a repository at a revision.
+
+    ModelScope names no commit; what a branch holds may change between two calls.
+
+    Raises:
+        Unavailable: If ModelScope may answer otherwise a moment later.
+        UsageError: If it refuses.
+    """
+    revision = asked.revision or MAIN_BRANCH
+    kind = "datasets" if asked.kind == "data" else "models"
+    below = f"{asked.endpoint}/api/v1/{kind}/{asked.name}/repo"
+    headers = _sign_in()
+    files = [
+        RemoteFile(
+            path=safe_path(entry["Path"], asked),
+            url=f"{below}?Revision={quote(revision, '')}&FilePath={quote(entry['Path'], '')}",
+            # it also says 0 where it does not know
+            size=entry.get("Size") or (0 if entry.get("Sha256") == EMPTY else None),
+            sha256=(entry.get("Sha256") or "").lower() or None,
+        )
+        for entry in _entries(asked, client, below, revision, headers)
+        if entry.get("Type") != "tree"
+    ]
+    return Listing(asked, revision, tuple(files), headers)
+
+
+def _sign_in() -> dict[str, str]:
+    token = os.environ.get("MODELSCOPE_API_TOKEN")
+    if not token:
+        return {}
+    # as its client does: one part of the service reads the one, another the other
+    return {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
+
+
+def _entries(
+    asked: Asked, client: httpx2.Client, below: str, revision: str, headers: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a listing; those of data come in pages."""
+    query = {"Revision": revision, "Recursive": "True"}
+    if asked.kind == "model":
+        yield from _page(asked, client, f"{below}/files", query, headers)
+        return
+    number, found = 1, PAGE
+    while found == PAGE:
+        page = {**query, "PageNumber": str(number), "PageSize": str(PAGE)}
+        entries = _page(asked, client, f"{below}/tree", page, headers)
+        yield from entries
+        number, found = number + 1, len(entries)
+
+
+def _page(
+    asked: Asked, client: httpx2.Client, url: str, query: dict[str, str], headers: dict[str, str]
+) -> list[dict[str, Any]]:
+    response = client.get(url, params=query, headers=headers)
+    check_status(response, asked)
+    try:
+        entries = response.json()["Data"]["Files"] or []
+        if all(isinstance(entry["Path"], str) for entry in entries):
+            return list(entries)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UsageError(
+        f"{asked.said}: {asked.where} answered with something that is no listing of files. Is "
+        "it ModelScope? Leave --endpoint out for its own address."
+    )

@@ -1,0 +1,368 @@
+"""What is refused before training: flags against the machine, each other and a checkpoint."""
+
+import math
+import re
+from inspect import signature
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.run_folder import LOCAL, run_folder
+
+# What a checkpoint's run may change without changing its losses.
+FREE_TO_CHANGE = {
+    # the schedule's length is compared as such, when it is known
+    "model": {
+        "attention",
+        "compile",
+        "gradient_checkpointing",
+        "on_nonfinite",  # until a loss is not finite, it decides nothing
+        "sampling",
+        "schedule_steps",
+        "hf_config",
+    },
+    "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
+}
+
+# What `ModelCheckpoint` can go by.
+MONITORED = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
+
+# Lightning's finders -> why they are refused, and what does their work.
+INSTEAD_OF_FINDERS = {
+    "LearningRateFinder": "the schedule, not the optimizer, decides each step's rate here, so "
+    "what it finds would not be used. `plan` says which rates are usual for a batch; try one with "
+    "--model.learning_rate 3e-4 --trainer.max_steps 100.",
+    "BatchSizeFinder": "the batch decides how many steps the schedule has, which is settled before "
+    "it would be changed. `plan --measure` says what fits; --data.batch_size 4 with "
+    "--trainer.accumulate_grad_batches 2 takes the step of a batch of 8.",
+}
+
+# Flags of how a model from scratch, or its tokenizer, is built.
+FROM_SCRATCH = ("--data.vocab_size", "--model.architecture")
+
+# Settings -> the least value that makes sense, and the greatest, if there is one.
+Ranges = dict[str, tuple[float, float | None]]
+
+MODEL_RANGES: Ranges = {
+    "learning_rate": (0, None),
+    "weight_decay": (0, None),
+    "warmup_steps": (0, None),
+    "schedule_steps": (1, None),
+    "dropout": (0, 1),
+    "attention_dropout": (0, 1),
+    "architecture.layers": (1, None),
+    "architecture.heads": (1, None),
+    "architecture.width": (1, None),
+    "architecture.positions": (1, None),
+    "architecture.dropout": (0, 1),
+}
+
+TRAINER_RANGES: Ranges = {
+    "accumulate_grad_batches": (1, None),
+    "check_val_every_n_epoch": (1, None),
+    "num_nodes": (1, None),
+    "max_epochs": (-1, None),
+    "max_steps": (-1, None),
+}
+
+
+def _check_ranges(group: str, settings: Any, ranges: Ranges) -> None:
+    for name, (least, greatest) in ranges.items():
+        value = settings[name]
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < least or (greatest is not None and value > greatest):
+            wanted = f"{least} or more" if greatest is None else f"from {least} to {greatest}"
+            raise UsageError(f"--{group}.{name} {value}: it has to be {wanted}.")
+
+
+def check_numbers(model: Any) -> None:
+    """Refuse settings of the model that are out of range.
+
+    Raises:
+        UsageError: If one is.
+    """
+    _check_ranges("model", model, MODEL_RANGES)
+    if not all(0 <= beta < 1 for beta in model.betas):
+        first, second = model.betas
+        raise UsageError(
+            f"--model.betas [{first}, {second}]: both have to be from 0 to below 1. Try [0.9, 0.95]"
+        )
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse settings of the trainer that are out of range.
+
+    Raises:
+        UsageError: If one is.
+    """
+    _check_ranges("trainer", trainer, TRAINER_RANGES)
+    for name in ("max_steps", "max_epochs"):
+        if trainer[name] == 0:
+            raise UsageError(
+                f"--trainer.{name} 0: nothing would be trained. Give 1 or more, or -1 for no "
+                "limit; the verb validate measures without training."
+            )
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and not interval > 0:
+        raise UsageError(
+            f"--trainer.val_check_interval {interval}: it has to be above 0, micro-batches or a "
+            "share of the epoch. --trainer.limit_val_batches 0 leaves validation out."
+        )
+    if interval is not None and not isinstance(interval, int | float):
+        raise UsageError(
+            f"--trainer.val_check_interval {interval}: must be a number. Validations by the clock "
+            "would fall inside optimizer steps, and elsewhere in a run that goes on. 500 counts "
+            "micro-batches, 0.25 is a share of the epoch; --trainer.max_time limits the time."
+        )
+    if trainer.enable_checkpointing is False:
+        raise UsageError(
+            "--trainer.enable_checkpointing false: a run has its checkpoints by --checkpoint. "
+            "--checkpoint.save_top_k 0 with --checkpoint.save_last false keeps none."
+        )
+    _check_max_time(trainer.max_time)
+
+
+def check_checkpoint(checkpoint: Any, callbacks: Any) -> None:
+    """Refuse to keep checkpoints by what is not measured.
+
+    Args:
+        checkpoint: Its settings.
+        callbacks: The user's own, which may measure something else.
+
+    Raises:
+        UsageError: If a setting of ``--checkpoint`` says what cannot be.
+    """
+    monitor = checkpoint.monitor
+    if monitor is not None and monitor not in MONITORED and not callbacks:
+        raise UsageError(
+            f"--checkpoint.monitor {monitor}: it is not measured. Measured are "
+            f"{', '.join(MONITORED)}."
+        )
+    _check_filename(checkpoint, callbacks)
+    if checkpoint.mode not in ("min", "max"):
+        raise UsageError(f"--checkpoint.mode {checkpoint.mode}: it has to be min or max.")
+    if checkpoint.save_top_k < -1:
+        raise UsageError(
+            f"--checkpoint.save_top_k {checkpoint.save_top_k}: it has to be 0 or more, or -1 for "
+            "all."
+        )
+    every = checkpoint.every_n_train_steps
+    if every is not None and every < 0:
+        raise UsageError(f"--checkpoint.every_n_train_steps {every}: must be >= 1, or null.")
+    for name in ("save_on_train_epoch_end", "save_on_exception"):
+        if checkpoint[name]:
+            raise UsageError(
+                f"--checkpoint.{name} true: training could not go on exactly from there. "
+                "Checkpoints are saved after validations; --checkpoint.every_n_train_steps N "
+                "renews last.ckpt between them."
+            )
+
+
+def _check_filename(checkpoint: Any, callbacks: Any) -> None:
+    """Refuse a pattern of names that would name something else, or one file twice."""
+    pattern = checkpoint.filename
+    if pattern is None:
+        return
+    begin = f"--checkpoint.filename {pattern}:"
+    known = ("epoch", "step", *MONITORED)
+    try:
+        parts = list(Formatter().parse(pattern))
+        names = [name for _, name, _, _ in parts if name is not None]
+        for _, name, form, _ in parts:
+            format(1 if name in ("epoch", "step") else 1.0, form if name and form else "")
+    except ValueError as error:
+        raise UsageError(
+            f"{begin} it cannot be read ({error}). best-step{{step}}-{{val/loss:.3f}} would work."
+        ) from error
+    unknown = [name for name in names if name not in known]
+    if unknown and not callbacks:  # which may log it
+        raise UsageError(
+            f"{begin} {', '.join(unknown)} is not measured. A name may hold {', '.join(known)}."
+        )
+    fixed = "".join(text for text, _, _, _ in parts)
+    if "/" in fixed or (checkpoint.auto_insert_metric_name and any("/" in it for it in names)):
+        raise UsageError(
+            f"{begin} a slash would make a folder of each. --checkpoint.dirpath FOLDER puts them "
+            "elsewhere; --checkpoint.auto_insert_metric_name false leaves out the metrics' names."
+        )
+    if pattern.startswith("last"):
+        raise UsageError(f"{begin} names that begin with last are those of the last state.")
+    several = checkpoint.save_top_k not in (0, 1) and not checkpoint.enable_version_counter
+    if several and "step" not in names:
+        raise UsageError(
+            f"{begin} with --checkpoint.save_top_k {checkpoint.save_top_k} the checkpoints of two "
+            "steps could have one name, and the later would replace the better. Add {step}."
+        )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse Lightning's finders: what they find would be lost, or change the schedule's length.
+
+    Args:
+        callbacks: The user's own, as the settings name them.
+
+    Raises:
+        UsageError: If one is a finder.
+    """
+    for callback in callbacks or []:
+        name = callback.class_path.rpartition(".")[2]
+        if name in INSTEAD_OF_FINDERS:
+            raise UsageError(f"--trainer.callbacks {name}: {INSTEAD_OF_FINDERS[name]}")
+
+
+def in_flags(message: str) -> str:
+    """Name the flag in a message of Lightning's, which speaks of the trainer's arguments."""
+    text = " ".join(message.split())
+    for name in re.findall(r"`(?:Trainer\()?(\w+)", text):
+        if name in signature(Trainer).parameters:
+            return f"--trainer.{name}: {text}"
+    return f"--trainer: {text}"
+
+
+def check_unused(typed: list[str], by: str, flags: tuple[str, ...]) -> None:
+    """Refuse typed flags that another one leaves without effect.
+
+    Args:
+        typed: The words of the command line.
+        by: That other flag and its value.
+        flags: Those that it leaves without effect; those below them, too.
+
+    Raises:
+        UsageError: If one was typed.
+    """
+    for word, following in zip(typed, [*typed[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        named = any(flag == it or flag.startswith(f"{it}.") for it in flags)
+        if named and (value if equals else following) != "null":
+            raise UsageError(
+                f"{flag}: {by} brings its own. Leave one of the two out, or set it to null."
+            )
+
+
+def whole_number(seed: Any) -> int:
+    """Refuse a seed that is drawn anew in every process.
+
+    Raises:
+        UsageError: If it is no whole number.
+    """
+    if isinstance(seed, bool):
+        raise UsageError(
+            f"--seed_everything {str(seed).lower()}: give a whole number, so that the run can be "
+            "repeated and resumed."
+        )
+    return int(seed)
+
+
+def check_precision(trainer: Any) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises:
+        UsageError: If Lightning would take another one.
+    """
+    precision = str(trainer.precision)
+    on_cpu = trainer.accelerator == "cpu" or (
+        trainer.accelerator == "auto"
+        and not torch.cuda.is_available()
+        and not torch.backends.mps.is_available()
+    )
+    if on_cpu and precision in ("16", "16-mixed", "16-true"):
+        raise UsageError(
+            f"--trainer.precision {precision}: fp16 needs a GPU, and this run is on a CPU, where "
+            "Lightning would take bf16 without a word. --trainer.precision bf16-mixed would work, "
+            "or 32-true."
+        )
+
+
+def check_accelerator(asked: Any) -> None:
+    """Refuse a GPU where there is none.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["gpu"] = any(there.values())
+    if not there.get(str(asked), True):
+        raise UsageError(
+            f"--trainer.accelerator {asked}: torch finds none on this machine. "
+            "--trainer.accelerator auto takes what there is."
+        )
+
+
+def _check_max_time(asked: Any) -> None:
+    try:
+        Timer(asked)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--trainer.max_time {asked}: days, hours, minutes and seconds are expected, as "
+            "DD:HH:MM:SS. 00:01:30:00 is an hour and a half."
+        ) from error
+
+
+def check_unchanged(
+    group: str, given: Any, trained: dict[str, Any], file: Path, defaults: dict[str, Any]
+) -> None:
+    """Refuse flags that would make a run that goes on another run.
+
+    Args:
+        group: ``model`` or ``data``.
+        given: Its flags.
+        trained: What they were in the checkpoint.
+        file: The checkpoint.
+        defaults: What the flags are where nobody gives them: so an earlier version was trained
+            that did not have them.
+
+    Raises:
+        UsageError: If one has changed.
+    """
+    given = given.as_dict()
+    for name, before in (defaults | trained).items():
+        if name in FREE_TO_CHANGE[group] or name not in given:
+            continue
+        now = list(given[name]) if isinstance(given[name], tuple) else given[name]
+        if now != before:
+            flag = "--seed_everything" if name == "seed" else f"--{group}.{name}"
+            raise UsageError(
+                f"{flag} {now}: {file} was trained with {before}, and going on with "
+                f"another value would be another run. Leave the flag out, or start a new run "
+                f"from the weights: --model.pretrained {file.parent.parent / 'hf'}."
+            )
+
+
+# what stands in a run folder before the first step
+WRITTEN_BEFORE_TRAINING = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*")
+
+
+class Mistake(Callback):
+    """Takes back the run folder of a run that a user's mistake ended before its first step.
+
+    Whether model and data suit each other is known only when both are there, and by then the
+    settings have been written.
+    """
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove what was written, unless the folder holds more than that."""
+        theirs = isinstance(exception, UsageError | MisconfigurationException)
+        if not theirs or not trainer.is_global_zero:
+            return
+        run = run_folder(trainer)  # None where config.yaml may be another run's
+        names = [name for name in WRITTEN_BEFORE_TRAINING if run or name != "config.yaml"]
+        local = [logger for logger in trainer.loggers if isinstance(logger, LOCAL)]
+        for folder in {*([run] if run else []), *(Path(logger.log_dir) for logger in local)}:
+            found = {file for name in names for file in folder.glob(name)}
+            if folder.is_dir() and found == set(folder.iterdir()):
+                for logger in local:  # it would write its last events into a file that is gone
+                    if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
+                        logger.experiment.close()
+                for file in found:
+                    file.unlink()
+                folder.rmdir()

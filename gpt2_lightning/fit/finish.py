@@ -1,0 +1,318 @@
+"""What a run leaves at its end: hf/, report.html and the table on the screen."""
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from rich.console import Console
+from rich.table import Table
+
+from gpt2_lightning.checkpoint import step_of
+from gpt2_lightning.data.token_store import xz_bits_per_byte
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.export.hf_folder import write_hf_folder
+from gpt2_lightning.fit.checkpoints import run_checkpoint
+from gpt2_lightning.fit.run_folder import run_folder
+from gpt2_lightning.fit.stop import Stopped, TimeLimit
+from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
+from gpt2_lightning.logs import say
+from gpt2_lightning.model.gpt2 import from_config
+from gpt2_lightning.model.module import GPT2Module, NotFinite
+from gpt2_lightning.report.page import write_page
+from gpt2_lightning.report.tables import chosen_by, figure
+from gpt2_lightning.run_folder import HF_RECORD, last_checkpoint, newer_than_hf, read_run, run_of
+from gpt2_lightning.storage import refusal_of
+
+log = logging.getLogger(__name__)
+
+
+class HFFolder(Callback):
+    """Writes ``hf/`` into the run folder at the end of fit, and when it is interrupted.
+
+    The best checkpoint is taken, else the last one, else the weights as they stand.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the folder."""
+        self._write(trainer, cast(GPT2Module, pl_module))
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave a run folder that can be used, if training had begun."""
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit | NotFinite)
+        if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
+            trainer.strategy.checkpoint_io.teardown()  # an asynchronous one has saved all then
+            # where they are no longer numbers, the weights as they stand are no result
+            if not isinstance(exception, NotFinite):
+                self._write(trainer, cast(GPT2Module, pl_module))
+            elif _kept(trainer):
+                with suppress(UsageError):  # the last checkpoint may hold them
+                    self._write(trainer, cast(GPT2Module, pl_module))
+
+    def _write(self, trainer: Trainer, module: GPT2Module) -> None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
+            return
+        found = self._outcome(trainer, module)
+        kept = _kept(trainer)
+        record = {
+            "file": kept and kept.name,
+            "step": step_of(kept) if kept else trainer.global_step,
+        }
+
+        def finish(written: Path) -> None:
+            (written / HF_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+        write_hf_folder(folder / "hf", found.model, found.tokenizer, module.sampling, finish)
+
+    @staticmethod
+    def _outcome(trainer: Trainer, module: GPT2Module) -> TextModel:
+        if (kept := _kept(trainer)) is not None:
+            return load_checkpoint(kept)
+        model = from_config(module.model.config.to_dict(), attention="sdpa")
+        model.load_state_dict(module.model.state_dict())
+        return TextModel(model, cast(Any, trainer).datamodule.tokenizer)
+
+
+def _kept(trainer: Trainer) -> Path | None:
+    """Return the best checkpoint, else the last one; None where none is kept."""
+    if (own := run_checkpoint(trainer)) is not None:
+        for path in (own.best_model_path, own.last_model_path):
+            if path and Path(path).exists():  # a sharded one is a folder
+                return Path(path)
+    return None
+
+
+class Report(Callback):
+    """Writes ``report.html`` from the run folder at the end of fit, and when it is stopped.
+
+    It stands after the callbacks that write what it reads.
+    """
+
+    def __init__(self) -> None:
+        self._trained = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note that there is something to report."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page."""
+        self._write(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write it of a run that was stopped, too."""
+        if self._trained and isinstance(exception, KeyboardInterrupt | SystemExit | NotFinite):
+            self._write(trainer)
+
+    @staticmethod
+    def _write(trainer: Trainer) -> None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
+            return
+        try:
+            write_page([read_run(str(folder))], folder / "report.html")
+        except Exception as error:  # the model is trained and saved: no reason to end in an error
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            log.warning(
+                "%s was not written (%s). To try again: python -m gpt2_lightning report %s",
+                folder / "report.html",
+                reason,
+                folder,
+            )
+        else:
+            line = f"Report:     {folder / 'report.html'}"
+            say(line)
+
+
+COLUMNS = {
+    "perplexity": "perplexity",
+    "loss": "nats per token",
+    "bits_per_byte": "bits per byte",
+}
+
+
+class Outcome(Callback):
+    """Prints the validation numbers before training, at best and at last, and where the model is.
+
+    Where the text is short enough, what xz needs for it stands beside them. After `validate` and
+    `test`, it prints their numbers.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the numbers before training, if they are the whole split's."""
+        if trainer.num_sanity_val_steps == float("inf"):
+            self.before = dict(cast(GPT2Module, pl_module).eval_results)
+            _say(trainer, self.before)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the numbers of this validation."""
+        if trainer.state.fn == "validate":
+            self._print_numbers(trainer, "Validation", "val/")
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.last = dict(cast(GPT2Module, pl_module).eval_results)
+        _say(trainer, self.last)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the numbers of the test split."""
+        self._print_numbers(trainer, "Test", "test/")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the numbers for a run that goes on."""
+        return {"before": self.before, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the numbers again."""
+        self.before, self.last = state_dict["before"], state_dict["last"]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print it all."""
+        if not trainer.is_global_zero:
+            return
+        data = cast(Any, trainer).datamodule
+        best = best_of(trainer)
+        rows = {"before": self.before, "best": best["figures"] if best else {}, "last": self.last}
+        rows["xz"] = self._of_xz(data)
+        if any(rows.values()):
+            _show(_table("Validation", rows, "val/", data, best))
+        self._say_place(trainer)
+        module, how = cast(GPT2Module, pl_module), _cut_by(trainer)
+        if module.skipped_steps:
+            say(
+                f"Left out: {module.skipped_steps:,} of {trainer.global_step:,} steps, whose loss "
+                "or gradients were not finite (--model.on_nonfinite skip)."
+            )
+        total = module.total_steps() if how else module.run_steps()
+        if trainer.global_step < total:
+            say(
+                f"Ended after step {trainer.global_step:,} of {total:,}"
+                + (f", by {how}." if how else ".")
+            )
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Print where the model of an interrupted run is, and how it goes on."""
+        refused = isinstance(exception, UsageError) and not isinstance(exception, NotFinite)
+        if refused or not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        self._say_place(trainer)
+        run = run_folder(trainer)
+        if (full := refusal_of(exception)) and full.filename is None:
+            # TensorBoard's thread tells no name; before the run folder is settled, its logger does
+            folders = [run, *(logger.log_dir for logger in trainer.loggers)]
+            full.filename = next((str(Path(it)) for it in folders if it), None)
+        if run is None or last_checkpoint(run) is None:
+            return
+        if isinstance(exception, Stopped):
+            say(f"Stopped after step {trainer.global_step:,}. Go on with it:")
+        elif full:
+            say("What was saved before is whole. Go on with it when the disk allows:")
+        else:
+            return
+        say(f"            python -m gpt2_lightning fit --ckpt_path {run}")
+
+    @staticmethod
+    def _say_place(trainer: Trainer) -> None:
+        run = run_folder(trainer)
+        if run is None or not (run / "hf").is_dir() or newer_than_hf(run) is not None:
+            return
+        say(f"{'Best model' if best_of(trainer) else 'Last model'}: {run / 'hf'}")
+        say(f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."')
+
+    def _of_xz(self, data: Any) -> dict[str, float]:
+        if "val/bits_per_byte" not in self.last:
+            return {}
+        splits = data.stores["train"], data.stores["validation"]
+        found = xz_bits_per_byte(*splits, data.tokenizer)
+        return {} if found is None else {"val/bits_per_byte": found}
+
+    @staticmethod
+    def _print_numbers(trainer: Trainer, title: str, prefix: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        file = trainer.ckpt_path
+        label = "model"
+        if isinstance(file, str | Path):
+            run = run_of(Path(file))
+            label = Path(file).name if run is None else f"{run.name}, {Path(file).stem}"
+        rows = {label: cast(GPT2Module, trainer.lightning_module).eval_results}
+        _show(_table(title, rows, prefix, cast(Any, trainer).datamodule))
+
+
+def best_of(trainer: Trainer) -> dict[str, Any] | None:
+    """Return what is known of the checkpoint that a number has chosen; see `RunCheckpoint.best`."""
+    own = run_checkpoint(trainer)
+    return own.best if own is not None and own.monitor is not None else None
+
+
+def _cut_by(trainer: Trainer) -> str | None:
+    """Return what ended a run before its schedule, and how it goes on."""
+    if trainer.global_step == trainer.max_steps:
+        return "--trainer.max_steps. --ckpt_path last with a greater one goes on"
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, TimeLimit) and callback.reached:
+            return "--trainer.max_time. --ckpt_path last goes on for as long again"
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            return f"{type(callback).__name__}. --ckpt_path last with a longer one goes on"
+    return None
+
+
+def _say(trainer: Trainer, numbers: dict[str, float]) -> None:
+    """Print a validation in a line, above the bar, or into a log that has no bar."""
+    if not trainer.is_global_zero:
+        return
+    found = {name: numbers.get(f"val/{key}") for key, name in COLUMNS.items()}
+    words = [f"{name} {figure(value)}" for name, value in found.items() if value is not None]
+    say(f"Step {trainer.global_step:,}: {', '.join(words)}")
+
+
+def _show(table: Table) -> None:
+    console = Console()
+    with console.capture() as drawn:  # itself it would end the run where the screen has gone
+        console.print(table)
+    say(drawn.get().rstrip("\n"))
+
+
+def _table(
+    title: str,
+    rows: dict[str, dict[str, float]],
+    prefix: str,
+    data: Any,
+    best: dict[str, Any] | None = None,
+) -> Table:
+    notes = []
+    if best is not None:
+        notes.append(f"best: {chosen_by(best)}")
+    if rows.get("xz"):
+        notes.append(
+            "xz: a compressor that has seen the training text; hard to beat on little text"
+        )
+    if not data.cleaner.lossless:
+        notes.append(
+            f"of text that --data.cleaning {data.cleaner.name} has cut: not comparable with "
+            "published figures"
+        )
+    table = Table(
+        title=title, title_justify="left", caption="\n".join(notes), caption_justify="left"
+    )
+    table.add_column("")
+    for name in COLUMNS.values():
+        table.add_column(name, justify="right")
+    for label, row in rows.items():
+        if row:
+            table.add_row(label, *(figure(row.get(prefix + name)) for name in COLUMNS))
+    return table

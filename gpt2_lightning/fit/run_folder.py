@@ -1,0 +1,217 @@
+"""The folder of the run: where it is, the settings in it, and the loggers that write there."""
+
+import csv
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.checkpoints import run_checkpoint
+from gpt2_lightning.run_folder import LOGS, remember_run, remember_settings
+
+LOCAL = (TensorBoardLogger, CSVLogger)  # loggers with a folder of their own for each run
+
+DEFAULT_LOGGER: dict[str, Any] = {
+    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+    # hp_metric would be a curve of one point at -1
+    "init_args": {"save_dir": ".", "name": str(LOGS), "default_hp_metric": False},
+}
+
+
+def place_loggers(trainer: Any, going_on: str | None = None) -> None:
+    """Decide, in the settings, where each logger writes.
+
+    The run folder is that of the first TensorBoard or CSV logger, which is moved to the front,
+    where Lightning looks. Loggers that keep their runs elsewhere (W&B, MLflow, Comet) get a
+    TensorBoard logger beside them: the report and ``metrics.csv`` are made of its events.
+
+    Args:
+        trainer: The trainer's settings, changed in place.
+        going_on: Run folder of the checkpoint that the run goes on from.
+    """
+    if trainer.logger is False:
+        return
+    loggers = [] if trainer.logger in (None, True) else trainer.logger
+    loggers = loggers if isinstance(loggers, list) else [loggers]
+    local = [it for it in loggers if issubclass(_class(it.class_path), LOCAL)]
+    elsewhere = [it for it in loggers if it not in local]
+    if not local:
+        parts = DEFAULT_LOGGER | {"init_args": _namespace(DEFAULT_LOGGER["init_args"])}
+        local = [_namespace(parts)]
+    for logger in local:
+        if logger.init_args.get("save_dir") in (None, "."):  # not given, or our default
+            logger.init_args.save_dir = trainer.default_root_dir or "."
+    if going_on is not None:
+        first, (folder, version) = local[0].init_args, os.path.split(going_on)
+        for logger in local[1:]:
+            mine = logger.init_args
+            if (mine.save_dir, mine.name) == (first.save_dir, first.name):
+                mine.save_dir, mine.name = folder, ""
+            if mine.get("version") is None:
+                mine.version = version
+        # wherever the run lies now: it need not be two folders below a save_dir
+        first.save_dir, first.name, first.version = folder, "", version
+    trainer.logger = [*local, *elsewhere]
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return cast(type, getattr(import_module(module), name))
+
+
+def _namespace(values: dict[str, Any]) -> Namespace:
+    return Namespace(**values)  # type: ignore[no-untyped-call] # jsonargparse says no types
+
+
+def ready_loggers(loggers: list[Logger], going_on: str | None) -> None:
+    """Number the loggers alike, and keep what they would delete or write over.
+
+    Args:
+        loggers: Those of the trainer, before any of them has begun to write.
+        going_on: Run folder of the checkpoint that the run goes on from.
+
+    Raises:
+        UsageError: If a version was given that is another run's.
+    """
+    local = [logger for logger in loggers if isinstance(logger, LOCAL)]
+    if going_on is not None:
+        for logger in local:
+            if isinstance(logger, CSVLogger):
+                keep_history(logger)
+        return
+    # No public setter: both classes take the version when they are made, and find it on request.
+    free = [logger for logger in local if logger._version is None]
+    if len(local) > 1 and free:
+        # the highest: CSVLogger deletes what it finds in the folder of an earlier run
+        first = local[0]
+        version = max(int(it.version) for it in free) if first in free else first.version
+        for logger in free:
+            logger._version = version
+    for logger in local:
+        if logger not in free and _holds_a_run(Path(logger.log_dir)):
+            raise _taken(logger.log_dir)
+
+
+class RunFolder(Callback):
+    """Settles the run's folder before training, and puts ``config.yaml`` there.
+
+    Args:
+        settings: What ``config.yaml`` is to say.
+        root: ``--trainer.default_root_dir``.
+        going_on: Run folder of the checkpoint that the run goes on from.
+        names_code: Whether the settings name classes of the user's own, so that only settings that
+            are remembered may name them when the run goes on.
+
+    Attributes:
+        path: The folder; None before `setup`, and with ``fast_dev_run``, which leaves nothing.
+    """
+
+    def __init__(
+        self, settings: str, root: str, going_on: str | None = None, *, names_code: bool = False
+    ) -> None:
+        self.settings = settings
+        self.root = root
+        self.going_on = going_on
+        self.names_code = names_code
+        self.path: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder, and write the settings of a run that begins.
+
+        Raises:
+            UsageError: If the folder is another run's.
+        """
+        if cast(Any, trainer).fast_dev_run:
+            return
+        folder = trainer.strategy.broadcast(self._settle(trainer))
+        for callback in cast(Any, trainer).callbacks:
+            if isinstance(callback, ModelCheckpoint) and not trainer.loggers:
+                callback.dirpath = callback.dirpath or f"{folder}/checkpoints"
+        if self.going_on is None:
+            taken = trainer.is_global_zero and not self._write(Path(folder))
+            if trainer.strategy.broadcast(taken):
+                raise _taken(folder)
+        self.path = Path(folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let ``--ckpt_path last`` find a run that is not in ``lightning_logs``."""
+        own = run_checkpoint(trainer)
+        if self.path is not None and trainer.is_global_zero and own is not None:
+            remember_run(own.folder)
+
+    def _settle(self, trainer: Trainer) -> str:
+        if self.going_on is not None:
+            return self.going_on
+        for logger in trainer.loggers:
+            if isinstance(logger, LOCAL):
+                return logger.log_dir
+        numbers = [_number(run) for run in Path(self.root, LOGS).glob("version_*")]
+        return f"{self.root}/{LOGS}/version_{max(numbers, default=-1) + 1}"
+
+    def _write(self, folder: Path) -> bool:
+        """Write the settings; tell whether the folder was free."""
+        if _holds_a_run(folder):
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with (folder / "config.yaml").open("x", encoding="utf-8") as stream:
+                stream.write(self.settings)
+        except FileExistsError:  # a run that began at the same moment
+            return False
+        if self.names_code:
+            remember_settings(self.settings)
+        return True
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
+
+
+def _taken(folder: str) -> UsageError:
+    return UsageError(
+        f"{folder}: another run is kept there. --ckpt_path {folder} goes on with it; without a "
+        "version of its logger's, a new run has a folder of its own."
+    )
+
+
+def _number(run: Path) -> int:
+    number = run.name.removeprefix("version_")
+    return int(number) if number.isdigit() else -1
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """Return where the run's files go, or None where nothing is kept.
+
+    One process may ask alone; Trainer.log_dir waits for all of them, and knows not every logger.
+    """
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, RunFolder):
+            return callback.path
+    return None
+
+
+@rank_zero_only
+def keep_history(logger: CSVLogger) -> None:
+    """Let a CSV logger add to the ``metrics.csv`` that it would delete."""
+    file = Path(logger.log_dir) / "metrics.csv"
+    aside = file.with_suffix(".csv.earlier")
+    if aside.exists() and not file.exists():  # killed between the two moves below
+        aside.replace(file)
+    if not file.exists():
+        return
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # a last line may be cut short
+    header = next(csv.reader(whole.splitlines()[:1]), [])
+    if not header:
+        return
+    aside.write_text(whole + "\n", encoding="utf-8")
+    file.unlink()
+    writer = logger.experiment  # here it would be deleted
+    aside.replace(file)
+    writer.metrics_keys = header

@@ -1,0 +1,381 @@
+"""How a run ends early: SIGTERM and Ctrl-C at the next step, --trainer.max_time."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from types import FrameType
+from typing import Any, NoReturn, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor
+from torch.distributed import DistBackendError, DistNetworkError
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.checkpoints import run_checkpoint, validation_is_due
+from gpt2_lightning.logs import say
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.report.tables import duration as in_words
+from gpt2_lightning.storage import undo
+
+WAIT = 3  # seconds, for the end of a process whose connection has broken
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+STOPPING = "Stopping where nothing is lost; a second signal ends the run at once."
+
+FINISHING = "The run is over; what came of it is written first. A second signal ends it at once."
+
+
+class Stopped(SystemExit):
+    """Ends a run on request; its code is 128 and the signal's number: 143, or 130 for Ctrl-C."""
+
+
+class Stop(Callback):
+    """Saves ``last.ckpt`` and ends the run at the optimizer step in which a signal came.
+
+    All ranks agree on that step, so none waits for another; a validation that is due at that step
+    is still made. A second signal ends the process at once. While the split is validated before
+    training, there is nothing to save, and the run ends with the batch. A run that ends by itself
+    ends with a validation, so that its last step is measured and saved.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._speaks = False
+        self._training = True
+        self.lost: str | None = None  # what became of another process, once one was lost
+        self._parent = os.getppid()
+        self._found: dict[signal.Signals, Any] = {}
+        self._put_off = False  # another callback asked for the end in the middle of a step
+        self._after_validation = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find who speaks, and see that validations, and so checkpoints, fall on whole steps.
+
+        Raises:
+            UsageError: If they do not.
+        """
+        self._speaks = trainer.is_global_zero
+        interval, parts = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if stage == "fit" and isinstance(interval, int) and interval % parts:
+            near = max(parts, interval // parts * parts)
+            raise UsageError(
+                f"--trainer.val_check_interval {interval}: it counts micro-batches, and an "
+                f"optimizer step takes {parts} of them. --trainer.val_check_interval {near} would "
+                "work."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that a validation comes in an epoch, where it is to.
+
+        Raises:
+            UsageError: If none would.
+        """
+        interval = trainer.val_check_interval
+        batches = cast(Any, trainer).datamodule.train_dataloader().taken
+        by_epoch = trainer.check_val_every_n_epoch is not None
+        if by_epoch and isinstance(interval, int) and interval > batches:
+            raise UsageError(
+                f"--trainer.val_check_interval {interval}: it counts micro-batches, and an epoch "
+                f"has {batches}. --trainer.val_check_interval 1.0 validates once an epoch; with "
+                "--trainer.check_val_every_n_epoch null the micro-batches are counted over epochs."
+            )
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen in the place of Lightning, which would stop in the middle of an accumulation.
+
+        When the run ends, Lightning puts back the handlers that it found.
+        """
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, where there was no validation before training; validate at whole steps."""
+        self._listen()
+        batches, parts = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(batches, int) and batches < trainer.num_training_batches:
+            trainer.val_check_batch = -(-batches // parts) * parts  # a share of the epoch
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+
+    def listen_to_the_end(self) -> None:
+        """Listen while the results are written: Lightning has put back the handlers it found."""
+        self._training = False
+        if threading.current_thread() is threading.main_thread():
+            self._found = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
+
+    def leave(self) -> None:
+        """Put back the handlers that were found.
+
+        Raises:
+            Stopped: If a signal came while the results were written.
+        """
+        for number, handler in self._found.items():
+            signal.signal(number, handler)
+        self._found = {}
+        if self.received is not None:
+            raise Stopped(128 + self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._end_at_once)
+        if self._speaks:
+            say(STOPPING if self._training else FINISHING, sys.stderr)
+
+    @staticmethod
+    def _end_at_once(number: int, frame: FrameType | None) -> None:
+        undo()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """End the validation before training, where nothing is lost."""
+        if trainer.sanity_checking:
+            self._agree(trainer)
+            if self.received is not None:
+                raise Stopped(128 + self.received)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save and end, if a rank was asked to."""
+        if not batch["ends_step"]:
+            self._put_off |= trainer.should_stop
+            trainer.should_stop = False
+            return
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        ends = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
+        if self._put_off or ends:
+            trainer.should_stop = True  # Lightning validates before such a stop
+        self._agree(trainer)
+        if self.received is None:
+            return
+        self._after_validation = trainer.should_stop or validation_is_due(trainer, batch_idx)
+        if not self._after_validation:
+            self._end(trainer, pl_module, self.received)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save and end after a validation that was due."""
+        if self._after_validation and self.received is not None:
+            self._end(trainer, pl_module, self.received)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Find whether it was another process that ended."""
+        if trainer.world_size > 1 and is_of_another_process(exception):
+            self.lost = lost_process(trainer, self._parent)
+
+    @staticmethod
+    def _end(trainer: Trainer, pl_module: LightningModule, received: int) -> NoReturn:
+        cast(GPT2Module, pl_module).log_last_step()
+        save_last(trainer)
+        raise Stopped(128 + received)
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Let every rank know of a signal that one received."""
+        if trainer.world_size == 1:
+            return
+        number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+        number = cast(Tensor, trainer.strategy.reduce(number, reduce_op="max"))
+        self.received = int(number) or None
+
+
+class Listen(Callback):
+    """Lets `Stop` hear signals while hf/ and the report are written; it stands before them."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from here on."""
+        self.stop.listen_to_the_end()
+
+
+def is_of_another_process(error: BaseException) -> bool:
+    """Tell whether an error says that a connection to another process of the run has broken."""
+    # gloo raises a plain RuntimeError, with the path of its own source file in it
+    return isinstance(error, DistBackendError | DistNetworkError) or "gloo/transport" in str(error)
+
+
+def lost_process(trainer: Trainer, parent: int) -> str:
+    """Say which process of a run has ended; an empty text where another process says it.
+
+    Args:
+        trainer: Of a process that is left.
+        parent: The parent of this process at its start: for those that Lightning starts, rank 0.
+    """
+    rest = "The others cannot go on. --ckpt_path last goes on from the last checkpoint."
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ:
+        return f"another of the {trainer.world_size} processes of this run was lost. {rest}"
+    until = time.monotonic() + WAIT  # a connection breaks a moment before its process is gone
+    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    while time.monotonic() < until:
+        if trainer.local_rank and os.getppid() != parent:
+            return f"rank 0 of {trainer.world_size} was lost: its process has ended. {rest}"
+        for number, process in enumerate(started, 1):
+            if process.poll():
+                rank = trainer.global_rank + number
+                return f"rank {rank} of {trainer.world_size} was lost: {_end_of(process)}. {rest}"
+        time.sleep(0.05)
+    return "" if trainer.local_rank else f"another process of this run was lost. {rest}"
+
+
+def _end_of(process: "subprocess.Popen[bytes]") -> str:
+    if process.returncode > 0:
+        return f"it ended with code {process.returncode}, and its own message stands above"
+    name = signal.Signals(-process.returncode).name
+    memory = ", as the system does where memory has run out" if name == "SIGKILL" else ""
+    return f"{name} has ended it{memory}"
+
+
+def save_last(trainer: Trainer) -> None:
+    """Save the run's ``last.ckpt``, where checkpoints are kept at all."""
+    if cast(Any, trainer).fast_dev_run:
+        return
+    own = run_checkpoint(trainer)
+    if own is None or own.dirpath is None or not (own.keeps_last or own.save_top_k):
+        return
+    if own.step_of_last != trainer.global_step or own.save_weights_only:
+        own.save_last_state(trainer, weights_only=False)  # the optimizer too: it can go on
+
+
+PROJECTED_AFTER = 2.0  # seconds of the first validation after which its length is estimated
+
+WARM_UP = 1  # batches of it that are left out, as memory is first touched there
+
+
+class TimeLimit(Timer):
+    """Ends training early enough for the last validation to end within ``--trainer.max_time``.
+
+    Lightning's own timer counts neither the validation before training nor the one at the end.
+    This one counts from the moment it is made, tokenizing included, and holds back the seconds
+    that the newest validation took, with its samples and checkpoint. What follows the last
+    validation (hf/, report.html) is not held back. A run that is resumed gets the whole time
+    again. All ranks follow the clock of rank 0.
+
+    Args:
+        duration: ``DD:HH:MM:SS``, or what `datetime.timedelta` takes.
+    """
+
+    def __init__(self, duration: str | timedelta | dict[str, int]) -> None:
+        super().__init__(duration, verbose=False)
+        seconds = self.time_remaining()
+        assert seconds is not None
+        self.limit: float = seconds
+        self.reached = False
+        self._began = time.monotonic()
+        self._validation_began: float | None = None
+        self._step_began: float | None = None
+        self._validation = 0.0  # seconds of the newest one
+        self._projected = False
+        self._warm: float | None = None  # when the first batches were done
+
+    @property
+    def state_key(self) -> str:
+        """Name the state as Lightning's timer does, which wrote the checkpoints of earlier runs."""
+        return Timer.__qualname__
+
+    def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave out Lightning's check, which would end a resumed run at once."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leave out the time that an earlier command took."""
+
+    # --- how long a validation takes ----------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of a validation."""
+        super().on_validation_start(trainer, pl_module)
+        self._validation_began = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Estimate, in the validation before training, how long it takes, and what that means."""
+        if not trainer.sanity_checking or self._projected or self._validation_began is None:
+            return
+        now = time.monotonic()
+        if batch_idx + 1 == WARM_UP:
+            self._warm = now
+        if self._warm is None or now - self._warm < PROJECTED_AFTER:
+            return
+        self._projected = True
+        (batches,) = cast("list[float]", trainer.num_sanity_val_batches)
+        each = (now - self._warm) / (batch_idx + 1 - WARM_UP)
+        whole = self._warm - self._validation_began + each * (batches - WARM_UP)
+        if trainer.is_global_zero and 2 * whole > self.limit / 2:
+            say(
+                f"A validation takes about {in_words(whole)}; one before training and one at the "
+                f"end take {in_words(2 * whole)} of --trainer.max_time {in_words(self.limit)}"
+                + (", so this run takes longer than that. " if 2 * whole >= self.limit else ". ")
+                + f"--trainer.limit_val_batches {_share(self.limit / 20 / whole)} shortens them."
+            )
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note how long the validation before training took."""
+        self._note_validation()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note how long a validation took, its checkpoint included."""
+        self._note_validation()
+        if self._step_began is None:
+            self._step_began = time.monotonic()
+
+    def _note_validation(self) -> None:
+        if self._validation_began is not None:
+            self._validation = time.monotonic() - self._validation_began
+            self._validation_began = None
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop where another optimizer step and the last validation would not fit any more."""
+        if not batch["ends_step"] or self._step_began is None:
+            return
+        now = time.monotonic()
+        step, self._step_began = now - self._step_began, None
+        # a validation that is due here is the last one, if another would not fit after it
+        validations = 2 if validation_is_due(trainer, batch_idx) else 1
+        ends = now - self._began + step + validations * self._validation > self.limit
+        self.reached = trainer.strategy.broadcast(ends)
+        if self.reached:
+            trainer.should_stop = True  # Lightning validates before such a stop
+
+
+def _share(share: float) -> str:
+    """Return a share, cut to its first digit."""
+    digit = 10.0 ** math.floor(math.log10(share))
+    return f"{math.floor(share / digit + 1e-9) * digit:g}"

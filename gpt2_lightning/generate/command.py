@@ -1,0 +1,195 @@
+"""``generate``: continue prompts with a trained model."""
+
+import sys
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Literal
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.parser import (
+    Parser,
+    gather,
+    summary,
+    value_of,
+    with_our_names,
+    with_underscores,
+)
+
+if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
+    from gpt2_lightning.generate.drawing import Sample
+    from gpt2_lightning.generate.text_model import TextModel
+
+# names of other tools for the same
+OTHER_NAMES = (
+    *("length", "max_tokens", "num_samples", "nsamples", "n"),
+    *("k", "p", "topk", "topp", "model_name_or_path", "model_path"),
+)
+
+
+def generate(
+    model: str,
+    prompt: list[str],
+    sampling: SamplingOptions,
+    prompts_file: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    stream: bool = False,
+    interactive: bool = False,
+    output: str | None = None,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: Literal["fp32", "bf16"] | None = None,
+) -> None:
+    """Continue prompts with a trained model.
+
+    A text that exceeds the model's positions goes on all the same: each time they are full, the
+    model forgets all but the last half of them.
+
+    Args:
+        model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
+            Hugging Face format, or Hub id.
+        prompt: Text to continue; may be repeated. Without any, and without --prompts_file, prompts
+            are read from standard input, one a line.
+        sampling: How to draw.
+        prompts_file: File of prompts: one a line, or .jsonl with a "prompt" in each line.
+        max_length: Tokens of prompt and text together at most, as in transformers; null goes by
+            --max_new_tokens.
+        batch_size: Samples at a time.
+        stream: Show the text of one sample as it comes.
+        interactive: Type prompts, and change the options in between.
+        output: Write the samples to this file, .txt or .jsonl, instead of the screen.
+        revision: Branch, tag or commit of --model on the Hub.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: Type of the weights; null leaves them as they are.
+
+    Raises:
+        UsageError: If model, prompts and options do not go together.
+    """
+    sampling.check()
+    if batch_size < 1:
+        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+    if interactive:
+        for flag, given in (
+            ("--prompt", prompt),
+            ("--prompts_file", prompts_file),
+            ("--stream", stream),
+            ("--output", output),
+            ("--max_length", max_length),
+        ):
+            if given:
+                raise UsageError(
+                    f"{flag}: with --interactive, prompts are typed, shown as they come, and kept "
+                    "with /save; --max_new_tokens says how long the texts are. Leave it out."
+                )
+
+    from gpt2_lightning.data.prompts import read_prompts
+    from gpt2_lightning.generate.drawing import draw, sample_file, write_samples
+    from gpt2_lightning.generate.screen import progress, tell_forgotten
+    from gpt2_lightning.generate.text_model import load
+    from gpt2_lightning.logs import quieten
+
+    file = None if output is None else sample_file(output, flag="--output")
+    prompts = list(prompt)
+    if prompts_file is not None:
+        prompts += read_prompts(prompts_file, flag="--prompts_file")
+    if not prompts and not interactive:
+        prompts = _from_standard_input()
+    if stream and len(prompts) > 1:
+        raise UsageError(
+            f"--stream: there are {len(prompts)} prompts, and one can be shown as it comes. Give "
+            "one, or leave --stream out."
+        )
+    quieten()
+    loaded = load(model, revision=revision, device=device, dtype=dtype)
+    if interactive:
+        from gpt2_lightning.generate.screen import Repl
+
+        Repl(loaded, sampling).run()
+        return
+    if stream:
+        samples = [_stream(loaded, prompts[0], sampling, max_length)]
+    else:
+        with progress(enabled=len(prompts) > 1) as advance:
+            samples = draw(
+                loaded.model,
+                loaded.tokenizer,
+                prompts,
+                sampling,
+                batch_size=batch_size,
+                roll=True,
+                max_length=max_length,
+                advance=advance,
+            )
+        if file is None:
+            for sample in samples:
+                print(sample, flush=True)
+    tell_forgotten(loaded, samples)
+    if file is not None:
+        write_samples(samples, file)
+        print(f"{len(samples)} samples of {len(prompts)} prompts: {file}")
+
+
+def _from_standard_input() -> list[str]:
+    from gpt2_lightning.data.prompts import read_lines
+
+    terminal = sys.stdin is None or sys.stdin.isatty()
+    lines = {} if terminal else read_lines(sys.stdin.buffer.read(), "standard input")
+    if not lines:
+        raise UsageError(
+            '--prompt: what shall be continued? Write --prompt "Once upon a time", give '
+            "--prompts_file, or --interactive."
+        )
+    return list(lines.values())
+
+
+def _stream(
+    loaded: "TextModel", prompt: str, sampling: SamplingOptions, max_length: int | None
+) -> "Sample":
+    from gpt2_lightning.generate.drawing import stream
+    from gpt2_lightning.generate.screen import show
+
+    if sampling.num_return_sequences is None:
+        sampling = replace(sampling, num_return_sequences=1)
+    pieces = stream(
+        loaded.model, loaded.tokenizer, prompt, sampling, roll=True, max_length=max_length
+    )
+    return show(prompt, pieces, [])
+
+
+def main(words: list[str]) -> None:
+    """Parse the words and run the verb."""
+    parser = Parser(prog="gpt2_lightning generate", description=summary(generate))
+    parser.add_argument("--config", action="config", help="YAML file of these flags.")
+    texts = {
+        "prompt": "Text to continue; may be repeated. Without any, and without --prompts_file, "
+        "prompts are read from standard input, one a line.",
+        "stop": "String before which a sample ends; may be repeated.",
+    }
+    for name, meaning in texts.items():
+        parser.add_argument(f"--{name}", type=list[str], default=[], help=meaning)
+    switches = {
+        "stream": "Show the text of one sample as it comes.",
+        "interactive": "Type prompts, and change the options in between.",
+    }
+    for name, meaning in switches.items():
+        parser.add_argument(
+            f"--{name}", type=bool, nargs="?", const=True, default=False, help=meaning
+        )
+    parser.add_function_arguments(generate, as_group=False, skip={"sampling", *texts, *switches})
+    parser.add_class_arguments(SamplingOptions, skip={"stop"})
+    # taken out first: the parser would read null, or [1, 2], as something else than text
+    rest, given = words, {}
+    for name in texts:
+        rest, given[name] = gather(rest, f"--{name}")
+    rest = with_our_names(with_underscores(rest), OTHER_NAMES)
+    if value_of(rest, "--max_length") and value_of(rest, "--max_new_tokens"):
+        raise UsageError(
+            "--max_length: it counts the prompt's tokens, --max_new_tokens does not. Give one of "
+            "the two."
+        )
+    options = parser.parse_args(rest).as_dict()
+    del options["config"]
+    options |= {name: values for name, values in given.items() if values}
+    names = [field.name for field in fields(SamplingOptions)]
+    sampling = SamplingOptions(**{name: options.pop(name) for name in names})
+    generate(sampling=sampling, **options)

@@ -1,0 +1,289 @@
+"""TextModel: a trained model and its tokenizer, loaded from wherever they are."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack, overload
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gpt2_lightning.checkpoint import (
+    is_sharded,
+    log,
+    read_checkpoint,
+    weights_of,
+    write_tokenizer_of,
+)
+from gpt2_lightning.data.tokenizer import load_tokenizer
+from gpt2_lightning.errors import UsageError, reason
+from gpt2_lightning.generate.drawing import Sample, draw, stream
+from gpt2_lightning.model.gpt2 import DtypeName, check_logits, from_config, place
+from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.pretrained import check_weights, load_config, load_weights, what_tokenizer_lacks
+from gpt2_lightning.run_folder import (
+    best_checkpoint,
+    check_run,
+    newer_than_hf,
+    newest_run,
+    older_hf,
+)
+from gpt2_lightning.storage import scratch_folder
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of `SamplingOptions`, as keywords; the number of samples decides a type."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    num_beams: int
+    stop: list[str]
+    seed: int
+
+
+@dataclass
+class TextModel:
+    """A language model, in eval mode, and its tokenizer.
+
+        from gpt2_lightning import load
+
+        model = load("lightning_logs/version_3")
+        print(model.generate("Once upon a time", temperature=0.9, seed=7))
+
+    Attributes:
+        model: The language model.
+        tokenizer: Its tokenizer.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        num_return_sequences: None = None,
+        roll: bool = False,
+        max_length: int | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        num_return_sequences: int,
+        roll: bool = False,
+        max_length: int | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        *,
+        num_return_sequences: None = None,
+        roll: bool = False,
+        max_length: int | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        *,
+        num_return_sequences: int,
+        roll: bool = False,
+        max_length: int | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> list[list[str]]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        *,
+        num_return_sequences: int | None = None,
+        roll: bool = False,
+        max_length: int | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> str | list[str] | list[list[str]]:
+        """Continue a prompt, or several.
+
+        Args:
+            prompt: The text to continue, or a list of texts.
+            num_return_sequences: Samples for each prompt; null is one, which comes without a list
+                of its own.
+            roll: Go on past the model's positions, with the last half of what it has seen.
+            max_length: Tokens of prompt and text together at most, as in transformers; in the place
+                of ``max_new_tokens``.
+            options: How to draw: the fields of `SamplingOptions`.
+
+        Returns:
+            What the model wrote, without the prompt: a string for a prompt, a list of them for a
+            list of prompts. With ``num_return_sequences``, a list in the place of each string.
+
+        Raises:
+            UsageError: If an option is out of its range, or the text exceeds the model's positions
+                and it may not roll.
+        """
+        one = isinstance(prompt, str)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        count = 1 if num_return_sequences is None else num_return_sequences
+        _check_lengths(max_length, options)
+        asked = SamplingOptions(num_return_sequences=count, **options)
+        samples = draw(self.model, self.tokenizer, prompts, asked, roll=roll, max_length=max_length)
+        texts = [sample.text for sample in samples]
+        if num_return_sequences is None:
+            return texts[0] if one else texts
+        of_each = [texts[start : start + count] for start in range(0, len(texts), count)]
+        return of_each[0] if one else of_each
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        roll: bool = False,
+        max_length: int | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> Generator[str, None, Sample]:
+        """Continue a prompt, a piece of text at a time.
+
+        Args:
+            prompt: The text to continue.
+            roll: Go on past the model's positions, with the last half of what it has seen.
+            max_length: Tokens of prompt and text together at most, as in transformers; in the place
+                of ``max_new_tokens``.
+            options: How to draw: the fields of `SamplingOptions`.
+
+        Yields:
+            The text as it comes: whole characters, and nothing of a stop string.
+
+        Returns:
+            The sample, as the generator's value.
+
+        Raises:
+            UsageError: If an option is out of its range or asks for beams, or the text exceeds the
+                model's positions and it may not roll.
+        """
+        _check_lengths(max_length, options)
+        asked = SamplingOptions(num_return_sequences=1, **options)
+        return stream(self.model, self.tokenizer, prompt, asked, roll=roll, max_length=max_length)
+
+
+def _check_lengths(max_length: int | None, options: SamplingKeywords) -> None:
+    if max_length is not None and "max_new_tokens" in options:
+        raise UsageError(
+            f"max_length {max_length}: max_new_tokens {options['max_new_tokens']} says another "
+            "length. Give one of the two: max_length counts the prompt's tokens, too."
+        )
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: DtypeName | None = None,
+) -> TextModel:
+    """Load a model and its tokenizer, and bring it onto a device.
+
+    Args:
+        name: What `load_model` takes: a run folder, a ``.ckpt``, a folder in Hugging Face format or
+            a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``fp32`` or ``bf16``; null leaves the weights as they are.
+
+    Raises:
+        UsageError: If nothing of the kind is found, or the device cannot be used.
+    """
+    loaded = load_model(name, revision)
+    place(loaded.model, device, dtype)
+    return loaded
+
+
+def load_model(name: str, revision: str | None = None, *, flag: str = "--model") -> TextModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: A run folder such as ``lightning_logs/version_3`` (its best model), a ``.ckpt``, a
+            folder in Hugging Face format, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        flag: Which named it, for messages.
+
+    Raises:
+        UsageError: If nothing of the kind is found, it has no tokenizer, or it is no plain causal
+            language model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and not is_sharded(path) and not (path / "config.json").is_file():
+        path = _inside_run(path, flag)
+    if path.is_file() or is_sharded(path):
+        return load_checkpoint(path, flag=flag)
+    check_run(name, flag)
+    said, where = f"{flag} {name}", str(path) if path.is_dir() else name
+    try:
+        if path.is_dir():
+            check_weights(path, said)
+        config = load_config(where, revision, said=said)
+        model = load_weights(where, config, revision, dtype="auto")
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{said}: no model was found there ({reason(error)}). "
+            "Give a run folder such as lightning_logs/version_0, a .ckpt, a folder in Hugging "
+            "Face format, or a Hub id such as openai-community/gpt2."
+        ) from error
+    check_logits(model.eval(), said)
+    tokenizer = load_tokenizer(where, revision, flag=flag)
+    if lacking := what_tokenizer_lacks(tokenizer, config):
+        log.warning("%s: %s.", said, lacking)
+    return TextModel(model, tokenizer)
+
+
+def _inside_run(run: Path, flag: str) -> Path:
+    if (run / "hf" / "config.json").is_file():
+        if (newer := newer_than_hf(run)) is None:
+            return run / "hf"
+        log.warning("%s %s: %s, and is taken.", flag, run, older_hf(run, newer))
+        return newer
+    if (checkpoint := best_checkpoint(run)) is not None:
+        return checkpoint
+    if (newest := newest_run(run)) is not None:
+        raise UsageError(f"{flag} {run}: it holds runs, of which {newest} is the newest.")
+    raise UsageError(
+        f"{flag} {run}: neither a model in Hugging Face format (config.json) nor a run folder "
+        "with hf/ or checkpoints/."
+    )
+
+
+def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:
+    """Load the model and the tokenizer that a checkpoint carries.
+
+    Args:
+        file: A ``.ckpt``; or a folder, where its state is sharded.
+        flag: Which named it, for messages.
+
+    Raises:
+        UsageError: If it is damaged, not one of this package's, or its logits are not numbers.
+    """
+    checkpoint = read_checkpoint(file)
+    weights = weights_of(checkpoint, f"{flag} {file}")
+    model = from_config(checkpoint["hf_config"], attention="sdpa")
+    model.load_state_dict(weights)
+    check_logits(model.eval(), f"{flag} {file}")
+    with scratch_folder() as folder:
+        tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, folder)))
+    return TextModel(model, tokenizer)

@@ -1,0 +1,352 @@
+"""A source's rows as they are: counts, articles that stand twice, what cleaning takes away."""
+
+import hashlib
+import random
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt2_lightning.data.articles import Row, Rows, stretches
+from gpt2_lightning.data.cleaning import MARKS, Cleaner
+from gpt2_lightning.data.token_text import WITHOUT_SPACES
+
+NO_WORDS = 0  # in place of an article's digest
+
+
+@dataclass
+class OriginalText:
+    r"""Counts of the rows as the source has them, WikiText's blank rows restored as ``" \n"``.
+
+    Attributes:
+        articles: Articles.
+        rows: Rows.
+        blank_rows: Rows of nothing but white space.
+        words: Words by ``str.split``.
+        harness_words: Words by lm-evaluation-harness' rule: the pieces of
+            ``re.split(r"\s+", article)``, an empty one at either end included.
+        characters: Unicode code points.
+        bytes: UTF-8 bytes.
+    """
+
+    articles: int = 0
+    rows: int = 0
+    blank_rows: int = 0
+    words: int = 0
+    harness_words: int = 0
+    characters: int = 0
+    bytes: int = 0
+
+
+class Reader:
+    """Counts rows, and takes each article's digest, on their way to somebody else.
+
+    Memory grows by eight bytes an article.
+
+    Attributes:
+        text: The counts.
+        digests: For each article 64 bits of the BLAKE2b of its words joined with single spaces;
+            0 where it has none.
+    """
+
+    def __init__(self) -> None:
+        self.text = OriginalText()
+        self.digests = array("Q")
+
+    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield rows, articles marked, as they are."""
+        text = self.text
+        digest = hashlib.blake2b(digest_size=8)
+        begun = 0, 0  # words and bytes before the article
+        last = ""
+        for row in rows:
+            if row.begins or not text.rows:
+                if text.rows:
+                    self._close(digest, last, *begun)
+                digest = hashlib.blake2b(digest_size=8)
+                begun = text.words, text.bytes
+                text.articles += 1
+                text.harness_words += row.text[:1].isspace()
+            words = 0
+            for part in stretches(row.text):
+                if found := part.split():
+                    digest.update(" ".join([*found, ""]).encode())
+                    words += len(found)
+            text.rows += 1
+            text.blank_rows += not words
+            text.words += words
+            text.harness_words += words
+            text.characters += len(row.text)
+            text.bytes += len(row.text.encode())
+            last = row.text
+            yield row
+        if text.rows:
+            self._close(digest, last, *begun)
+
+    def _close(self, digest: "hashlib.blake2b", last: str, words: int, size: int) -> None:
+        """End an article, before which there were so many words and bytes."""
+        self.text.harness_words += last[-1:].isspace() or self.text.bytes == size
+        has_words = self.text.words > words
+        number = int.from_bytes(digest.digest(), "big") or 1
+        self.digests.append(number if has_words else NO_WORDS)
+
+
+TOLD = 3  # duplicates that are named
+
+BEGINNING = 60  # characters of one
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """An article that repeats an earlier one, both counted from 1, and how it begins."""
+
+    article: int
+    repeats: int
+    beginning: str
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Articles that are the same but for white space.
+
+    Attributes:
+        articles: Articles that repeat an earlier one of their split; those without a word aside.
+        in_training: Articles that stand in the training split; None where that is not known, or
+            is the split itself.
+        examples: The first few that repeat an earlier one.
+        examples_in_training: The first few that stand in the training split.
+    """
+
+    articles: int
+    in_training: int | None
+    examples: list[Duplicate]
+    examples_in_training: list[Duplicate]
+
+
+def find_duplicates(rows: Rows, digests: "array[int]", training: "array[int] | None") -> Duplicates:
+    """Find an article's repetitions by its digest, of 64 bits.
+
+    Of n different articles, some two have one digest with a chance below n^2 / 2^65: one in
+    370,000 for ten million.
+
+    Args:
+        rows: The split, articles marked; read again, up to the last example, where there is one.
+        digests: Of its articles (see `original_text.Reader`).
+        training: Those of the training split, if this is another one.
+    """
+    own = _as_numbers(digests)
+    _, first_of, copy_of = np.unique(own, return_index=True, return_inverse=True)
+    firsts = first_of[copy_of]
+    repeated = np.flatnonzero((firsts != np.arange(len(own))) & (own != NO_WORDS))
+    pairs = [(int(place), int(firsts[place])) for place in repeated[:TOLD]]
+    if training is None:
+        return Duplicates(len(repeated), None, _told(rows, pairs), [])
+    theirs, place_of = np.unique(_as_numbers(training), return_index=True)
+    nearest = np.searchsorted(theirs, own).clip(max=max(len(theirs) - 1, 0))
+    found = (
+        np.flatnonzero((theirs[nearest] == own) & (own != NO_WORDS))
+        if len(theirs)
+        else np.empty(0, np.int64)
+    )
+    standing = [(int(place), int(place_of[nearest[place]])) for place in found[:TOLD]]
+    return Duplicates(len(repeated), len(found), _told(rows, pairs), _told(rows, standing))
+
+
+def _as_numbers(digests: "array[int]") -> npt.NDArray[np.uint64]:
+    return np.frombuffer(digests, np.uint64) if digests else np.empty(0, np.uint64)
+
+
+def _told(rows: Rows, pairs: list[tuple[int, int]]) -> list[Duplicate]:
+    """Look up how articles begin."""
+    beginnings: dict[int, str] = {}
+    wanted = {article for article, _ in pairs}
+    article = -1
+    for row in rows if wanted else ():
+        article += row.begins or article < 0
+        if article > max(wanted):
+            break
+        if article in wanted and len(beginnings.get(article, "")) < BEGINNING:
+            words = " ".join(row.text[: 10 * BEGINNING].split())
+            beginnings[article] = " ".join(filter(None, (beginnings.get(article), words)))
+    return [
+        Duplicate(article + 1, other + 1, "".join(islice(beginnings[article], BEGINNING)))
+        for article, other in pairs
+    ]
+
+
+LONGEST_SAMPLE = 400  # characters shown of a row
+
+SHORTEST_SAMPLE = 40  # characters; headings say little of a cleaner
+
+ANGLE_MARKS = re.compile(r"<(?:unk|UNK|pad|PAD|s|eos|num|NUM|mask|MASK)>")  # of corpora
+
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """The beginning of a row, before and after."""
+
+    before: str
+    after: str
+
+
+@dataclass
+class CleaningLoss:
+    """What a cleaner leaves of a split.
+
+    WikiText's own marks count as the sign they carry (``@-@`` as ``-``), on both sides: undoing
+    them is no loss. White space does not count.
+
+    Attributes:
+        characters: Characters before, white space aside.
+        punctuation: Of these, punctuation and symbols (Unicode's categories P and S).
+        numbers: Numbers before: digits, with points and commas between them.
+        characters_left: Characters after, white space aside.
+        punctuation_left: Of these, punctuation and symbols.
+        numbers_lost: Numbers of a row that do not stand in it afterwards, such as ``12.5`` where
+            ``12 5`` is left.
+        rows_emptied: Rows of which nothing is left, blank ones aside.
+        text_characters: Characters after cleaning, white space included, of rows that are left.
+        text_words: Words of it, by ``str.split``.
+        samples: Some rows, drawn at random, always the same of a split.
+        marks_made_words: Marks such as ``<unk>`` of which the cleaner leaves the word alone, by
+            mark: the word, and how often.
+        characters_without_spaces: Characters after cleaning, of scripts without spaces between
+            words, such as Chinese and Thai.
+    """
+
+    characters: int = 0
+    punctuation: int = 0
+    numbers: int = 0
+    characters_left: int = 0
+    punctuation_left: int = 0
+    numbers_lost: int = 0
+    rows_emptied: int = 0
+    text_characters: int = 0
+    text_words: int = 0
+    samples: list[SampleRow] = field(default_factory=list)
+    marks_made_words: dict[str, tuple[str, int]] = field(default_factory=dict)
+    characters_without_spaces: int = 0
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the text has words: not where most characters are of scripts without spaces."""
+        return bool(self.text_words) and 2 * self.characters_without_spaces < self.characters_left
+
+    @property
+    def share_of_characters_lost(self) -> float:
+        """Share of the characters that are gone."""
+        return 1 - self.characters_left / max(self.characters, 1)
+
+    @property
+    def share_of_punctuation_lost(self) -> float:
+        """Share of the punctuation that is gone."""
+        return 1 - self.punctuation_left / self.punctuation if self.punctuation else 0.0
+
+    @property
+    def share_of_numbers_lost(self) -> float:
+        """Share of the numbers that are gone."""
+        return self.numbers_lost / max(self.numbers, 1)
+
+
+def measure_cleaning(rows: Iterable[Row], cleaner: Cleaner, samples: int) -> CleaningLoss:
+    """Clean rows, and count what is lost; memory does not grow with the text.
+
+    Args:
+        rows: The split.
+        cleaner: What is done to each row.
+        samples: Rows to keep for show.
+    """
+    loss = CleaningLoss()
+    kinds = _Kinds()
+    drawn = _Drawn(samples)
+    for row in rows:
+        cleaned = cleaner.clean(row.text)
+        blank = not row.text.strip()
+        if cleaned.strip() or not cleaner.drops_empty:
+            loss.text_characters += len(cleaned)
+            loss.text_words += sum(len(part.split()) for part in stretches(cleaned))
+        if blank:
+            continue
+        loss.rows_emptied += not cleaned.strip()
+        drawn.offer(row.text)
+        unmarked = MARKS.sub(r"\1", row.text)
+        characters, punctuation = kinds.count(unmarked)
+        numbers = NUMBER.findall(unmarked)
+        loss.characters += characters
+        loss.punctuation += punctuation
+        loss.numbers += len(numbers)
+        loss.characters_without_spaces += sum(1 for _ in WITHOUT_SPACES.finditer(cleaned))
+        if cleaned != row.text:
+            for mark in ANGLE_MARKS.findall(row.text):
+                if mark not in cleaned and mark[1:-1] in cleaned:
+                    _, count = loss.marks_made_words.get(mark, ("", 0))
+                    loss.marks_made_words[mark] = mark[1:-1], count + 1
+            unmarked = MARKS.sub(r"\1", cleaned)
+            characters, punctuation = kinds.count(unmarked)
+            if numbers:
+                lost = Counter(numbers) - Counter(NUMBER.findall(unmarked))
+                loss.numbers_lost += lost.total()
+        loss.characters_left += characters
+        loss.punctuation_left += punctuation
+    for text in drawn.rows:
+        loss.samples.append(SampleRow(text, cleaner.clean(text)))
+    return loss
+
+
+class _Drawn:
+    """Some rows of a stream, each as likely as any other (reservoir sampling).
+
+    Reference: Vitter, "Random sampling with a reservoir", 1985,
+    https://doi.org/10.1145/3147.3165, algorithm R.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.long: list[str] = []
+        self.short: list[str] = []
+        self.seen = 0
+        self.chance = random.Random(0)
+
+    @property
+    def rows(self) -> list[str]:
+        return (self.long + self.short)[: self.count]
+
+    def offer(self, text: str) -> None:
+        if len(text) < SHORTEST_SAMPLE:
+            if len(self.short) < self.count:
+                self.short.append(text)
+            return
+        self.seen += 1
+        if len(self.long) < self.count:
+            self.long.append(_beginning(text))
+        elif (place := self.chance.randrange(self.seen)) < self.count:
+            self.long[place] = _beginning(text)
+
+
+def _beginning(text: str) -> str:
+    """Cut a long row between words, if it has any."""
+    if len(text) <= LONGEST_SAMPLE:
+        return text
+    return text[: text.rfind(" ", 0, LONGEST_SAMPLE) + 1 or LONGEST_SAMPLE]
+
+
+class _Kinds(dict[int, str]):
+    """Code points -> ``p`` for punctuation and symbols, ``s`` for white space, ``x`` for others."""
+
+    def __missing__(self, point: int) -> str:
+        kind = unicodedata.category(chr(point))[0]
+        self[point] = "s" if chr(point).isspace() else "p" if kind in "PS" else "x"
+        return self[point]
+
+    def count(self, text: str) -> tuple[int, int]:
+        """Return the characters that are no white space, and how many are punctuation."""
+        kinds = text.translate(self)
+        return len(kinds) - kinds.count("s"), kinds.count("p")

@@ -1,0 +1,455 @@
+"""What is held in memory at each moment of a run: weights, states, gradients, activations.
+
+What the forward pass keeps for the backward pass, tensor by tensor.
+
+After Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
+https://arxiv.org/abs/2205.05198, section 4, with the terms of this package's own model: GELU in one
+kernel, attention in torch's fused one, dropout as the device does it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from gpt2_lightning.model.gpt2 import AttentionName
+from gpt2_lightning.model.loss import ROWS_AT_A_TIME
+from gpt2_lightning.plan.hardware import Place
+from gpt2_lightning.plan.shape import Precision, Shape
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, a micro-batch, and where and how it is trained.
+
+    Attributes:
+        shape: The model's.
+        precision: Widths of its numbers.
+        place: Its devices.
+        batch_size: Blocks in a micro-batch of a process.
+        block_size: Tokens in a block.
+        padded: Whether blocks hold padding, which attention masks.
+        attention: Its implementation.
+        checkpointing: Whether activations are computed again in the backward pass.
+        accumulate: Micro-batches in an optimizer step.
+        saves: Whether checkpoints are written.
+        exports: Whether the run ends with hf/ and a report.
+        validates: Whether it validates.
+    """
+
+    shape: Shape
+    precision: Precision
+    place: Place
+    batch_size: int
+    block_size: int
+    padded: bool = False
+    attention: AttentionName = "sdpa"
+    checkpointing: bool = False
+    accumulate: int = 1
+    saves: bool = True
+    exports: bool = True
+    validates: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Positions in a micro-batch."""
+        return self.batch_size * self.block_size
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the device's memory is the process' own."""
+        return self.place.accelerator != "cuda"
+
+    def with_micro_batch(self, batch_size: int) -> "Setting":
+        """Return the same global batch in smaller micro-batches, of which there are more."""
+        blocks = self.batch_size * self.accumulate
+        return replace(self, batch_size=batch_size, accumulate=blocks // batch_size)
+
+
+# glibc gives larger pieces back to the system when they are freed; smaller ones stay with the
+# process (M_MMAP_THRESHOLD in mallopt(3): at most 32 MiB where longs have 64 bits).
+LARGE = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Term:
+    """A line of the account.
+
+    Attributes:
+        name: What it is.
+        size: Bytes.
+        small: Of these, bytes in pieces that a CPU's allocator keeps when they are freed.
+    """
+
+    name: str
+    size: int
+    small: int = 0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is held at a moment of the run.
+
+    Attributes:
+        name: The moment.
+        terms: What is held.
+    """
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return sum(term.size for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Account:
+    """The moments of a run, in time.
+
+    Attributes:
+        moments: What is held at each.
+        imports: Bytes that the libraries took before, where they share the device's memory.
+    """
+
+    moments: tuple[Moment, ...]
+    imports: int
+
+    @property
+    def peak(self) -> Moment:
+        """The moment that holds most."""
+        return max(self.moments, key=lambda moment: moment.size)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the device has to have for the process."""
+        return self.peak.size + self.imports
+
+
+def term_of(name: str, pieces: Iterable[int]) -> Term:
+    """Return a term that is held in pieces of so many bytes."""
+    sizes = list(pieces)
+    return Term(name, sum(sizes), sum(size for size in sizes if size < LARGE))
+
+
+FP32 = 4  # bytes
+
+Tensors = list[int]  # bytes of each
+
+
+def kept_by_a_layer(setting: Setting) -> Tensors:
+    """Return what a transformer block keeps, in the order in which it is made.
+
+    Args:
+        setting: With R rows of width D, MLP width I, r bytes between layers and p in products.
+
+    Returns:
+        Bytes of each tensor: inputs of both layer norms (r R D each) with mean and deviation,
+        outputs of both (p R D), query, key and value (3 p R D), attention's output (p R D) and
+        what it keeps beside it, the two widest hidden states (2 p R I), and two dropout masks.
+    """
+    shape, p, rows = setting.shape, setting.precision.products, setting.rows
+    between = _between_layers(setting)
+    wide = p * rows * shape.inner
+    return [
+        between,
+        *(2 * [FP32 * rows]),
+        p * rows * shape.width,
+        *_kept_by_attention(setting),
+        *_mask(setting, p),
+        between,
+        *(2 * [FP32 * rows]),
+        p * rows * shape.width,
+        wide,
+        wide,
+        *_mask(setting, p),
+    ]
+
+
+def _kept_by_attention(setting: Setting) -> Tensors:
+    shape, p, rows = setting.shape, setting.precision.products, setting.rows
+    state = p * rows * shape.width
+    pairs = shape.heads * setting.batch_size * setting.block_size**2
+    drops = shape.attention_dropout
+    if setting.attention == "eager":
+        # softmax is fp32 under autocast; its narrow copy, or the mask and what it leaves, stay too
+        mixed = setting.precision.mixed
+        softmax = pairs * (FP32 if mixed else p)
+        others = 2 * [pairs * p] if drops else [pairs * p] if mixed else []
+        return [3 * state, state, softmax, *others]
+    if drops and setting.on_cpu:  # off the fused path, and in fp32: q, k, v and three matrices
+        return [*(3 * [FP32 * rows * shape.width]), state, *(3 * [FP32 * pairs])]
+    mask = [p * setting.batch_size * setting.block_size**2] if setting.padded else []
+    return [3 * state, state, FP32 * rows * shape.heads, *mask]
+
+
+def kept_outside(setting: Setting) -> Tensors:
+    """Return what is kept before the first and after the last block: r R D, a few times."""
+    between = _between_layers(setting)
+    norm = 2 * [FP32 * setting.rows]
+    embedded = _mask(setting, between // (setting.rows * setting.shape.width))
+    eager = setting.attention == "eager" and setting.checkpointing
+    mask = [FP32 * setting.batch_size * setting.block_size**2] if eager else []
+    return [*embedded, *mask, between, *norm, between]
+
+
+def kept_by_checkpointing(setting: Setting) -> Tensors:
+    """Return what is kept of a block whose activations are computed again: its input."""
+    return [_between_layers(setting)]
+
+
+def gradients_on_the_way(setting: Setting) -> Tensors:
+    """Return the gradients of hidden states that the backward pass holds at a block's widest."""
+    p, shape = setting.precision.products, setting.shape
+    return [*(2 * [p * setting.rows * shape.inner]), _between_layers(setting)]
+
+
+def _between_layers(setting: Setting) -> int:
+    precision = setting.precision
+    wide = FP32 if precision.mixed else precision.products
+    return wide * setting.rows * setting.shape.width
+
+
+def _mask(setting: Setting, wide: int) -> Tensors:
+    """Return a dropout mask: torch keeps booleans on a GPU, and the scaled noise on a CPU."""
+    if not setting.shape.dropout:
+        return []
+    each = wide if setting.on_cpu else 1
+    return [each * setting.rows * setting.shape.width]
+
+
+def per_parameter(setting: Setting, name: str, wide: int, times: int = 1) -> Term:
+    """Count a number of ``wide`` bytes for each parameter; FSDP deals them out."""
+    share = setting.place.processes if setting.place.strategy == "fsdp" else 1
+    return term_of(name, [wide * count // share for count in setting.shape.tensors] * times)
+
+
+def weights(setting: Setting) -> Term:
+    """Return the weights."""
+    return per_parameter(setting, "weights", setting.precision.weights)
+
+
+def optimizer_state(setting: Setting) -> Term:
+    """Return AdamW's two running means of each weight."""
+    return per_parameter(setting, "optimizer state", setting.precision.weights, times=2)
+
+
+def gradients(setting: Setting) -> list[Term]:
+    """Return the gradients, and the copies in which processes exchange them."""
+    wide = setting.precision.weights
+    found = [per_parameter(setting, "gradients", wide)]
+    if setting.place.strategy == "ddp":  # copies of them, which are summed over the processes
+        found.append(per_parameter(setting, "gradient buckets", wide))
+    return found
+
+
+def gathered(setting: Setting) -> list[Term]:
+    """Return what FSDP gathers of the others' weights: all outside the blocks, and two blocks."""
+    if setting.place.strategy != "fsdp":
+        return []
+    shape, wide = setting.shape, setting.precision.products
+    outside = shape.parameters - shape.layers * shape.layer_parameters
+    return [
+        Term("gathered weights", wide * (outside + 2 * shape.layer_parameters)),
+        Term("gradients before they are dealt out", wide * (outside + shape.layer_parameters)),
+    ]
+
+
+def casts(setting: Setting, *, of_layers: bool, of_head: bool) -> list[Term]:
+    """Return the narrow copies of weights that mixed precision multiplies with."""
+    if not setting.precision.mixed or setting.place.strategy == "fsdp":
+        return []
+    shape, wide = setting.shape, setting.precision.products
+    # a block's matrices are about of one size: a third of them each
+    pieces = [wide * shape.layer_matrices // 3] * 3 * shape.layers if of_layers else []
+    return [term_of("weights in half", [*pieces, *([wide * shape.embedding] if of_head else [])])]
+
+
+# What draws the report, at the end; measured as the libraries of memory.py are.
+REPORT = 120_000_000
+
+
+def loading(setting: Setting) -> Moment:
+    """Return the start: weights beside the file that they come from, or the embedding's first."""
+    return Moment("loading", (weights(setting), per_parameter(setting, "their file", FP32)))
+
+
+def training(setting: Setting) -> list[Moment]:
+    """Return the moments of an optimizer step."""
+    return [_loss(setting), _loss_backward(setting), _backward(setting), _update(setting)]
+
+
+def _activations(setting: Setting) -> list[Term]:
+    layers, checkpointing = setting.shape.layers, setting.checkpointing
+    each = kept_by_checkpointing(setting) if checkpointing else kept_by_a_layer(setting)
+    return [term_of("activations", [*each * layers, *kept_outside(setting)])]
+
+
+def _logits(setting: Setting, copies: int) -> int:
+    """Return bytes of so many copies of a piece of the logits, each of one byte a number."""
+    return copies * min(setting.rows, ROWS_AT_A_TIME) * setting.shape.vocabulary
+
+
+def _head_gradient(setting: Setting) -> Term:
+    return term_of("gradient of the head", [setting.precision.weights * setting.shape.embedding])
+
+
+def _loss(setting: Setting) -> Moment:
+    """Return the end of the forward pass, where the last step's gradients are still there.
+
+    Lightning drops them when the loss is known. In fp32 the loss makes its gradients at once, in
+    one buffer of logits; under autocast it holds the logits in half and fp32, and their logarithms.
+    """
+    if setting.precision.mixed:
+        piece = [_logits(setting, setting.precision.products), *[_logits(setting, FP32)] * 2]
+        loss = [*casts(setting, of_layers=True, of_head=True), term_of("logits chunk", piece)]
+    else:
+        loss = [*_chunk_in_one_type(setting), _head_gradient(setting)]
+    return Moment(
+        "forward pass and loss",
+        (
+            weights(setting),
+            *gradients(setting),
+            optimizer_state(setting),
+            *gathered(setting),
+            *_activations(setting),
+            *loss,
+        ),
+    )
+
+
+def _chunk_in_one_type(setting: Setting) -> list[Term]:
+    wide = setting.precision.weights
+    pieces = [_logits(setting, max(wide, FP32)), wide * setting.rows * setting.shape.width]
+    if wide < FP32:  # sums are taken in fp32: copies of the head and of its gradient, and logits
+        pieces += [FP32 * setting.shape.embedding] * 2 + [_logits(setting, FP32)]
+    return [term_of("logits chunk", pieces)]
+
+
+def _loss_backward(setting: Setting) -> Moment:
+    """Return the backward pass of the loss under autocast, which computes its logits again."""
+    terms = [weights(setting), optimizer_state(setting), *gathered(setting)]
+    if setting.accumulate > 1:
+        terms += gradients(setting)
+    terms += _activations(setting)
+    if setting.precision.mixed:
+        terms += casts(setting, of_layers=not setting.checkpointing, of_head=True)
+        terms.append(term_of("logits chunk", [_logits(setting, FP32)] * 3))
+        if setting.rows > ROWS_AT_A_TIME:  # of the pieces before
+            terms.append(_head_gradient(setting))
+    else:
+        terms.append(_head_gradient(setting))
+    return Moment("backward pass of the loss", tuple(terms))
+
+
+def _backward(setting: Setting) -> Moment:
+    """Return the backward pass: gradients come while activations go, a block at a time.
+
+    The last block's are still there when the first gradients are; where activations were not
+    kept, one block's are made again.
+    """
+    terms = [weights(setting), optimizer_state(setting), *gathered(setting)]
+    if setting.accumulate > 1:
+        terms += gradients(setting)
+    terms += _activations(setting)
+    if setting.checkpointing:
+        terms.append(term_of("activations of a block", kept_by_a_layer(setting)))
+    else:
+        terms += casts(setting, of_layers=True, of_head=False)
+    terms.append(term_of("gradients of hidden states", gradients_on_the_way(setting)))
+    terms.append(_head_gradient(setting))
+    return Moment("backward pass", tuple(terms))
+
+
+def _update(setting: Setting) -> Moment:
+    """Return the optimizer's step, and before it the embedding's gradient beside the head's."""
+    terms = [weights(setting), *gradients(setting), optimizer_state(setting)]
+    if setting.precision.scaled:  # AdamW is not fused, and takes roots of all parameters at once
+        terms.append(per_parameter(setting, "temporaries of the optimizer", FP32))
+    elif setting.shape.tied:
+        terms.append(_head_gradient(setting))
+    return Moment("last gradient and optimizer step", tuple(terms))
+
+
+def validation(setting: Setting) -> Moment:
+    """Return a validation, before which Lightning drops the gradients."""
+    copies = FP32 + (FP32 + setting.precision.products if setting.precision.mixed else 0)
+    return Moment(
+        "validation",
+        (
+            weights(setting),
+            optimizer_state(setting),
+            *gathered(setting),
+            *casts(setting, of_layers=True, of_head=True),
+            term_of("hidden states", gradients_on_the_way(setting)),
+            term_of("logits chunk", [_logits(setting, copies)]),
+        ),
+    )
+
+
+def writing(setting: Setting) -> list[Moment]:
+    """Return what is held beside the run when its files are written, in a CPU's memory."""
+    held = [weights(setting), optimizer_state(setting)]
+    if not setting.validates:
+        held += gradients(setting)
+    found = []
+    count = setting.shape.parameters
+    if setting.exports:
+        models = Term("model of hf/, and as it is read back", 2 * FP32 * count)
+        found.append(Moment("writing hf/", (*held, models)))
+        found.append(Moment("writing the report", (*held, Term("what draws it", REPORT))))
+    return found
+
+
+# What is loaded when it is first used: the model's code, TensorBoard, tokenizer and data files,
+# math libraries. Measured as the peak of a run whose model is next to nothing (one layer of 8).
+LIBRARIES = 110_000_000
+
+# Python and the libraries at their import; part of a CPU's memory, not of the peak above it.
+IMPORTS = 470_000_000
+
+# A GPU's: the CUDA context and the workspaces of its math library. Not measured here.
+CONTEXT = 600_000_000
+
+
+def account(setting: Setting) -> Account:
+    """Add up what each device holds.
+
+    Args:
+        setting: The run.
+    """
+    moments = [loading(setting), *training(setting)]
+    if setting.validates:
+        moments.append(validation(setting))
+    if not setting.on_cpu:
+        context = Term("CUDA context and workspaces", CONTEXT)
+        return Account(tuple(_with(moment, context) for moment in moments), 0)
+    moments += writing(setting)
+    libraries = Term("libraries, loaded when used", LIBRARIES)
+    heap = _heap(setting)
+    whole = [_with(moments[0], libraries)]
+    for moment in moments[1:]:
+        idle = Term("kept by the allocator", max(heap - _small(moment), 0))
+        whole.append(_with(moment, libraries, *([idle] if idle.size else [])))
+    return Account(tuple(whole), IMPORTS)
+
+
+def _heap(setting: Setting) -> int:
+    """Return what small pieces take of a process' memory, once it has trained for a while.
+
+    What is freed in small pieces is never given back, and serves the next need but in part: where
+    pieces come and go, half as much as they take lies in holes between them. That is Knuth's
+    unused memory rule (The Art of Computer Programming, volume 1, section 2.5): a share of
+    k / (k + 2) is unused where holes are k times as large as pieces. Here k is 1, since a hole of
+    a piece's own size does not serve it: room for the alignment is sought beside it.
+    """
+    lasting = sum(term.small for term in (weights(setting), optimizer_state(setting)))
+    most = max(_small(moment) for moment in training(setting))
+    return most + (most - lasting) // 2
+
+
+def _with(moment: Moment, *terms: Term) -> Moment:
+    return Moment(moment.name, (*moment.terms, *terms))
+
+
+def _small(moment: Moment) -> int:
+    return sum(term.small for term in moment.terms)

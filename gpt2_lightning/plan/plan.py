@@ -1,0 +1,195 @@
+"""A plan: all that can be said of a run before anything is spent."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.data.token_text import sampled_vocabulary
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.plan.advice import Advice, Disk, advice, caveats, disk_of, fits
+from gpt2_lightning.plan.hardware import GPU, Place, place_of
+from gpt2_lightning.plan.memory import Account, Setting, account
+from gpt2_lightning.plan.shape import precision_of, shape_of
+from gpt2_lightning.plan.steps import Steps, steps_of
+from gpt2_lightning.plan.time import Duration, from_measured, from_rate, measure_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        model: Name or folder of the weights that it begins with; null where it has none.
+        text: Source of the text, its subset, and how it is cleaned, in words.
+        setting: What it is.
+        steps: How far it goes.
+        memory: What each device holds.
+        advice: What makes that fit, where it does not.
+        duration: How long it takes, where that is known.
+        disk: What it writes.
+        max_time: Duration after which the run is ended, if it is not over; null sets no limit.
+        warnings: What is likely to be a mistake.
+    """
+
+    model: str | None
+    text: str
+    setting: Setting
+    steps: Steps
+    memory: Account
+    advice: list[Advice]
+    duration: Duration | None
+    disk: Disk
+    max_time: str | None
+    warnings: list[str]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether each device has the memory; null where its memory is not known."""
+        memory = self.setting.place.memory
+        return None if memory is None else fits(self.memory.needed, memory)
+
+
+def plan_of(
+    values: Any,
+    *,
+    measure: bool,
+    device: GPU | None,
+    device_memory: float | None,
+    device_flops: float | None,
+    working: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Plan:
+    """Plan a run; the text is read and tokenized, as fit would find it.
+
+    Args:
+        values: The flags of `fit`, filled in.
+        measure: Whether to take a few steps on this machine.
+        device: The GPU of another machine.
+        device_memory: Memory of each device there, in 10^9 bytes.
+        device_flops: Its peak rate, in operations/s.
+        working: Makes a context, in which something is done that takes its time.
+
+    Raises:
+        UsageError: If a flag says what cannot be.
+    """
+    elsewhere = device is not None or device_memory is not None or device_flops is not None
+    if measure and elsewhere:
+        raise UsageError(
+            "--measure: it takes steps on this machine, and --device, --device_memory and "
+            "--device_flops speak of another. Choose one of them."
+        )
+    if device_flops is not None and device_flops <= 0:
+        raise UsageError(f"--device_flops {device_flops:g}: it has to be above 0, in operations/s.")
+    place = place_of(values.trainer, device_memory, device)
+    precision = precision_of(values.trainer.precision)
+    data = WikiTextDataModule(**values.data.as_dict())
+    model: Mapping[str, Any] = values.model.as_dict()
+    if values.model.hf_config is None and values.model.pretrained is not None:
+        shape_of(model, data.block_size, data.vocab_size)  # a mistake comes before the text is read
+    data.prepare(["train", "validation"])
+    data.setup("fit")
+    shape = shape_of(model, data.block_size, int(values.model.vocab_size or data.vocab_size))
+    setting = Setting(
+        shape=shape,
+        precision=precision,
+        place=place,
+        batch_size=data.batch_size,
+        block_size=data.block_size,
+        padded=data.blocks == "pad",
+        attention=values.model.attention,
+        checkpointing=bool(values.model.gradient_checkpointing),
+        accumulate=int(values.trainer.accumulate_grad_batches),
+        saves=bool(values.checkpoint.save_last or values.checkpoint.save_top_k),
+        exports=values.trainer.logger is not False,
+        validates=values.trainer.limit_val_batches != 0,
+    )
+    steps = steps_of(data, values.trainer, values.model.schedule_steps, place.processes)
+    needed = account(setting)
+    disk = disk_of(setting, steps, values.checkpoint, _folder(values.trainer.logger))
+    with working("Taking a few steps") if measure else nullcontext():
+        duration = _duration(values, model, data, setting, steps, measure, device, device_flops)
+    unsuited = sampled_vocabulary(
+        data.tokenizer, data.stores["train"].ids, trained=data.tokenizer_name is None
+    )
+    short = place.memory is not None and not fits(needed.needed, place.memory)
+    return Plan(
+        model=values.model.pretrained,
+        text=data.described,
+        setting=setting,
+        steps=steps,
+        memory=needed,
+        advice=advice(setting) if short else [],
+        duration=duration,
+        disk=disk,
+        max_time=None if values.trainer.max_time is None else str(values.trainer.max_time),
+        warnings=caveats(values, setting, steps, disk, duration) + ([unsuited] if unsuited else []),
+    )
+
+
+def _folder(logger: Any) -> Path:
+    """Return where the run folder comes to stand."""
+    try:
+        return Path(logger["init_args"]["save_dir"])
+    except (TypeError, KeyError):
+        return Path()
+
+
+def _duration(
+    values: Any,
+    model: Mapping[str, Any],
+    data: WikiTextDataModule,
+    setting: Setting,
+    steps: Steps,
+    measure: bool,
+    device: GPU | None,
+    device_flops: float | None,
+) -> Duration | None:
+    if measure:
+        return from_measured(measure_step(model, data, values.trainer), setting, steps)
+    if device_flops is not None:
+        return from_rate(device_flops, "--device_flops", setting, steps)
+    if device is not None:
+        half = setting.precision.products == 2
+        rate = device.half if half else device.full
+        kind = "half-precision" if half else "fp32"
+        source = f"{device.name}: {rate:g} TFLOP/s in {kind} products ({device.source})"
+        return from_rate(rate * 1e12, source, setting, steps)
+    return None
+
+
+def as_document(plan: Plan) -> dict[str, Any]:
+    """Return all figures of a plan as plain data: bytes, seconds, tokens and steps."""
+    shape = asdict(plan.setting.shape)
+    del shape["tensors"]
+    place: Place = plan.setting.place
+    return {
+        "text": plan.text,
+        "model": {"pretrained": plan.model, "parameters": plan.setting.shape.parameters, **shape},
+        "place": asdict(place) | {"processes": place.processes},
+        "precision": plan.setting.precision.name,
+        "batch_size": plan.setting.batch_size,
+        "block_size": plan.setting.block_size,
+        "accumulate_grad_batches": plan.setting.accumulate,
+        "gradient_checkpointing": plan.setting.checkpointing,
+        "steps": asdict(plan.steps),
+        "memory": {
+            "peak": plan.memory.peak.size,
+            "at": plan.memory.peak.name,
+            "imports": plan.memory.imports,
+            "needed": plan.memory.needed,
+            "device": place.memory,
+            "fits": plan.fits,
+            "moments": {
+                moment.name: {term.name: term.size for term in moment.terms}
+                for moment in plan.memory.moments
+            },
+        },
+        "advice": [asdict(it) for it in plan.advice],
+        "time": None
+        if plan.duration is None
+        else asdict(plan.duration) | {"whole": plan.duration.whole},
+        "disk": asdict(plan.disk) | {"kept": plan.disk.kept},
+        "warnings": plan.warnings,
+    }

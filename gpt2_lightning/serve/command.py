@@ -1,0 +1,155 @@
+"""``serve``: an HTTP server on the OpenAI completions protocol, with a page of its own."""
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.parser import Parser, summary, with_underscores
+
+# what the extra `serve` brings, and our own files import
+EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
+
+KEY_VARIABLE = "GPT2_LIGHTNING_API_KEY"
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    model: str,
+    compare: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    batch_size: int = 16,
+    max_prompt_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+    max_samples: int = 64,
+    max_queue: int = 64,
+    max_body_bytes: int = 2**20,
+    max_seconds: float = 300.0,
+    max_idle_seconds: float = 10.0,
+    api_key: str | None = None,
+    allowed_host: str | None = None,
+    device: str = "auto",
+    dtype: Literal["fp32", "bf16"] | None = None,
+    revision: str | None = None,
+) -> None:
+    """Serve a model over HTTP, on the OpenAI completions protocol, with a page to try it.
+
+    Args:
+        model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
+            Hugging Face format, or Hub id.
+        compare: A second model, served beside the first; the page shows both side by side.
+        host: Address to listen on; 0.0.0.0 is reached from other machines.
+        port: Port to listen on; 0 takes a free one.
+        batch_size: Samples that are written at the same time.
+        max_prompt_tokens: Tokens of a prompt; null is the model's positions.
+        max_new_tokens: Tokens of a sample; null is the model's positions.
+        max_samples: Prompts of a request times its n.
+        max_queue: Requests that wait; further ones are told to come again (429).
+        max_body_bytes: Bytes of a request.
+        max_seconds: Seconds from a request's first byte to its answer's last.
+        max_idle_seconds: Seconds for a request's headers, and those in which a client sends no
+            more of a body, or takes no byte of an answer, before its connection is closed.
+        api_key: What clients have to send as a bearer token. Other users of this machine can read
+            a command line; the environment variable GPT2_LIGHTNING_API_KEY they cannot.
+        allowed_host: A name, besides localhost, by which a proxy on this machine asks. Without a
+            key, a server that listens on this machine alone refuses others: a page of another site
+            could let its own name point here.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: fp32 or bf16; null leaves the weights as they are.
+        revision: Branch, tag or commit of --model on the Hub.
+
+    Raises:
+        UsageError: If model, address or limits cannot be had.
+    """
+    if batch_size < 1:
+        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+    try:
+        from gpt2_lightning.serve.app import listen, run
+        from gpt2_lightning.serve.service import Limits, Served, Service
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        raise UsageError(
+            f"serve: {package} is not installed. "
+            'pip install -c constraints.txt -e ".[serve]" installs what it needs.'
+        ) from error
+    from gpt2_lightning.generate.text_model import load
+    from gpt2_lightning.logs import quieten
+    from gpt2_lightning.model.gpt2 import count_parameters
+
+    limits = Limits(
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        max_samples=max_samples,
+        max_queue=max_queue,
+        max_body_bytes=max_body_bytes,
+        max_seconds=max_seconds,
+        max_idle_seconds=max_idle_seconds,
+    )
+    limits.check()
+    key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE)
+    _check_key(key)
+    hosts = None
+    if key is None and host in LOOPBACK:
+        hosts = frozenset([*LOOPBACK, *([allowed_host] if allowed_host is not None else [])])
+    quieten()
+    listener = listen(host, port)  # before the models, which take a while
+    served = []
+    for name, wanted in _names(model, compare).items():
+        chosen = revision if wanted == model else None
+        loaded = load(wanted, revision=chosen, device=device, dtype=dtype)
+        served.append(Served(name, loaded, batch_size=batch_size, max_queue=max_queue))
+    bound, at = listener.getsockname()[:2]
+
+    def announce() -> None:
+        for it in served:
+            weights, cache = it.engine.model, it.engine.slots.bytes
+            print(
+                f"{it.name}: {count_parameters(weights):,} parameters, {weights.dtype}, "
+                f"{weights.device}; key-value cache of {batch_size} samples: {cache / 1e6:,.0f} MB"
+            )
+        if host not in LOOPBACK and key is None:
+            print("Without --api_key: whoever reaches this address may use it.")
+        print(f"Serving at http://{f'[{bound}]' if ':' in bound else bound}:{at}/", flush=True)
+
+    run(Service(served, limits, key, hosts), listener, announce)
+
+
+def _check_key(key: str | None) -> None:
+    """Refuse a key that no client could send, or that an unset variable has left empty."""
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        found = "it is empty" if not key else "it holds spaces, or letters that are not ASCII"
+        raise UsageError(
+            f"--api_key: {found}. Give another one, or leave it and {KEY_VARIABLE} out to serve "
+            "without."
+        )
+
+
+def _names(model: str, compare: str | None) -> dict[str, str]:
+    """Return the models by the name that each has in requests."""
+    wanted = [model, *([compare] if compare is not None else [])]
+    if compare == model:
+        raise UsageError(f"--compare {compare}: it is --model itself. Give another one.")
+    names = [_name_of(name) for name in wanted]
+    return dict(zip(names if len(set(names)) == len(names) else wanted, wanted, strict=True))
+
+
+def _name_of(model: str) -> str:
+    path = Path(model).expanduser().absolute()
+    if not path.exists():
+        return model  # of the Hub
+    return path.parent.name if path.name == "hf" else path.stem if path.is_file() else path.name
+
+
+def main(words: list[str]) -> None:
+    """Parse the words and run the verb."""
+    parser = Parser(prog="gpt2_lightning serve", description=summary(serve))
+    parser.add_argument("--config", action="config", help="YAML file of these flags.")
+    parser.add_function_arguments(serve, as_group=False)
+    options = parser.parse_args(with_underscores(words)).as_dict()
+    del options["config"]
+    serve(**options)

@@ -1,0 +1,507 @@
+"""A request -> samples, within the limits; samples -> an answer, whole or as events."""
+
+import asyncio
+import math
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from gpt2_lightning.data.prompts import encode_prompt
+from gpt2_lightning.data.token_text import TokenBytes
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.generate.text_model import TextModel
+from gpt2_lightning.model.gpt2 import positions_of
+from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.serve.engine import Engine, QueueFull
+from gpt2_lightning.serve.protocol import (
+    Choice,
+    Completion,
+    CompletionRequest,
+    ErrorAnswer,
+    Logprobs,
+    Refusal,
+    Usage,
+)
+from gpt2_lightning.serve.sequence import Draft, Job, Piece, Token
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the server, each with a flag of its own name.
+
+    Attributes:
+        max_prompt_tokens: Tokens of a prompt; null is the model's positions.
+        max_new_tokens: Tokens of a sample; null is the model's positions.
+        max_samples: Prompts of a request times its ``n``.
+        max_queue: Requests that wait for the first of their samples to begin.
+        max_body_bytes: Bytes of a request's body.
+        max_seconds: Seconds from a request's first byte to its answer's last.
+        max_idle_seconds: Seconds for a request's headers, and those in which a client sends no
+            more of a body, or takes no byte of an answer, before its connection is closed.
+    """
+
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int | None = None
+    max_samples: int = 64
+    max_queue: int = 64
+    max_body_bytes: int = 2**20
+    max_seconds: float = 300.0
+    max_idle_seconds: float = 10.0
+
+    def check(self) -> None:
+        """See that the limits leave something to serve.
+
+        Raises:
+            UsageError: If one does not.
+        """
+        for name, value in vars(self).items():
+            if value is not None and not 0 < value < math.inf:
+                finite = "" if value <= 0 else " and finite"
+                raise UsageError(f"--{name} {value}: it has to be above 0{finite}.")
+
+
+class Served:
+    """A model with its engine.
+
+    Args:
+        name: Its id in requests.
+        loaded: The model, in its place, and its tokenizer.
+        batch_size: Samples that are written at the same time.
+        max_queue: Requests that wait.
+    """
+
+    def __init__(self, name: str, loaded: TextModel, *, batch_size: int, max_queue: int) -> None:
+        self.name = name
+        self.tokenizer = loaded.tokenizer
+        self.tokens = TokenBytes(loaded.tokenizer)
+        self.end_of_text = int(loaded.tokenizer.eos_token_id)
+        self.positions = positions_of(loaded.model)
+        self.vocabulary = int(loaded.model.config.vocab_size)
+        self.created = int(time.time())
+        self.engine = Engine(loaded.model, batch_size=batch_size, max_queue=max_queue)
+
+
+@dataclass
+class Service:
+    """What is served, to whom, within which limits.
+
+    Attributes:
+        models: Those that are served, the default first.
+        limits: What a client may ask for.
+        api_key: What a client has to know; null for nothing.
+        hosts: Names by which the server may be asked for, in the header Host; null for any.
+        stopping: Whether no further request is taken.
+        requests: Requests that are being answered.
+    """
+
+    models: list[Served]
+    limits: Limits = field(default_factory=Limits)
+    api_key: str | None = None
+    hosts: frozenset[str] | None = None
+    stopping: bool = False
+    requests: int = 0
+
+    def find(self, name: str | None) -> Served:
+        """Return the model of a name, or the default where none is named.
+
+        Raises:
+            Refusal: If there is none of the name.
+        """
+        if name is None:
+            return self.models[0]
+        for served in self.models:
+            if served.name == name:
+                return served
+        names = ", ".join(served.name for served in self.models)
+        raise Refusal(
+            404,
+            f"model: there is no {name!r} here. Models: {names}.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Metrics:
+    """Counters and times of a server, with a registry of its own.
+
+    Args:
+        models: Those that are served.
+    """
+
+    def __init__(self, models: Sequence[Served]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_Engines(models))
+        self.requests = Counter(
+            "gpt2_lightning_requests",
+            "Answers, by path and status.",
+            ["path", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "gpt2_lightning_request_seconds",
+            "From a completion request's first byte to its answer's last.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.first_token = Histogram(
+            "gpt2_lightning_first_token_seconds",
+            "From a completion request's body to the first of its answer's text.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        """Return all of it in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Engines(Collector):
+    """Reads the engines when it is asked, so that they need not know of metrics."""
+
+    def __init__(self, models: Sequence[Served]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        running = GaugeMetricFamily(
+            "gpt2_lightning_running_samples", "Samples being written.", labels=["model"]
+        )
+        waiting = GaugeMetricFamily(
+            "gpt2_lightning_waiting_requests", "Requests in the queue.", labels=["model"]
+        )
+        prompts = CounterMetricFamily(
+            "gpt2_lightning_prompt_tokens", "Prompt tokens read.", labels=["model"]
+        )
+        written = CounterMetricFamily(
+            "gpt2_lightning_new_tokens", "Tokens written.", labels=["model"]
+        )
+        steps = CounterMetricFamily(
+            "gpt2_lightning_steps", "Passes that wrote a token of each sample.", labels=["model"]
+        )
+        for served in self._models:
+            engine, labels = served.engine, [served.name]
+            running.add_metric(labels, engine.running)
+            waiting.add_metric(labels, engine.waiting)
+            prompts.add_metric(labels, engine.prompt_tokens)
+            written.add_metric(labels, engine.new_tokens)
+            steps.add_metric(labels, engine.steps)
+        return [running, waiting, prompts, written, steps]
+
+
+LOWEST_TEMPERATURE = 1e-6  # logits over less are no numbers any more: the likeliest token
+
+# One thread: a tokenizer is not made for several, and a long text must not hold up the others.
+_encoding = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+Value = TypeVar("Value")
+
+
+async def drafts_of(request: CompletionRequest, served: Served, limits: Limits) -> list[Draft]:
+    """Return the samples of a request: those of the first prompt, those of the second, and so on.
+
+    Raises:
+        Refusal: If it asks for more than there is.
+    """
+    copies = _or(request.n, 1)
+    texts, ids = _split(request)
+    count = len(texts) + len(ids)
+    if count * copies > limits.max_samples:
+        raise Refusal(
+            400,
+            f"n: {count} prompts x {copies} samples are more than {limits.max_samples} of one "
+            "request. Send several requests.",
+            param="n",
+        )
+    options = _options(request)
+    longest = min(limits.max_prompt_tokens or served.positions, served.positions)
+    for text in texts:
+        if len(text) > longest * (served.tokens.longest or len(text)):
+            raise _too_long(f"more than {longest} tokens", longest)
+    loop = asyncio.get_running_loop()
+    for text in texts:
+        encoded = await loop.run_in_executor(_encoding, encode_prompt, served.tokenizer, text)
+        ids.append(encoded.tolist())
+    _check(ids, options.max_new_tokens, served, limits, longest)
+    first = secrets.randbits(63) if request.seed is None else request.seed
+    return [
+        Draft(
+            prompt,
+            options,
+            (first + copy) % 2**64,
+            tokens=served.tokens,
+            end_of_text=served.end_of_text,
+            logprobs=request.logprobs,
+            echo=bool(request.echo),
+        )
+        for prompt in ids
+        for copy in range(copies)
+    ]
+
+
+def _split(request: CompletionRequest) -> tuple[list[str], list[list[int]]]:
+    """Return a request's prompts: as texts, or as ids."""
+    prompt = request.prompt or ""  # no prompt is the beginning of a text, as an empty one
+    if isinstance(prompt, str):
+        return [prompt], []
+    texts = [item for item in prompt if isinstance(item, str)]
+    ids = [item for item in prompt if isinstance(item, int)]
+    lists = [item for item in prompt if isinstance(item, list)]
+    return texts, [ids] if ids else lists
+
+
+def _options(request: CompletionRequest) -> SamplingOptions:
+    temperature, top_p = _or(request.temperature, 1.0), _or(request.top_p, 1.0)
+    return SamplingOptions(
+        max_new_tokens=_or(request.max_tokens, 16),
+        do_sample=temperature >= LOWEST_TEMPERATURE and top_p > 0,  # else the likeliest token
+        temperature=max(temperature, LOWEST_TEMPERATURE),
+        top_k=max(_or(request.top_k, 0), 0),
+        top_p=top_p,
+        min_p=_or(request.min_p, 0.0),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        stop=[request.stop] if isinstance(request.stop, str) else _or(request.stop, []),
+    )
+
+
+def _check(
+    prompts: list[list[int]], new_tokens: int, served: Served, limits: Limits, longest: int
+) -> None:
+    allowed = limits.max_new_tokens or served.positions
+    if new_tokens > allowed:
+        raise Refusal(
+            400,
+            f"max_tokens: {new_tokens} is more than {allowed}, the most that is written here.",
+            param="max_tokens",
+        )
+    for prompt in prompts:
+        if max(prompt) >= served.vocabulary:
+            raise Refusal(
+                400,
+                f"prompt: there is no token {max(prompt)}; ids go from 0 to "
+                f"{served.vocabulary - 1}.",
+                param="prompt",
+            )
+        if len(prompt) > longest:
+            raise _too_long(f"{len(prompt)} tokens", longest)
+        if len(prompt) + new_tokens > served.positions:
+            raise Refusal(
+                400,
+                f"max_tokens: {len(prompt)} tokens of prompt and {new_tokens} more exceed the "
+                f"model's {served.positions} positions. "
+                f"{served.positions - len(prompt)} would fit.",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+
+
+def _too_long(found: str, longest: int) -> Refusal:
+    return Refusal(
+        400,
+        f"prompt: it has {found}; {longest} is the most that is read here.",
+        param="prompt",
+        code="context_length_exceeded",
+    )
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+RETRY_AFTER = {"Retry-After": "1"}  # seconds
+
+DONE = b"data: [DONE]\n\n"
+
+OBFUSCATED_LENGTH = 64  # characters of text and obfuscation together, or a multiple of them
+
+
+class Answer:
+    """The samples of a request on their way; queued as it is made.
+
+    What the engine writes waits here until it is fetched: at most what was asked for, so that a
+    slow reader holds up nobody.
+
+    Args:
+        drafts: What is asked for: those of the first prompt, those of the second, and so on.
+        copies: Samples of each prompt.
+        served: Of which model.
+        metrics: Where times are noted.
+
+    Raises:
+        Refusal: If too many requests wait.
+    """
+
+    def __init__(
+        self, drafts: Sequence[Draft], copies: int, served: Served, metrics: Metrics
+    ) -> None:
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self._drafts = drafts
+        self._copies = copies
+        self._served = served
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        self._come: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._job = Job(drafts, lambda number, piece: self._post((number, piece)), self._post)
+        try:
+            served.engine.submit(self._job)
+        except QueueFull:
+            raise Refusal(
+                429,
+                f"{served.engine.max_queue} requests wait already. Try again in a second.",
+                code="queue_full",
+                headers=RETRY_AFTER,
+            ) from None
+
+    def cancel(self) -> None:
+        """Give up what is not yet written."""
+        self._served.engine.cancel(self._job)
+
+    async def whole(self) -> Completion:
+        """Return the answer once all of it is there."""
+        pieces: list[list[Piece]] = [[] for _ in self._drafts]
+        async with aclosing(self._pieces()) as arriving:
+            async for number, piece in arriving:
+                pieces[number].append(piece)
+        choices = [self._choice(number, _joined(some)) for number, some in enumerate(pieces)]
+        return self._completion(choices, self._usage())
+
+    async def events(
+        self, *, include_usage: bool, include_obfuscation: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield server-sent events: what has come of each sample since the last time.
+
+        Args:
+            include_usage: Whether a last event tells the usage.
+            include_obfuscation: Whether random letters hide the length of each event's text.
+        """
+        exclude = {"usage"} if not include_usage else set()
+        exclude |= {"obfuscation"} if not include_obfuscation else set()
+        try:
+            async with aclosing(self._pieces()) as arriving:
+                async for number, piece in arriving:
+                    event = self._completion([self._choice(number, piece)])
+                    if include_obfuscation:
+                        event.obfuscation = _letters(-len(piece.text) % OBFUSCATED_LENGTH)
+                    yield f"data: {event.model_dump_json(exclude=exclude)}\n\n".encode()
+            if include_usage:
+                event = self._completion([], self._usage())
+                yield f"data: {event.model_dump_json(exclude={'obfuscation'})}\n\n".encode()
+            yield DONE
+        except Refusal as refusal:
+            yield f"data: {ErrorAnswer(error=refusal.body).model_dump_json()}\n\n".encode()
+
+    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
+        unfinished = len(self._drafts)
+        while unfinished:
+            arrived = [await self._come.get()]
+            while not self._come.empty():
+                arrived.append(self._come.get_nowait())
+            of_each: dict[int, list[Piece]] = {}
+            for item in arrived:
+                if isinstance(item, Refusal):
+                    raise item
+                if isinstance(item, Exception):
+                    raise Refusal(500, "The model has failed; the server's log says how.")
+                of_each.setdefault(item[0], []).append(item[1])
+            if self._began:
+                self._metrics.first_token.observe(time.perf_counter() - self._began)
+                self._began = 0.0
+            for number, pieces in of_each.items():
+                piece = _joined(pieces)
+                unfinished -= piece.finish is not None
+                yield number, piece
+
+    def _post(self, item: tuple[int, Piece] | Exception) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._come.put_nowait, item)
+
+    def _completion(self, choices: list[Choice], usage: Usage | None = None) -> Completion:
+        return Completion(
+            id=self.id,
+            created=self.created,
+            model=self._served.name,
+            choices=choices,
+            usage=usage,
+        )
+
+    def _choice(self, number: int, piece: Piece) -> Choice:
+        asked = self._drafts[number].logprobs
+        return Choice(
+            index=number,
+            text=piece.text,
+            logprobs=None if asked is None else _logprobs(piece.tokens, asked, self._served.tokens),
+            finish_reason=piece.finish,
+        )
+
+    def _usage(self) -> Usage:
+        read = sum(len(draft.prompt) for draft in self._drafts[:: self._copies])
+        written = sum(len(draft.new) for draft in self._drafts)
+        return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+class EventStream(StreamingResponse):
+    """An answer as server-sent events; gives it up when it ends, however that is.
+
+    Args:
+        answer: The answer.
+        include_usage: Whether a last event tells the usage.
+        include_obfuscation: Whether random letters hide the length of each event's text.
+    """
+
+    def __init__(self, answer: Answer, *, include_usage: bool, include_obfuscation: bool) -> None:
+        super().__init__(
+            answer.events(include_usage=include_usage, include_obfuscation=include_obfuscation),
+            media_type="text/event-stream",
+            # a proxy that waits for the whole answer would undo the stream
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.cancel()
+
+
+def _letters(count: int) -> str:
+    return secrets.token_urlsafe(count)[:count]
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        [token for piece in pieces for token in piece.tokens],
+        pieces[-1].finish,
+    )
+
+
+def _logprobs(tokens: Sequence[Token], asked: int, labels: TokenBytes) -> Logprobs:
+    return Logprobs(
+        tokens=[token.label for token in tokens],
+        token_logprobs=[token.logprob.chosen for token in tokens],
+        top_logprobs=[_top(token, asked, labels) for token in tokens],
+        text_offset=[token.offset for token in tokens],
+    )
+
+
+def _top(token: Token, asked: int, labels: TokenBytes) -> dict[str, float] | None:
+    if token.logprob.chosen is None:
+        return None
+    ranked = {labels.label(id_): value for id_, value in token.logprob.top[:asked]}
+    return ranked | {token.label: token.logprob.chosen}

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2_lightning.data.batches import EvalBatches, PackedBlocks, TrainBatches
+from gpt2_lightning.data.token_store import Manifest, TokenStore
+
+
+def blocks(count: int, size: int = 4, short: int = 1) -> PackedBlocks:
+    """Blocks whose ids tell them apart; the last lacks ``short`` targets."""
+    ids = np.arange(count * size + 1 - short, dtype=np.uint16)
+    manifest = Manifest(len(ids), 1, 1, 1, 1, 1, 0, 1, "uint16", {})
+    return PackedBlocks(TokenStore(Path(), manifest, ids, np.array([0, len(ids)])), size, 0)
+
+
+def targets(batch: dict) -> list[int]:  # type: ignore[type-arg] # a batch of either loader
+    return sorted(batch["targets"][batch["targets"] != -100].tolist())
+
+
+def test_an_epoch_predicts_every_token_once() -> None:
+    data = blocks(11)
+    batches = TrainBatches(data, batch_size=2, seed=3, accumulate=2)
+    assert len(batches) == 6
+    assert batches.steps_taken == 3
+    seen = sorted(t for batch in batches for t in targets(batch))
+    assert seen == list(range(1, 44))
+
+
+@pytest.mark.parametrize(("world", "size", "accumulate"), [(2, 2, 1), (1, 2, 2), (2, 1, 2)])
+def test_the_same_global_batches_however_dealt_out(world: int, size: int, accumulate: int) -> None:
+    data = blocks(11)
+    whole = [targets(batch) for batch in TrainBatches(data, batch_size=4, seed=3)]
+    ranks = [
+        list(
+            TrainBatches(
+                data,
+                batch_size=size,
+                seed=3,
+                rank=rank,
+                world_size=world,
+                accumulate=accumulate,
+            )
+        )
+        for rank in range(world)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1
+    for step, expected in enumerate(whole):
+        parts = [
+            batch for rank in ranks for batch in rank[step * accumulate : (step + 1) * accumulate]
+        ]
+        assert sorted(t for part in parts for t in targets(part)) == expected
+        assert {part["step_targets"] for part in parts} == {len(expected)}
+        assert [p["ends_step"] for p in parts].count(True) == world
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        batches = TrainBatches(blocks(20), batch_size=2, seed=seed)
+        batches.set_epoch(epoch)
+        return [targets(batch) for batch in batches]
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 10])
+def test_going_on_from_a_saved_place(stop: int) -> None:
+    def loader() -> TrainBatches:
+        return TrainBatches(blocks(20), batch_size=2, seed=5)
+
+    def told(batch: dict) -> tuple[object, ...]:  # type: ignore[type-arg] # a batch
+        return targets(batch), batch["position"], batch["tokens_seen"], batch["ends_step"]
+
+    whole = loader()
+    expected = [told(batch) for batch in whole]
+    whole.set_epoch(1)
+    expected += [told(batch) for batch in whole]
+    assert [place for _, place, _, _ in expected] == list(range(20))
+    first = loader()
+    stream = iter(first)
+    seen = [told(next(stream)) for _ in range(stop)]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(0)
+    seen += [told(batch) for batch in second] if stop < 10 else []
+    second.set_epoch(1)
+    seen += [told(batch) for batch in second]
+    assert seen == expected
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(3, 2), (0.5, 2), (1.0, 3), (100, 3)])
+def test_a_limit_counts_the_last_steps_targets(limit: int | float, steps: int) -> None:
+    batches = TrainBatches(blocks(12, short=0), batch_size=2, seed=1, accumulate=2, limit=limit)
+    assert batches.steps_taken == steps
+    taken = list(batches)[: batches.taken]
+    assert taken[-1]["ends_step"]
+    size = 2 if batches.taken % 2 == 0 else 1
+    assert taken[-1]["step_targets"] == size * 8
+
+
+@pytest.mark.parametrize(("world", "size"), [(1, 1), (1, 4), (2, 3), (3, 2)])
+def test_evaluation_sees_each_block_once_in_equal_steps(world: int, size: int) -> None:
+    data = blocks(11)
+    ranks = [
+        list(EvalBatches(data, batch_size=size, rank=rank, world_size=world))
+        for rank in range(world)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1
+    assert sorted(t for rank in ranks for batch in rank for t in targets(batch)) == list(
+        range(1, 44)
+    )

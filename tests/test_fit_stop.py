@@ -1,0 +1,171 @@
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt2_lightning.checkpoint import is_whole
+from gpt2_lightning.cli import main
+from gpt2_lightning.export import hf_folder
+from gpt2_lightning.fit import finish
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.storage import whole_file
+from tests.command_line import CALM, curves, fine_tuning
+from tests.signals import SendSignal
+
+RUN = Path("lightning_logs/version_0")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_leaves_a_run_that_can_be_used(
+    number: int,
+    code: int,
+    wiki_folder: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sender = f"{{class_path: tests.signals.SendSignal, init_args: {{number: {number}, batch: 4}}}}"
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "fit",
+                *fine_tuning(wiki_folder, tiny_model),
+                *CALM,
+                "--trainer.accumulate_grad_batches=3",
+                "--trainer.log_every_n_steps=50",  # the first and the last step are logged
+                f"--trainer.callbacks=[{sender}]",
+            ]
+        )
+    assert stopped.value.code == code
+    # micro-batch 4 is the second of the second step, which is taken whole
+    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    for name in ("loss", "grad_norm", "tokens_per_second"):
+        assert len(curves(RUN)[f"train/{name}"]) == 2
+    screen = capsys.readouterr().out
+    assert f"generate --model {RUN}" in screen
+    assert "Stopped after step 2. Go on with it:" in screen
+    assert f"fit --ckpt_path {RUN}\n" in screen
+    facts = json.loads((RUN / "facts.json").read_text(encoding="utf-8"))
+    assert facts["steps"]["trained"] == 2
+    main(["generate", f"--model={RUN}", "--prompt=the river", "--max_new_tokens=4"])
+    assert capsys.readouterr().out.count("the river") == 3
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_outside_training(
+    number: int,
+    code: int,
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = GPT2Module.validation_step
+
+    def stopping(self: GPT2Module, *args: object) -> None:
+        plain(self, *args)  # type: ignore[arg-type] # handed through
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(GPT2Module, "validation_step", stopping)
+    with pytest.raises(SystemExit) as stopped:
+        main(["validate", *fine_tuning(wiki_folder, tiny_model), *CALM])
+    assert stopped.value.code == code
+
+
+def test_a_screen_that_has_gone_ends_no_run(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    def leave(self: SendSignal, *args: object) -> None:
+        monkeypatch.setattr(sys, "stderr", Gone())
+        send(self, *args)  # type: ignore[arg-type] # handed through
+
+    send = SendSignal.on_train_batch_start
+    monkeypatch.setattr(SendSignal, "on_train_batch_start", leave)
+    number = int(signal.SIGINT)
+    sender = f"{{class_path: tests.signals.SendSignal, init_args: {{number: {number}, batch: 1}}}}"
+    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, f"--trainer.callbacks=[{sender}]"]
+    with pytest.raises(SystemExit):
+        main(["fit", *words])
+    assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_stop_before_training_leaves_nothing_to_use(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = GPT2Module.validation_step
+
+    def stopping(self: GPT2Module, *args: object) -> None:
+        plain(self, *args)  # type: ignore[arg-type] # handed through
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(GPT2Module, "validation_step", stopping)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *fine_tuning(wiki_folder, tiny_model), *CALM])
+    assert stopped.value.code == 143
+    assert not (RUN / "hf").exists()
+    assert not (RUN / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_results_are_written(
+    number: int,
+    code: int,
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = hf_folder._verify_model
+
+    def interrupted(*given: Any) -> None:
+        signal.raise_signal(number)
+        plain(*given)
+
+    monkeypatch.setattr(hf_folder, "_verify_model", interrupted)
+    found = signal.getsignal(number)
+    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *words])
+    assert stopped.value.code == code
+    assert (RUN / "hf/model.safetensors").is_file()
+    assert (RUN / "report.html").is_file()
+    assert not list(RUN.rglob("*.partial"))
+    assert "what came of it is written first" in capsys.readouterr().err
+    assert signal.getsignal(number) == found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("during", ["hf", "report"])
+def test_two_signals_while_the_results_are_written(
+    number: int, during: str, wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(number)
+        with whole_file(RUN / "report.html"):
+            signal.raise_signal(number)
+
+    if during == "hf":
+        monkeypatch.setattr(hf_folder, "_verify_model", interrupted)
+    else:
+        monkeypatch.setattr(finish, "write_page", interrupted)
+    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2"]
+    if (child := os.fork()) == 0:
+        try:
+            main(["fit", *words])
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == number
+    assert (RUN / "hf").exists() == (during == "report")
+    assert not (RUN / "report.html").exists()
+    assert not list(RUN.rglob("*.partial"))
+    assert is_whole(RUN / "checkpoints/last.ckpt")

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torchmetrics import MetricCollection
+from torchmetrics.text import Perplexity as Oracle
+
+from gpt2_lightning.model.metrics import BitsPerByte, CrossEntropy, Perplexity
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits (B, T, V) and targets (B, T) of uneven batches, some targets masked."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for size in (4, 4, 1):
+        logits = torch.randn(size, 7, 50, generator=generator)
+        targets = torch.randint(0, 50, (size, 7), generator=generator)
+        targets[0, 5:] = -100
+        made.append((logits, targets))
+    return made
+
+
+def nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def test_equals_torchmetrics_own() -> None:
+    ours, oracle = Perplexity(), Oracle(ignore_index=-100)
+    for logits, targets in batches():
+        ours.update(nats(logits, targets), (targets != -100).sum())
+        oracle.update(logits, targets)
+    assert ours.compute().item() == pytest.approx(oracle.compute().item(), rel=1e-6)
+
+
+def test_nothing_is_averaged_before_the_division() -> None:
+    metric = CrossEntropy()
+    metric.update(torch.tensor(10.0), torch.tensor(1))
+    metric.update(torch.tensor(10.0), torch.tensor(9))
+    assert metric.compute().item() == pytest.approx(2.0)
+
+
+def test_the_three_share_their_sums() -> None:
+    metrics = MetricCollection(
+        {"loss": CrossEntropy(), "perplexity": Perplexity(), "bits_per_byte": BitsPerByte(8)},
+        prefix="val/",
+        compute_groups=[["loss", "perplexity", "bits_per_byte"]],
+    )
+    metrics.update(torch.tensor(8 * math.log(2)), torch.tensor(4))
+    metrics.update(torch.tensor(8 * math.log(2)), torch.tensor(4))
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values == pytest.approx(
+        {"val/loss": 2 * math.log(2), "val/perplexity": 4.0, "val/bits_per_byte": 2.0}
+    )
+
+
+def test_sums_of_many_small_batches_are_exact() -> None:
+    metric = CrossEntropy()
+    metric.update(torch.tensor(1e8), torch.tensor(1))
+    for _ in range(1000):
+        metric.update(torch.tensor(0.5), torch.tensor(1))
+    assert metric.compute().item() == pytest.approx((1e8 + 500) / 1001, rel=1e-12)
+
+
+def test_apple_gpus_have_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert CrossEntropy().nats.dtype == torch.float32

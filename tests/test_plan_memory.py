@@ -1,0 +1,142 @@
+"""The memory account against what torch really keeps."""
+
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from gpt2_lightning.model.gpt2 import Architecture, AttentionName, count_parameters
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.plan.hardware import Place
+from gpt2_lightning.plan.memory import (
+    Account,
+    Setting,
+    account,
+    kept_by_a_layer,
+    kept_by_checkpointing,
+    kept_outside,
+)
+from gpt2_lightning.plan.shape import precision_of, shape_of
+
+CPU = Place("cpu", 1, 1, "single", None, "")
+GPUS = Place("cuda", 4, 1, "ddp", None, "")
+BLOCKS, BLOCK_SIZE = 2, 24  # unlike any size of the model's
+ARCHITECTURE = Architecture(layers=3, heads=4, width=64)
+MODEL = {
+    "pretrained": None,
+    "revision": None,
+    "hf_config": None,
+    "architecture": asdict(ARCHITECTURE),
+    "dropout": None,
+    "attention_dropout": 0.0,
+}
+
+
+def setting(place: Place = CPU, precision: str = "32-true", **model: object) -> Setting:
+    shape = shape_of(MODEL | model, BLOCK_SIZE, 100)
+    return Setting(shape, precision_of(precision), place, BLOCKS, BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "dropout", "attention_dropout"),
+    [("sdpa", 0.1, 0.0), ("sdpa", 0.0, 0.0), ("sdpa", 0.1, 0.1), ("eager", 0.1, 0.1),
+     ("eager", 0.1, 0.0)],
+)  # fmt: skip
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_activations_are_what_torch_keeps(
+    precision: str,
+    attention: AttentionName,
+    dropout: float,
+    attention_dropout: float,
+    padded: bool,
+    checkpointing: bool,
+) -> None:
+    if padded and (attention == "eager" or attention_dropout):
+        pytest.skip("the mask is added in place there")
+    run = replace(
+        setting(precision=precision, dropout=dropout, attention_dropout=attention_dropout),
+        attention=attention,
+        padded=padded,
+        checkpointing=checkpointing,
+    )
+    module = GPT2Module(
+        architecture=ARCHITECTURE,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        attention=attention,
+        vocab_size=100,
+        block_size=BLOCK_SIZE,
+        gradient_checkpointing=checkpointing,
+    )
+    ids = torch.randint(0, 100, (BLOCKS, BLOCK_SIZE))
+    inputs = {"input_ids": ids}
+    if padded:
+        inputs["attention_mask"] = (torch.arange(BLOCK_SIZE) < 20).long().expand(BLOCKS, -1)
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage().data_ptr()
+        of_rows = {BLOCK_SIZE, BLOCKS * BLOCK_SIZE} & set(tensor.shape)
+        if storage not in weights and of_rows and tensor.is_floating_point():
+            kept[storage] = tensor
+        return tensor
+
+    cast = torch.autocast("cpu", torch.bfloat16) if run.precision.mixed else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+        hidden = module.model.base_model(**inputs, use_cache=False).last_hidden_state
+    kept[hidden.untyped_storage().data_ptr()] = hidden
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    each = kept_by_checkpointing(run) if checkpointing else kept_by_a_layer(run)
+    assert measured == pytest.approx(3 * sum(each) + sum(kept_outside(run)), rel=0.01)
+
+
+def test_tied_weights_count_once() -> None:
+    module = GPT2Module(architecture=ARCHITECTURE, vocab_size=100, block_size=BLOCK_SIZE)
+    shape = setting().shape
+    assert shape.tied
+    assert shape.parameters == count_parameters(module.model)
+    assert shape.layer_matrices == 12 * 64**2
+    assert all(p.device.type == "cpu" for p in module.parameters())
+
+
+def terms(found: Account, moment: str) -> dict[str, int]:
+    (one,) = (it for it in found.moments if it.name == moment)
+    return {term.name: term.size for term in one.terms}
+
+
+def test_weights_gradients_and_state() -> None:
+    run = setting()
+    held = terms(account(run), "forward pass and loss")
+    n = run.shape.parameters
+    assert (held["weights"], held["gradients"], held["optimizer state"]) == (4 * n, 4 * n, 8 * n)
+    half = terms(account(setting(precision="bf16-true")), "forward pass and loss")
+    assert (half["weights"], half["gradients"], half["optimizer state"]) == (2 * n, 2 * n, 4 * n)
+
+
+def test_strategies() -> None:
+    run = setting(GPUS)
+    copied = terms(account(run), "forward pass and loss")
+    assert copied["gradient buckets"] == copied["gradients"] == 4 * run.shape.parameters
+    dealt = terms(account(replace(run, place=GPUS.with_strategy("fsdp"))), "forward pass and loss")
+    assert dealt["weights"] == pytest.approx(copied["weights"] / 4, rel=1e-3)
+    assert dealt["optimizer state"] == pytest.approx(copied["optimizer state"] / 4, rel=1e-3)
+    assert "gradient buckets" not in dealt
+
+
+def test_micro_batches_keep_the_global_batch() -> None:
+    run = replace(setting(), batch_size=8, accumulate=3)
+    smaller = run.with_micro_batch(2)
+    assert smaller.batch_size * smaller.accumulate == 24
+    assert account(smaller).needed < account(run).needed
+
+
+def test_freed_pieces_stay_with_a_process() -> None:
+    run = setting()
+    held = terms(account(run), "validation")
+    activations = terms(account(run), "forward pass and loss")["activations"]
+    assert held["kept by the allocator"] >= activations
+    assert "kept by the allocator" not in terms(account(setting(GPUS)), "validation")
