@@ -229,7 +229,7 @@ def test_names_that_can_be_read_in_two_ways_are_asked_about(
     tmp_path: Path, names: list[str], said: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, {f"{name}.txt": name for name in names})
-    with pytest.raises(UsageError, match=r"--data\.validation_source PATH and --data\.test_source"):
+    with pytest.raises(UsageError, match=r"training text, or held out\?"):
         open_source(str(tmp_path))
     splits = open_source(str(tmp_path), validation_source="none", test_source="none")
     assert {split: read(rows) for split, rows in splits.items()} == {
@@ -237,14 +237,42 @@ def test_names_that_can_be_read_in_two_ways_are_asked_about(
     }
 
 
-def test_one_file_is_asked_about_as_one(tmp_path: Path) -> None:
-    write(tmp_path, {"book.txt": "a", "valid.txt": "b"})
+@pytest.mark.parametrize("answer", ["held out", "training text"])
+def test_one_file_is_asked_about_as_one_and_both_answers_work(tmp_path: Path, answer: str) -> None:
+    write(tmp_path, {"c/poems_train.txt": "p", "c/poems_test.txt": "t"})
+    write(tmp_path, {"c/notes.md": "n", "c/letters.csv": "text\nl\n"})
     with pytest.raises(UsageError) as asked:
-        open_source(str(tmp_path))
+        open_source(str(tmp_path / "c"))
     assert (
-        "is valid.txt validation or test text? Its name begins or ends like a split's, but "
-        "book.txt does not go with it. Say which files" in str(asked.value)
+        "is poems_test.txt training text, or held out? It is named like test text, but 2 files "
+        "(letters.csv, notes.md) are named otherwise. To hold it out: --data.test_source "
+        f"{tmp_path}/c/poems_test.txt (a file, a folder or a pattern). To train on it: "
+        "--data.test_source none (a part of all" in str(asked.value)
     )
+    choice = f"{tmp_path}/c/poems_test.txt" if answer == "held out" else "none"
+    splits = open_source(str(tmp_path / "c"), test_source=choice)
+    wanted = {"train": "lnp", "test": "t"} if answer == "held out" else {"train": "lntp"}
+    assert {split: read(rows) for split, rows in splits.items()} == wanted
+
+
+def test_a_split_is_looked_for_inside_the_source_too(tmp_path: Path) -> None:
+    write(tmp_path, {"a[1]/poems_train.txt": "p", "a[1]/poems_test.txt": "t", "a[1]/notes.md": "n"})
+    for name in ("poems_test.txt", "*_test.txt"):
+        splits = open_source(str(tmp_path / "a[1]"), test_source=name)
+        assert {split: read(rows) for split, rows in splits.items()} == {"train": "np", "test": "t"}
+    write(tmp_path, {"poems_test.txt": "mine"})  # a path comes first, the tests' folder is here
+    splits = open_source(str(tmp_path / "a[1]"), test_source="poems_test.txt", subset=None)
+    assert read(splits["test"]) == "mine"
+
+
+def test_a_split_that_is_not_there_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
+    write(tmp_path, {"c/train.txt": "p", "c/poems.txt": "t"})
+    with pytest.raises(
+        UsageError, match=r"nor in --data\.source c\. Did you mean .* c/poems\.txt\?"
+    ):
+        open_source("c", test_source="poem.txt")
+    with pytest.raises(UsageError, match=r"text there\. Did you mean --data\.test_source c/poems"):
+        open_source("c/train.txt", test_source="poems.txt")
 
 
 def test_splits_are_given_by_hand(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:

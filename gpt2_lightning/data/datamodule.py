@@ -56,8 +56,10 @@ class WikiTextDataModule(LightningDataModule):
         text_column: Column that holds the text, in parquet, jsonl and csv files.
         documents: What of a text file is a document, after which an end-of-text stands: the whole
             ``file``, or each ``line`` (tweets, jokes).
-        validation_source: File, folder or pattern of the validation split. Null goes by the names
-            of the source's files; ``none`` holds it out of the training text whatever they say.
+        validation_source: File, folder or pattern of the validation split, looked up as a path
+            and then inside ``source``, of whose training text it is no longer a part. Null goes by
+            the names of the source's files; ``none`` holds out a part of the training text
+            whatever they say.
         test_source: The same of the test split.
         cleaning: ``none``; ``detokenize`` undoes WikiText's spaces and ``@-@`` marks;
             ``tutorial`` drops all punctuation, as the tutorial does.

@@ -1,9 +1,11 @@
 """Local files and folders: which files are read, which split each belongs to, what is left out."""
 
+import difflib
 import glob
 import logging
 import os
 import re
+import shlex
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -158,10 +160,7 @@ def open_held_out(
     """
     files = _named(flag, name)
     if not files:
-        raise UsageError(
-            f"{flag} {name}: there is no file of text there. Give a file, a folder or a pattern, "
-            "or none for text held out of the training text."
-        )
+        raise _no_text(flag, name)
     log.info("%s %s: %s.", flag, name, counted([file.name for file in files], "file"))
     return rows_of_files(files, text_column, documents)
 
@@ -189,6 +188,50 @@ def rows_of_files(
 def flag_of(split: SplitName) -> str:
     """Return the flag that gives a held-out split by hand."""
     return f"--data.{split}_source"
+
+
+def locate_held_out(flag: str, name: str, source: str, subset: str | None = None) -> str:
+    """Return where a held-out split lies: as the path is given, or inside the source's folder.
+
+    Args:
+        flag: Which named it, for messages.
+        name: A file, a folder, or a pattern; ``none`` stays as it is.
+        source: The training text.
+        subset: A folder inside it, where the split is looked for first.
+
+    Raises:
+        UsageError: If there is nothing of that name.
+    """
+    given = Path(name).expanduser()
+    if name == "none" or given.exists() or glob.glob(str(given), recursive=True):
+        return name
+    folder = Path(source).expanduser()
+    for place in dict.fromkeys((folder / (subset or ""), folder)):
+        if (place / name).exists():
+            return str(place / name)
+        pattern = str(Path(glob.escape(str(place)), name))
+        if place.is_dir() and glob.glob(pattern, recursive=True):
+            return pattern
+    nor = f", nor in --data.source {source}" if folder.is_dir() else ""
+    raise _no_text(flag, name, nor, _meant(given.name, folder))
+
+
+def _meant(name: str, source: Path) -> Path | None:
+    """Return the file of the source, or beside it, that is called most alike."""
+    if not source.exists():  # on the Hub, or built in
+        return None
+    places = source.rglob("*") if source.is_dir() else source.parent.glob("*")
+    files = {file.name: file for file in sorted(places) if file.is_file() and file != source}
+    close = difflib.get_close_matches(name, files, n=1)
+    return files[close[0]] if close else None
+
+
+def _no_text(flag: str, name: str, nor: str = "", meant: Path | None = None) -> UsageError:
+    hint = f"Did you mean {flag} {shlex.quote(str(meant))}? " if meant else ""
+    return UsageError(
+        f"{flag} {name}: there is no file of text there{nor}. {hint}Give a file, a folder or a "
+        "pattern, or none for text held out of the training text."
+    )
 
 
 def _named(flag: str, name: str) -> list[DataFile]:
@@ -375,27 +418,8 @@ def _by_split(
     if not by_folder:
         free |= held_out.keys() if not _agree(said) else set()
         said = [(None, rest) if split in free else (split, rest) for split, rest in said]
-        apart = [
-            file.name
-            for file, (split, _) in zip(files, said, strict=True)
-            if split not in (None, "train")
-        ]
-        if apart and not _agree(said):
-            others = [file.name for file in files if file.name not in apart]
-            one = len(apart) == 1
-            begin = "Its name begins or ends" if one else "Their names begin or end"
-            them = "it" if one else "them"
-            fit_in = f"no training file goes with {them}"
-            if others:
-                do = "does" if len(others) == 1 else "do"
-                fit_in = f"{counted(others, 'other')} {do} not go with {them}"
-            raise UsageError(
-                f"--data.source {path}: {'is' if one else 'are'} {counted(apart, 'file')} "
-                f"validation or test text? {begin} like a split's, but {fit_in}. "
-                "Say which files are held out with --data.validation_source PATH and "
-                "--data.test_source PATH (a file, folder or pattern; none: all of the source is "
-                "training text, and a part of it is held out)."
-            )
+        if any(split not in (None, "train") for split, _ in said) and not _agree(said):
+            raise _ambiguous(path, files, said)
     for file, (split, _) in zip(files, said, strict=True):
         if by_folder and split is None:
             found.leave_out(file.name, "beside the folders of the splits")
@@ -405,6 +429,38 @@ def _by_split(
             name = "train" if split is None or split in free else split
             splits.setdefault(name, []).append(file)
     return splits
+
+
+def _ambiguous(
+    path: Path, files: list[DataFile], said: list[tuple[SplitName | None, str]]
+) -> UsageError:
+    """Ask whether files that are called like a held-out split are one, and name both answers."""
+    apart: dict[SplitName, list[DataFile]] = {}
+    trained_on = {rest for split, rest in said if split == "train"}
+    others = []
+    for file, (split, rest) in zip(files, said, strict=True):
+        if split in ("validation", "test"):
+            apart.setdefault(split, []).append(file)
+        elif split is None or rest not in trained_on:
+            others.append(file.name)
+    named = [file.name for of in apart.values() for file in of]
+    one, both = len(named) == 1, len(apart) > 1
+    like = f"{' and '.join(apart)} text" if both else f"{next(iter(apart))} text"
+    why = "no file is named like training text of the same kind"
+    if others and trained_on:
+        why = f"{counted(others, 'file')} {'is' if len(others) == 1 else 'are'} named otherwise"
+    paths = {
+        split: shlex.quote(str(of[0].path)) if len(of) == 1 and not of[0].member else "PATH"
+        for split, of in apart.items()
+    }
+    hold_out = " ".join(f"{flag_of(split)} {where}" for split, where in paths.items())
+    none = " ".join(f"{flag_of(split)} none" for split in apart)
+    return UsageError(
+        f"--data.source {path}: {'is' if one else 'are'} {counted(named, 'file')} training text, "
+        f"or held out? {'It is' if one else 'They are'} named like {like}, but {why}. To hold "
+        f"{'it' if one else 'them'} out: {hold_out} (a file, a folder or a pattern). To train on "
+        f"{'it' if one else 'them'}: {none} (a part of all the text is held out instead)."
+    )
 
 
 def _top(file: DataFile) -> str:

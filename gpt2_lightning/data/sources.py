@@ -16,7 +16,7 @@ from gpt2_lightning.data.articles import (
     SplitName,
     say_splits,
 )
-from gpt2_lightning.data.files import flag_of, open_held_out, open_path
+from gpt2_lightning.data.files import flag_of, locate_held_out, open_held_out, open_path
 from gpt2_lightning.data.readers import OTHER_DOCUMENTS, is_data, open_hub
 from gpt2_lightning.errors import UsageError
 
@@ -173,8 +173,9 @@ def open_source(
         revision: Branch, tag or commit on the Hub.
         text_column: The column that holds the text, in parquet, jsonl and csv files.
         documents: Whether a text file, or each of its lines, is a document.
-        validation_source: File, folder or pattern of the validation split; ``none`` where it is
-            to be held out of the training text, whatever the source's files are called.
+        validation_source: File, folder or pattern of the validation split, as a path or inside
+            ``source``; ``none`` where it is to be held out of the training text, whatever the
+            source's files are called.
         test_source: The same of the test split.
 
     Returns:
@@ -184,10 +185,10 @@ def open_source(
         UsageError: If there is no such source, or nothing in it that can be read.
     """
     held_out: dict[SplitName, str] = {}
-    if validation_source is not None:
-        held_out["validation"] = validation_source
-    if test_source is not None:
-        held_out["test"] = test_source
+    given: dict[SplitName, str | None] = {"validation": validation_source, "test": test_source}
+    for split, name in given.items():
+        if name is not None:
+            held_out[split] = locate_held_out(flag_of(split), name, source, subset)
     found = _open(source, subset, revision, text_column, documents, held_out)
     for split, name in held_out.items():
         if name != "none":

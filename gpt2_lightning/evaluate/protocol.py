@@ -207,8 +207,9 @@ class EvaluatedText:
         revision: Branch, tag or commit on the Hub.
         text_column: Column that holds the text, in parquet, jsonl and csv files.
         documents: What of a text file is a document: the whole file, or each line.
-        validation_source: File, folder or pattern of the validation split; none holds it out of
-            the training text, whatever the source's files are called.
+        validation_source: File, folder or pattern of the validation split, looked up as a path
+            and then inside the source; none holds out a part of the training text, whatever the
+            source's files are called.
         test_source: The same of the test split.
         cleaning: What is done to each row: none; detokenize undoes WikiText's spaces and marks;
             tutorial drops all punctuation.
