@@ -1,12 +1,13 @@
 # make quickstart  set everything up and run the main job: text in, a trained GPT-2 out
-# make test        set everything up and run the tests
+# make test        set everything up and run all tests
+# make test-fast   those not marked slow: under two minutes on two cores
 # make check       ruff and mypy
 # make bench       the measured comparisons of benchmarks/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test test-fast check bench clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/python -m gpt2_lightning fit --config configs/quickstart.yaml
@@ -15,6 +16,9 @@ quickstart: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -10,8 +10,11 @@ import logging
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch  # noqa: F401 - its handlers are there to be cleared below
 import pytest
@@ -49,6 +52,20 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     random.setstate(random_state)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def _slow_is_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let only a test marked slow start a Python process, whose imports alone take seconds."""
+    if "slow" in request.keywords:
+        return
+    start = subprocess.Popen.__init__
+
+    def refuse(self: "subprocess.Popen[Any]", words: Any, *args: Any, **options: Any) -> None:
+        assert sys.executable not in words, "mark a test that starts Python with pytest.mark.slow"
+        start(self, words, *args, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,7 @@ def test_fsdp_wraps_the_blocks_and_leaves_the_tied_head_alone() -> None:
     assert policy.endswith(".GPT2Block")
 
 
+@pytest.mark.slow
 def test_the_quickstart_learns() -> None:
     run = fit(
         f"--config={ROOT / 'configs/quickstart.yaml'}",

@@ -65,6 +65,7 @@ def test_a_draw_without_a_figure_gives_no_interval() -> None:
     assert drawn.interval(ratio, "nats", "words") is None
 
 
+@pytest.mark.slow
 def test_a_long_text_is_drawn_less_often() -> None:
     quantities = {"nats": np.ones(100_000), "words": np.ones(100_000)}
     assert len(Resamples(quantities).sums["nats"]) == 1_000

@@ -83,6 +83,7 @@ def test_articles_come_with_intervals(wiki_folder: Path, tiny_model: Path) -> No
         assert low < card[figure] < high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [(), ("--data.blocks=pad", "--data.cleaning=tutorial")])
 def test_training_protocol_is_what_the_run_validated(
     blocks: tuple[str, ...], wiki_folder: Path, tiny_model: Path
@@ -224,6 +225,7 @@ def test_reference_never_takes_other_text(
     assert "no published figure is known of" in mistake(*words)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_answer(wiki_folder: Path, tiny_model: Path) -> None:
     words = (
         *(f"--model={tiny_model}", f"--data.source={wiki_folder}", "--protocol=articles"),

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks.harness import FIGURES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,

@@ -96,6 +96,7 @@ def test_nothing_is_long_enough(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
     assert (found.ngrams, found.share, found.longest, found.passage) == (0, None, 0, "")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     chance = np.random.default_rng(0)
 

@@ -81,6 +81,7 @@ def export(model: Path | str, *words: str, to: str = "out") -> Path:
 # --- the same model -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["run", "last", "checkpoint", "hf"])
 def test_logits_are_the_checkpoints(run: Path, what: str) -> None:
     model, words = {
@@ -114,6 +115,7 @@ def test_of_several_kept_the_best_is_taken(run: Path, tmp_path: Path) -> None:
     assert torch.equal(of(export(moved)), of(run / "hf"))
 
 
+@pytest.mark.slow
 def test_from_a_run_of_two_processes(run: Path, wiki_folder: Path, tiny_model: Path) -> None:
     done = run_in_processes("fit", *fine_tuning(wiki_folder, tiny_model), *QUICK, *TWO)
     assert done.returncode == 0, done.stderr
@@ -123,6 +125,7 @@ def test_from_a_run_of_two_processes(run: Path, wiki_folder: Path, tiny_model: P
     assert "| processes | 2 |" in Path("out/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_from_a_compiled_run(
     wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +223,7 @@ def test_tokenizer_and_settings(run: Path, tiny_model: Path) -> None:
     assert settings["max_new_tokens"] == 4  # how the run drew its samples
 
 
+@pytest.mark.slow
 def test_others_load_it_without_our_package(run: Path) -> None:
     export(run)
     code = (
@@ -241,6 +245,7 @@ def test_others_load_it_without_our_package(run: Path) -> None:
 # --- whole or not at all --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_no_wrong_folder(run: Path) -> None:
     """The moments: ten of a fixed seed, the middle of the weights and of the swap, and the end."""
     words = [sys.executable, "-m", "tests.killed_exports", str(run), str(Path.cwd())]

@@ -1,6 +1,7 @@
 """The run's hf/ folder: the checkpoint's very model, for every tool of the ecosystem."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,25 @@ from gpt2_lightning.export.hf_folder import write_hf_folder
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint, load_model
 from gpt2_lightning.model.sampling import SamplingOptions
 from tests.command_line import fine_tuning, fit
+from tests.corpus import wiki_rows
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps, the last of which is the best."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "a.txt").write_text("".join(wiki_rows(articles=24)), encoding="utf-8")
+    words = (*fine_tuning(folder / "a.txt", tiny_model), "--trainer.max_steps=6")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        return fit(*words, "--model.learning_rate=3e-3").absolute()
 
 
 @pytest.fixture
-def run(wiki_folder: Path, tiny_model: Path) -> Path:
-    """A run of six steps, the last of which is the best."""
-    words = fine_tuning(wiki_folder, tiny_model)
-    return fit(*words, "--trainer.max_steps=6", "--model.learning_rate=3e-3")
+def run(trained: Path, tmp_path: Path) -> Path:
+    """The run in a folder of its own."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def best(run: Path) -> TextModel:

@@ -285,6 +285,7 @@ def test_a_run_folder_has_its_model_inside(model: Path) -> None:
     assert check_folder(str(run)).flags == [f"--model.pretrained {run / 'hf'}"]
 
 
+@pytest.mark.slow
 def test_another_models_tokenizer(
     model: Path, check: Check, mistake: Mistake, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def left() -> list[str]:
     return sorted(path.name for path in Path().iterdir() if path.name not in ("hub", "cache"))
 
 
+@pytest.mark.slow
 def test_fetched_from_a_mirror_then_a_fit_without_a_network(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_fetched_from_a_mirror_then_a_fit_without_a_network(
     assert (run / "hf" / WEIGHTS).is_file()
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_with_the_environments_mirror(root: Path) -> None:
     with small_hub(root) as (endpoint, requests):
         settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(Path("home").absolute())}

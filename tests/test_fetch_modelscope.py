@@ -53,6 +53,7 @@ def content(folder: str) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_the_same_files_as_its_own_client_fetches(root: Path) -> None:
     with small_hub(root, ModelScopeHandler) as (endpoint, _):
         for words in (

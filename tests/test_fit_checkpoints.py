@@ -92,6 +92,7 @@ def test_last_is_the_last_where_nothing_improves(
     assert content(best_file(run))["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_after_its_newest_validation(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_killed_run_goes_on_after_its_newest_validation(
     assert content(best_file(run))["global_step"] == epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "worst"),
     [
@@ -154,6 +156,7 @@ def test_the_best_is_one_step(
     assert read_run(str(run)).best == step
 
 
+@pytest.mark.slow
 def test_other_checkpoints_change_nothing_of_the_best(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +179,7 @@ def test_another_last_is_refused(mistake: Mistake, wiki_folder: Path, tiny_model
     assert "Leave its save_last out" in mistake("fit", *words)
 
 
+@pytest.mark.slow
 def test_a_run_that_moved_keeps_its_best(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +193,7 @@ def test_a_run_that_moved_keeps_its_best(
     assert content(moved / "checkpoints/last.ckpt")["global_step"] == 15
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +222,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     assert_one_best(run, 3, screen.out)
 
 
+@pytest.mark.slow
 def test_without_a_best_the_last_is_the_model(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +238,7 @@ def test_without_a_best_the_last_is_the_model(
     assert torch.equal(load(str(run)).model(ids).logits, last(ids).logits)
 
 
+@pytest.mark.slow
 def test_what_is_no_number_is_never_the_best(
     wiki_folder: Path,
     tiny_model: Path,
@@ -248,6 +255,7 @@ def test_what_is_no_number_is_never_the_best(
     assert "Last model:" in screen
 
 
+@pytest.mark.slow
 def test_between_validations_the_last_state_is_renewed(wiki_folder: Path, tiny_model: Path) -> None:
     run = fit(
         *fine_tuning(wiki_folder, tiny_model),
@@ -266,6 +274,7 @@ def test_between_validations_the_last_state_is_renewed(wiki_folder: Path, tiny_m
     assert saved["callbacks"]["RunCheckpoint"]["best"] is None
 
 
+@pytest.mark.slow
 def test_weights_alone_do_not_go_on(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=1")
     fit(*words, "--checkpoint.save_weights_only=true")
@@ -285,6 +294,7 @@ def test_flags_that_would_be_ignored_are_refused(
     assert flag.partition("=")[0] in mistake("fit", *words, *CALM, f"--checkpoint.{flag}")
 
 
+@pytest.mark.slow
 def test_an_hf_folder_older_than_the_best_is_not_the_model(
     mistake: Mistake, wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,6 +325,7 @@ def test_an_hf_folder_older_than_the_best_is_not_the_model(
     assert newer_than_hf(run) is None  # hf/ is all that is left
 
 
+@pytest.mark.slow
 def test_an_hf_folder_whose_checkpoint_was_removed_is_the_model(
     wiki_folder: Path, tiny_model: Path
 ) -> None:
@@ -337,6 +348,7 @@ class Fail(Callback):
             raise RuntimeError("ended here")
 
 
+@pytest.mark.slow
 def test_without_validation_each_epoch_is_saved(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

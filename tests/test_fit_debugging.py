@@ -33,6 +33,7 @@ def test_a_dry_run_leaves_nothing(recipe: Path, wiki_folder: Path, tiny_model: P
     assert everything() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", ["CSVLogger", "false"])
 def test_a_dry_run_leaves_an_earlier_run_as_it_is(
     logger: str, wiki_folder: Path, tiny_model: Path, mistake: Mistake
@@ -51,6 +52,7 @@ def test_a_dry_run_leaves_an_earlier_run_as_it_is(
     assert everything() == before
 
 
+@pytest.mark.slow
 def test_overfitting_one_batch(wiki_folder: Path, tiny_model: Path) -> None:
     run = fit(
         *fine_tuning(wiki_folder, tiny_model),
@@ -88,6 +90,7 @@ def test_attention_that_is_not_there(
     assert "--model.attention sdpa" in message
 
 
+@pytest.mark.slow
 def test_a_fit_in_a_thread(wiki_folder: Path, tiny_model: Path) -> None:
     words = ["fit", *fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=1"]
     thread = threading.Thread(target=main, args=(words,))  # an exception in it fails the test

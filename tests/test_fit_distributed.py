@@ -14,6 +14,8 @@ import torch
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from tests.command_line import CALM, SMALL, curves, fit
 
+pytestmark = pytest.mark.slow
+
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", *CALM)
 NO_DROPOUT = ("--model.dropout=0.0", "--model.attention_dropout=0.0")
 

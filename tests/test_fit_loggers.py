@@ -72,6 +72,7 @@ def hparams(events: EventAccumulator, part: str) -> Any:
     return getattr(HParamsPluginData.FromString(content), part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "logger",
     [
@@ -110,6 +111,7 @@ def test_a_run_goes_on_in_the_one_folder_that_it_has(
         assert {"train/loss", "val/loss", "test/loss"} <= Tracker.logged.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", ["true", f"[{TENSORBOARD}, {CSV}]"])
 def test_a_run_that_was_moved_goes_on_where_it_lies_now(
     logger: str, wiki_folder: Path, tiny_model: Path
@@ -127,6 +129,7 @@ def test_a_run_that_was_moved_goes_on_where_it_lies_now(
     assert not list(RUN.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_with_damaged_facts_goes_on(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +142,7 @@ def test_a_run_with_damaged_facts_goes_on(
     assert json.loads((RUN / "facts.json").read_text())["steps"]["trained"] == 4
 
 
+@pytest.mark.slow
 def test_a_second_run_has_a_folder_of_its_own(
     wiki_folder: Path, tiny_model: Path, mistake: Mistake
 ) -> None:
@@ -153,6 +157,7 @@ def test_a_second_run_has_a_folder_of_its_own(
     assert "lightning_logs/version_1: another run is kept there" in message
 
 
+@pytest.mark.slow
 def test_runs_below_a_root_of_their_own(
     wiki_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +180,7 @@ def test_runs_below_a_root_of_their_own(
         find_checkpoint("last")
 
 
+@pytest.mark.slow
 def test_checkpoints_in_a_folder_of_their_own(
     wiki_folder: Path, tiny_model: Path, mistake: Mistake
 ) -> None:
@@ -185,6 +191,7 @@ def test_checkpoints_in_a_folder_of_their_own(
     assert "keeps its checkpoints in" in mistake("test", "--ckpt_path=best")
 
 
+@pytest.mark.slow
 def test_runs_are_compared_in_tensorboard(wiki_folder: Path, tiny_model: Path) -> None:
     words = [*fine_tuning(wiki_folder, tiny_model), *CALM, *STEPS]
     main(["fit", *words, "--checkpoint.monitor=val/perplexity", "--model.learning_rate=1e-3"])

@@ -19,6 +19,8 @@ from gpt2_lightning.run_folder import find_checkpoint
 from tests.command_line import CALM, curves, fine_tuning, fit
 from tests.test_fit_distributed import NO_DROPOUT, TWO, run
 
+pytestmark = pytest.mark.slow
+
 RUN = Path("lightning_logs/version_0")
 STEPS = (
     "--trainer.max_steps=7",

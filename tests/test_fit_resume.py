@@ -13,6 +13,8 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.run_folder import read_scalars
 from tests.command_line import CALM, Mistake, fine_tuning, fit
 
+pytestmark = pytest.mark.slow
+
 # 14 steps in all, two of accumulation, dropout 0.1, an epoch of 7 steps whose last is short
 EPOCHS = ("--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2", "--data.batch_size=28")
 SPEED = ("tokens_per_second", "flops_per_second", "memory_gb")

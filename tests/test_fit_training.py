@@ -73,6 +73,7 @@ def test_a_run_from_text_to_a_model(
     assert all("the river" in sample for sample in samples)
 
 
+@pytest.mark.slow
 def test_validation_is_logged_at_the_steps_taken(wiki_folder: Path, tiny_model: Path) -> None:
     run = fit(*fine_tuning(wiki_folder, tiny_model), *TRAINED, "--trainer.val_check_interval=6")
     table = read_scalars(run)
@@ -80,6 +81,7 @@ def test_validation_is_logged_at_the_steps_taken(wiki_folder: Path, tiny_model: 
     assert {step for step, row in table.items() if "train/loss" in row} == set(range(1, 13))
 
 
+@pytest.mark.slow
 def test_the_baseline_is_the_model_before_training(wiki_folder: Path, tiny_model: Path) -> None:
     words = fine_tuning(wiki_folder, tiny_model)
     run = fit(*words, "--trainer.max_steps=1")
@@ -120,6 +122,7 @@ def plain_loss(text: Path, folder: Path) -> float:
     return nats / (len(ids) - 1)
 
 
+@pytest.mark.slow
 def test_samples_and_logging_change_nothing(wiki_folder: Path, tiny_model: Path) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), *TRAINED, "--trainer.val_check_interval=3")
     one = fit(*words)
@@ -134,6 +137,7 @@ def test_samples_and_logging_change_nothing(wiki_folder: Path, tiny_model: Path)
     assert not (other / "samples.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_accumulation_is_a_larger_batch(wiki_folder: Path, tiny_model: Path) -> None:
     words = (
         *fine_tuning(wiki_folder, tiny_model),
@@ -148,6 +152,7 @@ def test_accumulation_is_a_larger_batch(wiki_folder: Path, tiny_model: Path) -> 
         assert curves(parts)[name] == pytest.approx(curves(whole)[name], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -179,12 +184,14 @@ def test_options_train_and_their_checkpoints_load(
     assert torch.isfinite(plain(ids).logits).all()
 
 
+@pytest.mark.slow
 def test_clipping_limits_the_step(wiki_folder: Path, tiny_model: Path) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=3")
     tight = fit(*words, "--trainer.gradient_clip_val=1e-12", "--model.weight_decay=0.0")
     assert curves(tight)["val/loss"][-1] == pytest.approx(curves(tight)["val/loss"][0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_compiling_trains_and_keeps_the_checkpoints_keys(
     wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +211,7 @@ def _eagerly(compile: object) -> object:
     return with_eager_backend
 
 
+@pytest.mark.slow
 def test_from_scratch_with_a_tokenizer_of_its_own(wiki_folder: Path) -> None:
     run = fit(
         f"--data.source={wiki_folder}",
@@ -243,6 +251,7 @@ def test_predict_continues_prompts_in_order(
     assert [json.loads(line) for line in alone] == rows
 
 
+@pytest.mark.slow
 def test_sampling_options_of_fit_and_predict(wiki_folder: Path, opinionated_model: Path) -> None:
     words = fine_tuning(wiki_folder, opinionated_model)
     options = (
@@ -268,6 +277,7 @@ def test_sampling_options_of_fit_and_predict(wiki_folder: Path, opinionated_mode
     assert "temperature" not in settings
 
 
+@pytest.mark.slow
 def test_test_and_validate_take_a_run(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +327,7 @@ def test_the_name_that_the_bar_overrides_is_still_lightnings() -> None:
     assert "_get_train_description" in vars(monitoring.ProgressBar)
 
 
+@pytest.mark.slow
 def test_two_runs_without_a_logger_or_checkpoints(wiki_folder: Path, tiny_model: Path) -> None:
     none = ("--checkpoint.save_top_k=0", "--checkpoint.save_last=false")
     words = (*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.logger=false", *none)
@@ -333,6 +344,7 @@ def test_samples_of_padded_rows_begin_with_text(wiki_folder: Path, tiny_model: P
     assert not any("<|endoftext|>" in row["prompt"] for row in rows)
 
 
+@pytest.mark.slow
 def test_logging_and_clipping_can_be_off(wiki_folder: Path, tiny_model: Path) -> None:
     run = fit(
         *fine_tuning(wiki_folder, tiny_model),
@@ -350,6 +362,7 @@ def test_logging_and_clipping_can_be_off(wiki_folder: Path, tiny_model: Path) ->
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [2, 50])
 def test_the_first_and_the_last_step_are_logged(
     every: int, wiki_folder: Path, tiny_model: Path
@@ -370,6 +383,7 @@ def test_generate_takes_any_character(tiny_model: Path, capsys: pytest.CaptureFi
     assert all(screen.count(f"\n{prompt}") >= 3 for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_a_last_step_between_validations_is_measured(wiki_folder: Path, tiny_model: Path) -> None:
     words = (
         *fine_tuning(wiki_folder, tiny_model),

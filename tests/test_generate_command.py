@@ -183,6 +183,7 @@ def test_samples_are_written_whole_or_not_at_all() -> None:
     assert sample_file("a.jsonl", flag="--output") == file
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves(opinionated_model: Path) -> None:
     words = ["--prompt=a", "--max_new_tokens=2", "--num_return_sequences=3"]
     command = [sys.executable, "-m", "gpt2_lightning", "generate", "--model", opinionated_model]
@@ -381,6 +382,7 @@ def test_a_token_that_only_the_tokenizer_has(
     assert "--prompt: it holds [PAD], token 300" in found
 
 
+@pytest.mark.slow
 def test_letters_that_the_screen_has_not(opinionated_model: Path) -> None:
     command = [sys.executable, "-m", "gpt2_lightning", "generate", "--model", opinionated_model]
     done = subprocess.run(

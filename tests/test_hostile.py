@@ -361,6 +361,7 @@ HARM_IN_SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM_IN_SETTINGS.values(), ids=HARM_IN_SETTINGS)
 @pytest.mark.parametrize("verb", ["fit", "validate"])
 def test_settings_of_another_run_no_code(
@@ -386,6 +387,7 @@ def test_settings_that_a_checkpoint_brings_run_no_code(evil_run: Path, mistake: 
     assert "its settings name os.system, whose code would run" in message
 
 
+@pytest.mark.slow
 def test_classes_of_lightning_and_of_the_user(
     evil_run: Path, mistake: Mistake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +405,7 @@ def test_classes_of_lightning_and_of_the_user(
     main(["validate", "--ckpt_path=run", *CALM])
 
 
+@pytest.mark.slow
 def test_a_run_with_a_class_of_the_user_goes_on(a_run: Path, tiny_model: Path) -> None:
     shutil.copy(a_run.parents[1] / "a.txt", "a.txt")
     own = "[{class_path: tests.signals.SendSignal, init_args: {number: 15, batch: 1000}}]"

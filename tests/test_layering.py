@@ -80,10 +80,12 @@ def loaded_by(code: str) -> tuple[list[str], str]:
     return done.stdout.splitlines(), done.stderr
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light() -> None:
     assert loaded_by("import gpt2_lightning") == (["[]"], "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

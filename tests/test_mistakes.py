@@ -118,6 +118,7 @@ def test_a_flag_that_is_missing(mistake: Mistake) -> None:
     assert "--model, --to: they have to be given" in mistake("export")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_there(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:
     fit(*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=1")
     message = mistake("generate", "--model=lightning_logs/version_7", "--prompt=a")
@@ -126,6 +127,7 @@ def test_a_run_that_is_not_there(mistake: Mistake, wiki_folder: Path, tiny_model
     assert "--model.pretrained lightning_logs/version_7: there is no such run" in message
 
 
+@pytest.mark.slow
 def test_a_run_without_a_best(mistake: Mistake, wiki_folder: Path, tiny_model: Path) -> None:
     run = fit(*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=1")
     for file in (run / "checkpoints").glob("best-*.ckpt"):
@@ -182,6 +184,7 @@ def test_block_size_above_the_positions(
     assert "64" in message
 
 
+@pytest.mark.slow
 def test_tokenizer_larger_than_the_vocabulary(
     mistake: Mistake, tmp_path: Path, wiki_folder: Path, tiny_model: Path
 ) -> None:
@@ -199,6 +202,7 @@ def test_tokenizer_larger_than_the_vocabulary(
     assert "300" in message
 
 
+@pytest.mark.slow
 def test_flags_that_contradict_the_checkpoint(
     mistake: Mistake, wiki_folder: Path, tiny_model: Path
 ) -> None:

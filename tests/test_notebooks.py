@@ -30,6 +30,7 @@ def test_both_have_the_same_code_and_no_output() -> None:
         assert not cell.get("outputs")
 
 
+@pytest.mark.slow
 def test_it_runs_to_the_end_without_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

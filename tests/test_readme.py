@@ -1,4 +1,4 @@
-"""What a reader types must work: every command of the README parses, and names what is there."""
+"""What a reader types works: commands of README and docs parse, links lead somewhere."""
 
 import re
 import shlex
@@ -10,13 +10,14 @@ from huggingface_hub import constants
 from gpt2_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-DOCS = [
-    README,
-    CHINESE,
-    *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")),
-]
+FILES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {file: file.read_text(encoding="utf-8") for file in FILES}
+README = TEXTS[ROOT / "README.md"]
+ORIGINALS = {  # of the Chinese pages
+    file: file.with_name(re.sub(r"\.zh(-CN)?\.md$", ".md", file.name))
+    for file in FILES
+    if ".zh" in file.name
+}
 
 
 def commands(text: str) -> list[str]:
@@ -29,15 +30,26 @@ def commands(text: str) -> list[str]:
 OURS = sorted(
     {
         line[line.index("python -m gpt2_lightning") :]
-        for text in DOCS
+        for text in TEXTS.values()
         for line in commands(text)
         if "python -m gpt2_lightning" in line
     }
 )
 
 
-def test_both_readmes_have_the_same_commands() -> None:
-    assert commands(CHINESE) == commands(README)
+def blocks(text: str) -> list[str]:
+    """Return the code blocks that are not a shell's, whose comments are translated."""
+    return re.findall(r"^```(?!bash)(\w+\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("chinese", ORIGINALS, ids=lambda file: file.name)
+def test_a_translation_has_the_same_code_and_sections(chinese: Path) -> None:
+    theirs, ours = TEXTS[chinese], TEXTS[ORIGINALS[chinese]]
+    assert commands(theirs) == commands(ours)
+    assert blocks(theirs) == blocks(ours)
+    assert [len(level) for level in re.findall(r"^(#+) ", theirs, re.MULTILINE)] == [
+        len(level) for level in re.findall(r"^(#+) ", ours, re.MULTILINE)
+    ]
 
 
 def test_there_are_commands() -> None:
@@ -74,7 +86,7 @@ def test_a_command_parses(
 
 
 def test_no_figure_is_left_to_be_filled_in() -> None:
-    assert not [text for text in DOCS if "@@" in text or "TABLE" in text.split()]
+    assert not [text for text in TEXTS.values() if "@@" in text or "TABLE" in text.split()]
 
 
 def test_the_test_command_is_what_ci_runs() -> None:
@@ -82,9 +94,27 @@ def test_the_test_command_is_what_ci_runs() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README + CHINESE))))
-def test_a_link_leads_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+def anchors(text: str) -> set[str]:
+    """Return the fragments by which GitHub links to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_link_leads_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[file]):
+        name, _, anchor = target.partition("#")
+        if not name.startswith("http"):
+            other = (file.parent / name).resolve() if name else file
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(TEXTS[other]), target
+
+
+@pytest.mark.parametrize("file", ORIGINALS, ids=lambda file: file.name)
+def test_a_chinese_page_says_which_links_are_in_english(file: Path) -> None:
+    link = r"\[([^\]]*)\]\(([^)#\s]+\.(?:md|ipynb))(?:#[^)\s]*)?\)(.{0,5})"
+    for words, target, behind in re.findall(link, TEXTS[file]):
+        assert ("英文" in behind) == (".zh" not in target and words != "English"), target
 
 
 def test_reading_order_names_files_that_exist() -> None:

@@ -136,6 +136,7 @@ def plain_nats(text: Path, folder: Path, passage: str) -> list[float]:
     return nats
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_page(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_run_leaves_a_page(
     assert cells[cells.index("test split") + 1] == figure(tested[0])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_has_a_page_and_adds_up(wiki_folder: Path, tiny_model: Path) -> None:
     sender = f"{{class_path: tests.signals.SendSignal, init_args: {{number: {signal.SIGTERM:d}, "
     with pytest.raises(SystemExit):

@@ -47,6 +47,7 @@ def serving(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[
         process.wait(10)
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_0(
     opinionated_model: Path,
 ) -> None:
@@ -80,6 +81,7 @@ def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_0(
         assert "Traceback" not in process.stdout.read()
 
 
+@pytest.mark.slow
 def test_the_second_signal_gives_up_what_is_under_way(opinionated_model: Path) -> None:
     body: dict[str, Any] = {"prompt": "a", "max_tokens": 60, "n": 64, "stream": True}
     with (
@@ -180,6 +182,7 @@ def test_a_port_that_is_taken(mistake: Mistake, opinionated_model: Path) -> None
     assert "--port 0 takes one that is" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [EXTRA, *[(package,) for package in EXTRA]], ids=", ".join)
 def test_without_the_extra(missing: tuple[str, ...], opinionated_model: Path) -> None:
     code = (

@@ -17,6 +17,8 @@ if CHROMIUM is None:
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402 # may be absent
 
+pytestmark = pytest.mark.slow
+
 # what a browser would do on its own: ask elsewhere
 QUIET = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),

@@ -10,6 +10,8 @@ import pytest
 
 from tests.server import at_rest, running, service_of
 
+pytestmark = pytest.mark.slow
+
 CHECKS = [
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
     *("response_headers_conformance", "response_schema_conformance"),

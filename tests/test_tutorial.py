@@ -20,6 +20,8 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from tests.command_line import curves, fit
 from tests.corpus import hub_rows, wiki_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 LENGTH = 48  # tokens; the tiny model has 64 positions, the tutorial's length is 128
 
