@@ -21,6 +21,7 @@ from tests.signals import SendSignal
 RUN = Path("lightning_logs/version_0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_leaves_a_run_that_can_be_used(
     number: int,

@@ -69,6 +69,7 @@ def unflushed(calls: Calls) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells files by /proc")
 def test_a_run_is_on_the_disk_before_it_counts(
     calls: Calls, wiki_folder: Path, tiny_model: Path
@@ -89,6 +90,7 @@ def test_a_run_is_on_the_disk_before_it_counts(
     assert not list(Path().rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_the_best_before_stays_until_the_new_one_is_whole(
     wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +139,7 @@ def test_saving_behind_the_training_removes_only_what_it_has_outlived(tmp_path: 
     assert torch.load(tmp_path / "1.ckpt", weights_only=True) == {"step": 1}
 
 
+@pytest.mark.slow
 def test_a_run_that_saves_behind_the_training(
     wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
