@@ -24,7 +24,7 @@ from gpt2_lightning.data.articles import RAW_SHA256, ROWS
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetch import transfer
 from gpt2_lightning.fetch.check import SplitText, judge
-from gpt2_lightning.fetch.hubs import asked_for, safe_path
+from gpt2_lightning.fetch.hubs import repo_ref, safe_path
 from tests.command_line import SMALL, Mistake, fit
 from tests.corpus import hub_rows, wiki_rows
 from tests.faulty_hub import Faults, faulty_hub
@@ -351,7 +351,7 @@ def test_one_fetch_at_a_time(root: Path, mistake: Mistake) -> None:
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "C:/x", "a\\..\\x", ""])
 def test_a_listed_path_stays_inside(path: str) -> None:
-    asked = asked_for("model", "a/b", "hub", None, None, 1)
+    asked = repo_ref("model", "a/b", "hub", None, None, 1)
     with pytest.raises(UsageError, match="outside the folder"):
         safe_path(path, asked)
     assert safe_path("onnx/model.onnx", asked) == "onnx/model.onnx"

@@ -94,7 +94,7 @@ def test_time_from_a_rate(
 def test_advice_keeps_its_word(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What an advice says the account becomes is what the plan with its flags says."""
+    """What an advice says the memory becomes is what the plan with its flags says."""
     words = (
         *fine_tuning(wiki_folder, tiny_model),
         "--data.batch_size=64",

@@ -1,4 +1,4 @@
-"""The memory account against what torch really keeps."""
+"""The memory estimate against what torch really keeps."""
 
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -8,19 +8,19 @@ import torch
 
 from gpt2_lightning.model.gpt2 import Architecture, AttentionName, count_parameters
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.plan.hardware import Place
+from gpt2_lightning.plan.hardware import Hardware
 from gpt2_lightning.plan.memory import (
-    Account,
+    MemoryEstimate,
     Setting,
-    account,
+    estimate_memory,
     kept_by_a_layer,
     kept_by_checkpointing,
     kept_outside,
 )
 from gpt2_lightning.plan.shape import precision_of, shape_of
 
-CPU = Place("cpu", 1, 1, "single", None, "")
-GPUS = Place("cuda", 4, 1, "ddp", None, "")
+CPU = Hardware("cpu", 1, 1, "single", None, "")
+GPUS = Hardware("cuda", 4, 1, "ddp", None, "")
 BLOCKS, BLOCK_SIZE = 2, 24  # unlike any size of the model's
 ARCHITECTURE = Architecture(layers=3, heads=4, width=64)
 MODEL = {
@@ -33,9 +33,9 @@ MODEL = {
 }
 
 
-def setting(place: Place = CPU, precision: str = "32-true", **model: object) -> Setting:
+def setting(hardware: Hardware = CPU, precision: str = "32-true", **model: object) -> Setting:
     shape = shape_of(MODEL | model, BLOCK_SIZE, 100)
-    return Setting(shape, precision_of(precision), place, BLOCKS, BLOCK_SIZE)
+    return Setting(shape, precision_of(precision), hardware, BLOCKS, BLOCK_SIZE)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -103,25 +103,27 @@ def test_tied_weights_count_once() -> None:
     assert all(p.device.type == "cpu" for p in module.parameters())
 
 
-def terms(found: Account, moment: str) -> dict[str, int]:
-    (one,) = (it for it in found.moments if it.name == moment)
-    return {term.name: term.size for term in one.terms}
+def items(found: MemoryEstimate, phase: str) -> dict[str, int]:
+    (one,) = (it for it in found.phases if it.name == phase)
+    return {item.name: item.size for item in one.items}
 
 
 def test_weights_gradients_and_state() -> None:
     run = setting()
-    held = terms(account(run), "forward pass and loss")
+    held = items(estimate_memory(run), "forward pass and loss")
     n = run.shape.parameters
     assert (held["weights"], held["gradients"], held["optimizer state"]) == (4 * n, 4 * n, 8 * n)
-    half = terms(account(setting(precision="bf16-true")), "forward pass and loss")
+    half = items(estimate_memory(setting(precision="bf16-true")), "forward pass and loss")
     assert (half["weights"], half["gradients"], half["optimizer state"]) == (2 * n, 2 * n, 4 * n)
 
 
 def test_strategies() -> None:
     run = setting(GPUS)
-    copied = terms(account(run), "forward pass and loss")
+    copied = items(estimate_memory(run), "forward pass and loss")
     assert copied["gradient buckets"] == copied["gradients"] == 4 * run.shape.parameters
-    dealt = terms(account(replace(run, place=GPUS.with_strategy("fsdp"))), "forward pass and loss")
+    dealt = items(
+        estimate_memory(replace(run, hardware=GPUS.with_strategy("fsdp"))), "forward pass and loss"
+    )
     assert dealt["weights"] == pytest.approx(copied["weights"] / 4, rel=1e-3)
     assert dealt["optimizer state"] == pytest.approx(copied["optimizer state"] / 4, rel=1e-3)
     assert "gradient buckets" not in dealt
@@ -131,12 +133,12 @@ def test_micro_batches_keep_the_global_batch() -> None:
     run = replace(setting(), batch_size=8, accumulate=3)
     smaller = run.with_micro_batch(2)
     assert smaller.batch_size * smaller.accumulate == 24
-    assert account(smaller).needed < account(run).needed
+    assert estimate_memory(smaller).needed < estimate_memory(run).needed
 
 
 def test_freed_pieces_stay_with_a_process() -> None:
     run = setting()
-    held = terms(account(run), "validation")
-    activations = terms(account(run), "forward pass and loss")["activations"]
+    held = items(estimate_memory(run), "validation")
+    activations = items(estimate_memory(run), "forward pass and loss")["activations"]
     assert held["kept by the allocator"] >= activations
-    assert "kept by the allocator" not in terms(account(setting(GPUS)), "validation")
+    assert "kept by the allocator" not in items(estimate_memory(setting(GPUS)), "validation")

@@ -26,6 +26,19 @@ RECORD = "export.json"
 AUTHOR = "gpt2_lightning export"
 
 
+# what a tokenizer may stumble over: spaces, line ends, marks, several scripts, characters of
+# several code points, and the end-of-text itself
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options of sampling
+TEXTS = (
+    "The river, they said, had risen twice.",
+    " leading  and trailing \n\n\tspaces @-@ and 1,024 figures \n",
+    "naïve café — “quoted”, 你好，世界。 Привет مرحبا",
+    "👩‍🚀🇨🇭 e\u0301 \u200b don't",
+    "one<|endoftext|>two",
+)
+FLAG = "--push_to_hub"
+
+
 def export_folder(name: str, *, overwrite: bool) -> Path:
     """Return the folder that ``--to`` names, if nothing of the user's would be lost there.
 
@@ -111,19 +124,6 @@ def _not_of(folder: Path, record: dict[str, str]) -> list[str]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# what a tokenizer may stumble over: spaces, line ends, marks, several scripts, characters of
-# several code points, and the end-of-text itself
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options of sampling
-
-TEXTS = (
-    "The river, they said, had risen twice.",
-    " leading  and trailing \n\n\tspaces @-@ and 1,024 figures \n",
-    "naïve café — “quoted”, 你好，世界。 Привет مرحبا",
-    "👩‍🚀🇨🇭 e\u0301 \u200b don't",
-    "one<|endoftext|>two",
-)
 
 
 def write_hf_folder(
@@ -231,9 +231,6 @@ def _verify_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
             lossless and back not in (text, f" {text}")
         ):
             raise RuntimeError(f"{folder}: the written tokenizer reads {text!r} otherwise")
-
-
-FLAG = "--push_to_hub"
 
 
 def check_destination(repository: str) -> None:

@@ -25,6 +25,16 @@ from gpt2_lightning.run_folder import best_checkpoint, facts_of, hf_record, last
 
 log = logging.getLogger(__name__)
 
+LICENCE_MISSING = (
+    "Not stated yet. The author of this model has to fill it in: `license` at the top of this "
+    "file, and this line. The licences of the base model and of the training text have a say in it."
+)
+VALIDATION = {
+    "val/perplexity": "token perplexity",
+    "val/loss": "nats per token",
+    "val/bits_per_byte": "bits per byte",
+}
+
 
 def code(text: Any) -> str:
     """Return text as it is, in code's type."""
@@ -312,18 +322,6 @@ def _machine(machine: Any) -> str:
         return ""
     cores = f"{machine.get('cores')} cores"
     return f"{machine.get('system')}, {', '.join(machine.get('gpus') or []) or cores}"
-
-
-LICENCE_MISSING = (
-    "Not stated yet. The author of this model has to fill it in: `license` at the top of this "
-    "file, and this line. The licences of the base model and of the training text have a say in it."
-)
-
-VALIDATION = {
-    "val/perplexity": "token perplexity",
-    "val/loss": "nats per token",
-    "val/bits_per_byte": "bits per byte",
-}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ LONGEST_POINTER = 1024  # bytes, as git LFS has it
 
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
+RAW, TOKENIZED = "wikitext-2-raw-v1", "wikitext-2-v1"  # the subsets' names on the Hub
+ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
+SAVED = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wrote
+DEEPEST = 4  # folders below the one that was named: a cache's models--X/snapshots/COMMIT, and one
+
 
 def visible_files(folder: Path) -> list[Path]:
     """Return the files at any depth, links to nowhere included, but no hidden ones."""
@@ -125,9 +130,6 @@ def _is(files: list[Path]) -> str:
     return "is a pointer" if len(files) == 1 else "are pointers"
 
 
-RAW, TOKENIZED = "wikitext-2-raw-v1", "wikitext-2-v1"  # the subsets' names on the Hub
-
-
 @dataclass(frozen=True)
 class SplitText:
     """A split's text.
@@ -183,11 +185,6 @@ def _rows(name: SplitName, text: SplitText) -> str:
     if text.rows == ROWS[name]:
         return f"{name} has the right {text.rows:,} rows, but "
     return f"{name} has {text.rows:,} rows of {ROWS[name]:,}; "
-
-
-ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
-
-SAVED = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wrote
 
 
 def looks_like_data(folder: Path) -> bool:
@@ -293,9 +290,6 @@ def check_model(folder: Path) -> tuple[list[str], list[str]]:
         f"  tokenizer   {tokens:,} tokens",
     ]
     return lines, [f"{folder}: {lacking}. {AGAIN}"] if lacking else []
-
-
-DEEPEST = 4  # folders below the one that was named: a cache's models--X/snapshots/COMMIT, and one
 
 
 @dataclass

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
 
     from gpt2_lightning.fetch.check import Finding
     from gpt2_lightning.fetch.download import Manifest
-    from gpt2_lightning.fetch.hubs import Asked, Listing, RemoteFile
+    from gpt2_lightning.fetch.hubs import Listing, RemoteFile, RepoRef
 
 KINDS = ("model", "data")
 
@@ -56,31 +56,31 @@ def fetch(
         UsageError: If it cannot be had, or is not what the hub says it is.
     """
     from gpt2_lightning.fetch.download import already_there, fetch_folder, target_folder
-    from gpt2_lightning.fetch.hubs import asked_for
+    from gpt2_lightning.fetch.hubs import repo_ref
 
     if subset is not None and kind == "model":
         raise UsageError("--subset: a model has none. Leave it out, or fetch data.")
     if allow_pickle and kind == "data":
         raise UsageError("--allow_pickle: data is never read from a pickle. Leave it out.")
-    asked = asked_for(kind, name, hub, revision, endpoint, timeout)
+    repo = repo_ref(kind, name, hub, revision, endpoint, timeout)
     folder = target_folder(to)
     subset = subset.strip("/") if subset else None
-    earlier = already_there(folder, asked, subset, everything=everything)
+    earlier = already_there(folder, repo, subset, everything=everything)
     if earlier is not None and not earlier.lacks(subset):
         print(
-            f"{to} is there already, with all its files: {asked.kind} {asked.name} at "
+            f"{to} is there already, with all its files: {repo.kind} {repo.name} at "
             f"{earlier.commit}. Nothing was fetched; to fetch it anew, move the folder away."
         )
         _tell(to, earlier, subset)
         return
     if earlier is not None:  # a subset more, of the same state
-        asked = replace(asked, revision=earlier.commit)
+        repo = replace(repo, revision=earlier.commit)
 
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
         raise UsageError(
-            f"fetch {asked.said}: {to} is not there yet, and HF_HUB_OFFLINE is set, so nothing may "
+            f"fetch {repo.said}: {to} is not there yet, and HF_HUB_OFFLINE is set, so nothing may "
             "be fetched. Unset it, or run fetch where there is a network and copy the folder."
         )
     pickled = False
@@ -104,7 +104,7 @@ def fetch(
     try:
         manifest = fetch_folder(
             folder,
-            asked,
+            repo,
             subset,
             everything=everything,
             choose=choose,
@@ -116,17 +116,17 @@ def fetch(
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         raise
-    _tell_fetched(to, folder, asked, manifest)
+    _tell_fetched(to, folder, repo, manifest)
     _tell(to, manifest, subset)
 
 
-def _tell_fetched(to: str, folder: "Path", asked: "Asked", manifest: "Manifest") -> None:
+def _tell_fetched(to: str, folder: "Path", repo: "RepoRef", manifest: "Manifest") -> None:
     from gpt2_lightning.fetch.check import check_folder
     from gpt2_lightning.fetch.transfer import megabytes
 
     print(
-        f"Fetched {asked.kind} {asked.name} at {manifest.commit} into {to}: {len(manifest.size)} "
-        f"files, {megabytes(sum(manifest.size.values()))}, sizes and hashes as {asked.where} lists "
+        f"Fetched {repo.kind} {repo.name} at {manifest.commit} into {to}: {len(manifest.size)} "
+        f"files, {megabytes(sum(manifest.size.values()))}, sizes and hashes as {repo.where} lists "
         "them."
     )
     try:

@@ -14,7 +14,7 @@ import httpx2
 from filelock import FileLock, Timeout
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fetch.hubs import Asked, Kind, Listing, RemoteFile
+from gpt2_lightning.fetch.hubs import Kind, Listing, RemoteFile, RepoRef
 from gpt2_lightning.fetch.transfer import (
     download,
     megabytes,
@@ -38,6 +38,8 @@ FORM = {
     "sha256": {"*": str},
     "size": {"*": int},
 }
+
+SPARE = 50_000_000  # bytes; a disk filled to the last one is no use to anybody
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ class Manifest:
     sha256: dict[str, str]
     size: dict[str, int]
 
-    def differs_from(self, asked: Asked, subset: str | None, everything: bool) -> str | None:
+    def differs_from(self, repo: RepoRef, subset: str | None, everything: bool) -> str | None:
         """Return what else the folder was fetched as than is asked for now; None if nothing."""
-        if (self.kind, self.name, self.hub) != (asked.kind, asked.name, asked.hub):
+        if (self.kind, self.name, self.hub) != (repo.kind, repo.name, repo.hub):
             return f"{self.kind} {self.name} from {self.hub}"
-        if asked.revision not in (None, self.revision, self.commit):
+        if repo.revision not in (None, self.revision, self.commit):
             return f"revision {self.revision or 'of the main branch'} ({self.commit[:12]})"
         if everything and not self.everything:
             return "fewer files, without --all"
@@ -95,7 +97,7 @@ class Manifest:
 
 def write_manifest(
     folder: Path,
-    asked: Asked,
+    repo: RepoRef,
     commit: str,
     subset: str | None,
     *,
@@ -106,7 +108,7 @@ def write_manifest(
 
     Args:
         folder: Where the files are.
-        asked: What they were asked for as.
+        repo: What they were fetched as.
         commit: What its revision stood for.
         subset: Of the data.
         everything: Whether all files were taken.
@@ -115,11 +117,11 @@ def write_manifest(
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != NAME)
     paths = {file.relative_to(folder).as_posix(): file for file in files}
     manifest = Manifest(
-        kind=asked.kind,
-        name=asked.name,
-        hub=asked.hub,
-        endpoint=asked.endpoint,
-        revision=earlier.revision if earlier else asked.revision,
+        kind=repo.kind,
+        name=repo.name,
+        hub=repo.hub,
+        endpoint=repo.endpoint,
+        revision=earlier.revision if earlier else repo.revision,
         commit=commit,
         subsets=[*(earlier.subsets if earlier else []), *([subset] if subset else [])],
         everything=everything,
@@ -249,9 +251,6 @@ class WorkFolder:
         (self.folder / "transfer.json").unlink(missing_ok=True)
 
 
-SPARE = 50_000_000  # bytes; a disk filled to the last one is no use to anybody
-
-
 def target_folder(to: str) -> Path:
     """Return the folder that ``--to`` names.
 
@@ -266,7 +265,7 @@ def target_folder(to: str) -> Path:
 
 
 def already_there(
-    folder: Path, asked: Asked, subset: str | None, *, everything: bool
+    folder: Path, repo: RepoRef, subset: str | None, *, everything: bool
 ) -> Manifest | None:
     """Tell whether a folder is what is asked for, without asking a hub.
 
@@ -284,7 +283,7 @@ def already_there(
             f"--to {folder}: it holds files that no fetch wrote. fetch --check {folder} says "
             "whether they can be used as they are; or give a folder that is not there yet."
         )
-    if other := manifest.differs_from(asked, subset, everything):
+    if other := manifest.differs_from(repo, subset, everything):
         raise UsageError(
             f"--to {folder}: it was fetched as something else ({other}). Give another folder, or "
             "move this one away."
@@ -304,7 +303,7 @@ def already_there(
 
 def fetch_folder(
     target: Path,
-    asked: Asked,
+    repo: RepoRef,
     subset: str | None,
     *,
     everything: bool,
@@ -317,7 +316,7 @@ def fetch_folder(
 
     Args:
         target: The folder to be.
-        asked: The repository.
+        repo: The repository.
         subset: Of the data.
         everything: Whether all files are taken.
         choose: Which files to take.
@@ -330,11 +329,11 @@ def fetch_folder(
     """
     from gpt2_lightning.fetch.hubs import list_hub, list_modelscope
 
-    with open_client(asked) as client:
-        if asked.hub == "modelscope":
-            listing = persist(lambda: list_modelscope(asked, client), asked)
+    with open_client(repo) as client:
+        if repo.hub == "modelscope":
+            listing = persist(lambda: list_modelscope(repo, client), repo)
         else:
-            listing = persist(lambda: list_hub(asked), asked)
+            listing = persist(lambda: list_hub(repo), repo)
         # a file that is not what it should be is found before the large ones are under way
         files = sorted(choose(listing), key=lambda file: file.size or 0)
         work = WorkFolder(target)
@@ -353,7 +352,7 @@ def fetch_folder(
                     raise
                 manifest = write_manifest(
                     work.files,
-                    asked,
+                    repo,
                     listing.commit,
                     subset,
                     everything=everything,
@@ -369,9 +368,9 @@ def fetch_folder(
 
 
 def _transfer(listing: Listing, files: list[RemoteFile]) -> dict[str, object]:
-    asked = listing.asked
+    repo = listing.repo
     told = [[file.path, file.size, file.sha256, file.git_sha1] for file in files]
-    return {"kind": asked.kind, "name": asked.name, "commit": listing.commit, "files": told}
+    return {"kind": repo.kind, "name": repo.name, "commit": listing.commit, "files": told}
 
 
 def _check_disk(target: Path, files: list[RemoteFile], work: WorkFolder, extra: int) -> None:
@@ -404,7 +403,7 @@ def _fetch_file(
     if wrong:
         work.clear()
         raise UsageError(
-            f"{listing.asked.said}: {file.path} came damaged ({wrong}). Nothing of it was kept. "
-            f"Try again, or another --endpoint than {listing.asked.endpoint}."
+            f"{listing.repo.said}: {file.path} came damaged ({wrong}). Nothing of it was kept. "
+            f"Try again, or another --endpoint than {listing.repo.endpoint}."
         )
     work.put(part, file.path)

@@ -44,10 +44,23 @@ NAMES: dict[HubName, re.Pattern[str]] = {  # the Hub has a few old names without
     "modelscope": re.compile(r"\w[\w.-]*/[\w.-]+"),
 }
 
+PASSING = {408, 429, 500, 502, 503, 504}  # what may be otherwise a moment later
+TOKENS = {
+    "hub": "set HF_TOKEN or run `hf auth login`",
+    "modelscope": "set MODELSCOPE_API_TOKEN",
+}
+MIRRORS = {
+    "hub": "--endpoint https://hf-mirror.com, or --from modelscope with its name there",
+    "modelscope": "--from hub with its name there",
+}
+MAIN_BRANCH = "master"
+PAGE = 200  # files; what the client asks for
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
+
 
 @dataclass(frozen=True)
-class Asked:
-    """A repository that is asked for.
+class RepoRef:
+    """A repository of a hub.
 
     Attributes:
         kind: A model, or data.
@@ -77,14 +90,14 @@ class Asked:
         return f"{self.kind} {self.name}{revision}"
 
 
-def asked_for(
+def repo_ref(
     kind: Kind,
     name: str,
     hub: HubName,
     revision: str | None,
     endpoint: str | None,
     timeout: float,
-) -> Asked:
+) -> RepoRef:
     """Return what is asked for, with the endpoint that a flag, the environment or nobody named.
 
     Raises:
@@ -102,7 +115,7 @@ def asked_for(
         raise UsageError(f"{flag} {address}: give an address such as https://hf-mirror.com.")
     if not timeout > 0:
         raise UsageError(f"--timeout {timeout}: give seconds, more than 0.")
-    return Asked(kind, name, hub, revision, address, timeout)
+    return RepoRef(kind, name, hub, revision, address, timeout)
 
 
 @dataclass(frozen=True)
@@ -129,19 +142,19 @@ class Listing:
     """A repository at one commit.
 
     Attributes:
-        asked: What was asked for.
+        repo: The repository.
         commit: What the revision stands for; the revision itself where the hub does not say.
         files: All files.
         headers: To be sent with every request for one.
     """
 
-    asked: Asked
+    repo: RepoRef
     commit: str
     files: tuple[RemoteFile, ...]
     headers: Mapping[str, str]
 
 
-def safe_path(path: str, asked: Asked) -> str:
+def safe_path(path: str, repo: RepoRef) -> str:
     """Return a listed path if it stays inside the folder that it is put into.
 
     Raises:
@@ -150,23 +163,10 @@ def safe_path(path: str, asked: Asked) -> str:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]:
         raise UsageError(
-            f"{asked.said}: {asked.where} lists a file {path!r}, which would be written outside "
+            f"{repo.said}: {repo.where} lists a file {path!r}, which would be written outside "
             "the folder. Nothing was written; use another --endpoint."
         )
     return path
-
-
-PASSING = {408, 429, 500, 502, 503, 504}  # what may be otherwise a moment later
-
-TOKENS = {
-    "hub": "set HF_TOKEN or run `hf auth login`",
-    "modelscope": "set MODELSCOPE_API_TOKEN",
-}
-
-MIRRORS = {
-    "hub": "--endpoint https://hf-mirror.com, or --from modelscope with its name there",
-    "modelscope": "--from hub with its name there",
-}
 
 
 class Unavailable(Exception):
@@ -183,12 +183,12 @@ class Unavailable(Exception):
         self.wait = wait
 
 
-def check_status(response: httpx2.Response, asked: Asked, path: str | None = None) -> None:
+def check_status(response: httpx2.Response, repo: RepoRef, path: str | None = None) -> None:
     """See that a hub gave what was asked for.
 
     Args:
         response: Its answer.
-        asked: What was asked for.
+        repo: The repository.
         path: The file that was asked for; null for the listing.
 
     Raises:
@@ -199,13 +199,13 @@ def check_status(response: httpx2.Response, asked: Asked, path: str | None = Non
     if status in PASSING:
         raise Unavailable(status, _seconds(response.headers.get("Retry-After")))
     if status >= 400:
-        raise refusal(status, asked, path, response.headers.get("X-Error-Code"))
+        raise refusal(status, repo, path, response.headers.get("X-Error-Code"))
 
 
-def refusal(status: int, asked: Asked, path: str | None, code: str | None = None) -> UsageError:
+def refusal(status: int, repo: RepoRef, path: str | None, code: str | None = None) -> UsageError:
     """Return what an answer's status means to the user."""
-    what = f"{asked.said}: {f'{path}: ' if path else ''}{asked.where}"
-    token = f"There is no flag for a token, which others could read: {TOKENS[asked.hub]}."
+    what = f"{repo.said}: {f'{path}: ' if path else ''}{repo.where}"
+    token = f"There is no flag for a token, which others could read: {TOKENS[repo.hub]}."
     if status == 401:
         return UsageError(
             f"{what} wants to know who asks, or has nothing of that name (HTTP 401). Check the "
@@ -216,37 +216,37 @@ def refusal(status: int, asked: Asked, path: str | None, code: str | None = None
             f"{what} does not let you have it (HTTP 403). Where it is gated, accept its terms on "
             f"its page first. {token}"
         )
-    if status == 404 and (code == "RevisionNotFound" or (asked.revision and code is None)):
+    if status == 404 and (code == "RevisionNotFound" or (repo.revision and code is None)):
         return UsageError(
             f"{what} has no such revision, or nothing of that name (HTTP 404). Check --revision; "
             "without it the main branch is fetched."
         )
     if status == 404:
-        other = "data" if asked.kind == "model" else "model"
+        other = "data" if repo.kind == "model" else "model"
         return UsageError(
-            f"{what} has no {'such file' if path else asked.kind + ' of that name'} (HTTP 404). "
-            f"Check the spelling (such as {EXAMPLES[asked.hub]}) and the kind "
-            f"(fetch {other} {asked.name}?); {MIRRORS[asked.hub]} may have it."
+            f"{what} has no {'such file' if path else repo.kind + ' of that name'} (HTTP 404). "
+            f"Check the spelling (such as {EXAMPLES[repo.hub]}) and the kind "
+            f"(fetch {other} {repo.name}?); {MIRRORS[repo.hub]} may have it."
         )
-    return UsageError(f"{what} refused (HTTP {status}). Try {MIRRORS[asked.hub]}.")
+    return UsageError(f"{what} refused (HTTP {status}). Try {MIRRORS[repo.hub]}.")
 
 
-def given_up(error: Exception, asked: Asked, kept: str) -> UsageError:
+def given_up(error: Exception, repo: RepoRef, kept: str) -> UsageError:
     """Return what it means to the user that every try failed.
 
     Args:
         error: What ended the last one.
-        asked: What was asked for.
+        repo: The repository.
         kept: What is kept of the transfer, as a sentence.
     """
-    what = f"{asked.said}: {asked.where}"
-    again = f"{kept} Try the same command again, or {MIRRORS[asked.hub]}.".lstrip()
+    what = f"{repo.said}: {repo.where}"
+    again = f"{kept} Try the same command again, or {MIRRORS[repo.hub]}.".lstrip()
     match error:
         case Unavailable(status=429):
             wait = f" and asks to wait {error.wait:,.0f} seconds" if error.wait else ""
             return UsageError(
                 f"{what} had too many requests (HTTP 429){wait}. Wait a while; who signs in may "
-                f"ask more often ({TOKENS[asked.hub]}). {again}"
+                f"ask more often ({TOKENS[repo.hub]}). {again}"
             )
         case Unavailable():
             return UsageError(f"{what} is out of order (HTTP {error.status}). {again}")
@@ -259,7 +259,7 @@ def given_up(error: Exception, asked: Asked, kept: str) -> UsageError:
             return UsageError(f"{what} cannot be reached ({_words(error)}). {again}")
         case httpx2.TimeoutException():
             return UsageError(
-                f"{what} was silent for {asked.timeout:g} seconds, time after time. {again} "
+                f"{what} was silent for {repo.timeout:g} seconds, time after time. {again} "
                 "--timeout SECONDS waits longer."
             )
         case _:
@@ -286,7 +286,7 @@ def _seconds(header: str | None) -> float | None:
         return None
 
 
-def list_hub(asked: Asked) -> Listing:
+def list_hub(repo: RepoRef) -> Listing:
     """List a repository at the commit that its revision stands for now.
 
     Content is fetched over plain HTTP, not Xet: a mirror cannot serve that, and the Hub serves
@@ -296,23 +296,23 @@ def list_hub(asked: Asked) -> Listing:
         Unavailable: If the hub may answer otherwise a moment later.
         UsageError: If it refuses.
     """
-    api = HfApi(endpoint=asked.endpoint)
-    kind, ask = ("dataset", api.dataset_info) if asked.kind == "data" else ("model", api.model_info)
+    api = HfApi(endpoint=repo.endpoint)
+    kind, ask = ("dataset", api.dataset_info) if repo.kind == "data" else ("model", api.model_info)
     try:
-        about = ask(asked.name, revision=asked.revision, files_metadata=True, timeout=asked.timeout)
+        about = ask(repo.name, revision=repo.revision, files_metadata=True, timeout=repo.timeout)
     except HfHubHTTPError as error:
-        check_status(error.response, asked)
+        check_status(error.response, repo)
         raise
-    commit = about.sha or asked.revision or "main"
+    commit = about.sha or repo.revision or "main"
     files = [
         RemoteFile(
-            path=safe_path(file.rfilename, asked),
+            path=safe_path(file.rfilename, repo),
             url=hf_hub_url(
-                asked.name,
+                repo.name,
                 file.rfilename,
                 repo_type=kind,
                 revision=commit,
-                endpoint=asked.endpoint,
+                endpoint=repo.endpoint,
             ),
             size=file.size,
             sha256=file.lfs.sha256 if file.lfs else None,
@@ -322,17 +322,10 @@ def list_hub(asked: Asked) -> Listing:
     ]
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return Listing(asked, commit, tuple(files), headers)
+    return Listing(repo, commit, tuple(files), headers)
 
 
-MAIN_BRANCH = "master"
-
-PAGE = 200  # files; what the client asks for
-
-EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
-
-
-def list_modelscope(asked: Asked, client: httpx2.Client) -> Listing:
+def list_modelscope(repo: RepoRef, client: httpx2.Client) -> Listing:
     """List a repository at a revision.
 
     ModelScope names no commit; what a branch holds may change between two calls.
@@ -341,22 +334,22 @@ def list_modelscope(asked: Asked, client: httpx2.Client) -> Listing:
         Unavailable: If ModelScope may answer otherwise a moment later.
         UsageError: If it refuses.
     """
-    revision = asked.revision or MAIN_BRANCH
-    kind = "datasets" if asked.kind == "data" else "models"
-    below = f"{asked.endpoint}/api/v1/{kind}/{asked.name}/repo"
+    revision = repo.revision or MAIN_BRANCH
+    kind = "datasets" if repo.kind == "data" else "models"
+    below = f"{repo.endpoint}/api/v1/{kind}/{repo.name}/repo"
     headers = _sign_in()
     files = [
         RemoteFile(
-            path=safe_path(entry["Path"], asked),
+            path=safe_path(entry["Path"], repo),
             url=f"{below}?Revision={quote(revision, '')}&FilePath={quote(entry['Path'], '')}",
             # it also says 0 where it does not know
             size=entry.get("Size") or (0 if entry.get("Sha256") == EMPTY else None),
             sha256=(entry.get("Sha256") or "").lower() or None,
         )
-        for entry in _entries(asked, client, below, revision, headers)
+        for entry in _entries(repo, client, below, revision, headers)
         if entry.get("Type") != "tree"
     ]
-    return Listing(asked, revision, tuple(files), headers)
+    return Listing(repo, revision, tuple(files), headers)
 
 
 def _sign_in() -> dict[str, str]:
@@ -368,26 +361,26 @@ def _sign_in() -> dict[str, str]:
 
 
 def _entries(
-    asked: Asked, client: httpx2.Client, below: str, revision: str, headers: dict[str, str]
+    repo: RepoRef, client: httpx2.Client, below: str, revision: str, headers: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the entries of a listing; those of data come in pages."""
     query = {"Revision": revision, "Recursive": "True"}
-    if asked.kind == "model":
-        yield from _page(asked, client, f"{below}/files", query, headers)
+    if repo.kind == "model":
+        yield from _page(repo, client, f"{below}/files", query, headers)
         return
     number, found = 1, PAGE
     while found == PAGE:
         page = {**query, "PageNumber": str(number), "PageSize": str(PAGE)}
-        entries = _page(asked, client, f"{below}/tree", page, headers)
+        entries = _page(repo, client, f"{below}/tree", page, headers)
         yield from entries
         number, found = number + 1, len(entries)
 
 
 def _page(
-    asked: Asked, client: httpx2.Client, url: str, query: dict[str, str], headers: dict[str, str]
+    repo: RepoRef, client: httpx2.Client, url: str, query: dict[str, str], headers: dict[str, str]
 ) -> list[dict[str, Any]]:
     response = client.get(url, params=query, headers=headers)
-    check_status(response, asked)
+    check_status(response, repo)
     try:
         entries = response.json()["Data"]["Files"] or []
         if all(isinstance(entry["Path"], str) for entry in entries):
@@ -395,6 +388,6 @@ def _page(
     except (ValueError, KeyError, TypeError):
         pass
     raise UsageError(
-        f"{asked.said}: {asked.where} answered with something that is no listing of files. Is "
+        f"{repo.said}: {repo.where} answered with something that is no listing of files. Is "
         "it ModelScope? Leave --endpoint out for its own address."
     )

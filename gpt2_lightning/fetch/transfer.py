@@ -26,13 +26,15 @@ from rich.progress import (
 
 from gpt2_lightning.errors import UsageError, unusable_proxy
 from gpt2_lightning.fetch.hubs import (
-    Asked,
     Listing,
     RemoteFile,
+    RepoRef,
     Unavailable,
     check_status,
     given_up,
 )
+
+TRIES = 4  # in a row that bring nothing new
 
 
 def what_differs(path: Path, file: RemoteFile) -> str | None:
@@ -97,12 +99,10 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} kB"
 
 
-TRIES = 4  # in a row that bring nothing new
-
 Result = TypeVar("Result")
 
 
-def open_client(asked: Asked) -> httpx2.Client:
+def open_client(repo: RepoRef) -> httpx2.Client:
     """Open an HTTP client; proxies are as the environment has them.
 
     Raises:
@@ -110,7 +110,7 @@ def open_client(asked: Asked) -> httpx2.Client:
     """
     try:
         return httpx2.Client(
-            timeout=asked.timeout,
+            timeout=repo.timeout,
             follow_redirects=True,  # to where large files are; it leaves the token behind
             headers={"User-Agent": "gpt2_lightning"},
         )
@@ -122,7 +122,7 @@ def open_client(asked: Asked) -> httpx2.Client:
 
 def persist(
     step: Callable[[], Result],
-    asked: Asked,
+    repo: RepoRef,
     moved: Callable[[], int] = lambda: 0,
     kept: Callable[[], str] = lambda: "",
 ) -> Result:
@@ -130,7 +130,7 @@ def persist(
 
     Args:
         step: What to do.
-        asked: What was asked for, and the patience.
+        repo: The repository, and the patience.
         moved: How far the steps have come so far.
         kept: What is there of it, as a sentence for the message.
 
@@ -144,9 +144,9 @@ def persist(
         except (httpx2.TransportError, Unavailable) as error:
             wanted = error.wait if isinstance(error, Unavailable) else None
             failures, best = (0, moved()) if moved() > best else (failures + 1, best)
-            if failures == TRIES or (wanted or 0) > asked.timeout:
-                raise given_up(error, asked, kept()) from error
-            time.sleep(wanted if wanted is not None else min(asked.timeout, 2**failures / 2))
+            if failures == TRIES or (wanted or 0) > repo.timeout:
+                raise given_up(error, repo, kept()) from error
+            time.sleep(wanted if wanted is not None else min(repo.timeout, 2**failures / 2))
 
 
 def download(
@@ -168,7 +168,7 @@ def download(
     Raises:
         UsageError: If the hub refuses, or does not send the file at length.
     """
-    asked = listing.asked
+    repo = listing.repo
 
     def there() -> int:
         return part.stat().st_size if part.exists() else 0
@@ -188,7 +188,7 @@ def download(
             if response.status_code == 416:  # it is shorter there than what is here
                 part.unlink(missing_ok=True)
                 raise httpx2.RemoteProtocolError("the server has no such range")
-            check_status(response, asked, file.path)
+            check_status(response, repo, file.path)
             goes_on = start > 0 and _first_byte(response) == start
             with part.open("ab" if goes_on else "wb") as stream:
                 done = start if goes_on else 0
@@ -198,7 +198,7 @@ def download(
                     show(done)
                     if file.size is not None and done > file.size:
                         raise UsageError(
-                            f"{asked.said}: {file.path}: {asked.where} sends more than the "
+                            f"{repo.said}: {file.path}: {repo.where} sends more than the "
                             f"{file.size:,} bytes that it lists. Use another --endpoint."
                         )
         if file.size is not None and there() < file.size:
@@ -206,7 +206,7 @@ def download(
 
     persist(
         step,
-        asked,
+        repo,
         moved=there,
         kept=lambda: f"{file.path} is there up to byte {there():,}, where the next try begins.",
     )

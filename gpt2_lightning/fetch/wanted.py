@@ -46,11 +46,11 @@ def model_files(
     Raises:
         UsageError: If the repository holds no model, or one whose weights are only pickled.
     """
-    asked = listing.asked
+    repo = listing.repo
     by_path = {file.path: file for file in listing.files}
     if "config.json" not in by_path:
         raise UsageError(
-            f"{asked.said}: it holds no config.json, so it is no model that can be used here. It "
+            f"{repo.said}: it holds no config.json, so it is no model that can be used here. It "
             f"holds: {_some(by_path)}."
         )
     weights, pickled = _weights(by_path, WHOLE), False
@@ -58,13 +58,13 @@ def model_files(
         pickled = True
         if not allow_pickle:
             raise UsageError(
-                f"{asked.said}: its weights come only as {PICKLED}, a pickle, which can run code "
+                f"{repo.said}: its weights come only as {PICKLED}, a pickle, which can run code "
                 "when it is read. --allow_pickle reads tensors and nothing else from it, and "
                 f"writes {WHOLE}."
             )
     if not weights:
         raise UsageError(
-            f"{asked.said}: it has no weights as {WHOLE} or {PICKLED}. It holds: {_some(by_path)}."
+            f"{repo.said}: it has no weights as {WHOLE} or {PICKLED}. It holds: {_some(by_path)}."
         )
     if everything:
         return list(listing.files), pickled
@@ -91,7 +91,7 @@ def data_files(listing: Listing, subset: str | None, *, everything: bool) -> lis
     Raises:
         UsageError: If the subset is not there, or there are several and none was named.
     """
-    asked = listing.asked
+    repo = listing.repo
     if everything:
         return list(listing.files)
     folders: dict[str, list[RemoteFile]] = {}
@@ -104,19 +104,19 @@ def data_files(listing: Listing, subset: str | None, *, everything: bool) -> lis
         chosen = [file for folder in _below(subset, folders) for file in folders[folder]]
         if not chosen:
             raise UsageError(
-                f"--subset {subset}: {asked.name} has no folder of that name with data in it. "
+                f"--subset {subset}: {repo.name} has no folder of that name with data in it. "
                 + (f"It has: {', '.join(map(_named, sorted(folders)))}." if folders else "")
             )
         return chosen
     if len(folders) > 1:
         raise UsageError(
-            f"{asked.said}: it has several subsets. Choose one: "
+            f"{repo.said}: it has several subsets. Choose one: "
             + " or ".join(f"--subset {name}" for name in sorted(folders) if name != ".")
             + "; --all takes them all."
         )
     if not folders:
         raise UsageError(
-            f"{asked.said}: it has no data that can be read here (parquet, jsonl, csv, txt). It "
+            f"{repo.said}: it has no data that can be read here (parquet, jsonl, csv, txt). It "
             f"holds: {_some({file.path: file for file in listing.files})}."
         )
     return next(iter(folders.values()))

@@ -10,10 +10,21 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Timer
 
-from gpt2_lightning.plan.memory import FP32, Setting, account
+from gpt2_lightning.plan.memory import FP32, Setting, estimate_memory
 from gpt2_lightning.plan.shape import Shape, precision_of
 from gpt2_lightning.plan.steps import Steps
 from gpt2_lightning.plan.time import Duration
+
+FAR = 5.0  # times outside the usual range
+
+# The transformers Trainer's default, at its language-modeling example's default batch of eight
+# blocks of 1,024 tokens: https://github.com/huggingface/transformers/tree/main/examples/pytorch/
+# language-modeling
+TUNING_RATE, TUNING_TOKENS = 5e-5, 8 * 1024
+
+# The batch of the rule below.
+SCRATCH_TOKENS = 2**19
+ROOM = 0.9  # share of the memory that may be planned for: estimates are right to about a tenth
 
 
 @dataclass(frozen=True)
@@ -70,17 +81,6 @@ def disk_of(setting: Setting, steps: Steps, checkpoint: Any, folder: Path) -> Di
     )
 
 
-FAR = 5.0  # times outside the usual range
-
-# The transformers Trainer's default, at its language-modeling example's default batch of eight
-# blocks of 1,024 tokens: https://github.com/huggingface/transformers/tree/main/examples/pytorch/
-# language-modeling
-TUNING_RATE, TUNING_TOKENS = 5e-5, 8 * 1024
-
-# The batch of the rule below.
-SCRATCH_TOKENS = 2**19
-
-
 @dataclass(frozen=True)
 class UsualRate:
     """A range of peak learning rates.
@@ -135,9 +135,6 @@ def usual_rate(shape: Shape, tokens_per_step: int, *, from_scratch: bool) -> Usu
     )
 
 
-ROOM = 0.9  # share of the memory that may be planned for: accounts are right to about a tenth
-
-
 @dataclass(frozen=True)
 class Advice:
     """A change that leaves the training as it is, or nearly so.
@@ -164,14 +161,14 @@ def advice(setting: Setting) -> list[Advice]:
     Args:
         setting: The run that does not fit.
     """
-    memory = setting.place.memory
+    memory = setting.hardware.memory
     assert memory is not None
 
     def with_flags(flags: str, changed: Setting) -> Advice:
-        needed = account(changed).needed
+        needed = estimate_memory(changed).needed
         return Advice(flags, needed, fits(needed, memory))
 
-    before = account(setting).needed
+    before = estimate_memory(setting).needed
     single = [with_flags(flags, changed) for flags, changed in _changes(setting)]
     found = [it for it in single if it.needed < before]
     if any(it.fits for it in found):
@@ -179,7 +176,7 @@ def advice(setting: Setting) -> list[Advice]:
     flags, changed = [], setting
     for change in ("checkpointing", "batch", "fsdp", "bf16"):
         step = next((it for it in _changes(changed, only=change)), None)
-        if step is None or account(step[1]).needed >= account(changed).needed:
+        if step is None or estimate_memory(step[1]).needed >= estimate_memory(changed).needed:
             continue
         flags.append(step[0])
         changed = step[1]
@@ -192,7 +189,7 @@ def advice(setting: Setting) -> list[Advice]:
 
 
 def _changes(setting: Setting, only: str | None = None) -> Iterator[tuple[str, Setting]]:
-    place, memory = setting.place, setting.place.memory
+    hardware, memory = setting.hardware, setting.hardware.memory
     assert memory is not None
     if only in (None, "checkpointing") and not setting.checkpointing:
         yield (
@@ -205,7 +202,7 @@ def _changes(setting: Setting, only: str | None = None) -> Iterator[tuple[str, S
             for size in range(setting.batch_size - 1, 0, -1)
             if (setting.batch_size * setting.accumulate) % size == 0
         ]
-        enough = (it for it in smaller if fits(account(it).needed, memory))
+        enough = (it for it in smaller if fits(estimate_memory(it).needed, memory))
         if smaller:
             chosen = next(enough, smaller[-1])  # the largest that fits, else the smallest
             yield (
@@ -213,12 +210,12 @@ def _changes(setting: Setting, only: str | None = None) -> Iterator[tuple[str, S
                 f"--trainer.accumulate_grad_batches {chosen.accumulate}",
                 chosen,
             )
-    if only in (None, "fsdp") and place.strategy == "ddp" and place.accelerator == "cuda":
+    if only in (None, "fsdp") and hardware.strategy == "ddp" and hardware.accelerator == "cuda":
         yield (
             "--config configs/scale/fsdp.yaml",
-            replace(setting, place=place.with_strategy("fsdp")),
+            replace(setting, hardware=hardware.with_strategy("fsdp")),
         )
-    if only in (None, "bf16") and setting.precision.name == "32-true" and place.has_bf16:
+    if only in (None, "bf16") and setting.precision.name == "32-true" and hardware.has_bf16:
         yield (
             "--trainer.precision bf16-mixed",
             replace(setting, precision=precision_of("bf16-mixed")),
@@ -246,7 +243,7 @@ def caveats(
         *_of_validation(values.trainer, steps),
         *_of_devices(values.trainer, setting),
         *_of_disk(disk),
-        *_of_account(values.model, setting),
+        *_of_estimates(values.model, setting),
     ]
 
 
@@ -328,7 +325,7 @@ def _of_blocks(setting: Setting, steps: Steps) -> list[str]:
 
 def _of_precision(setting: Setting) -> list[str]:
     name = setting.precision.name
-    if name.startswith("bf16") and not setting.place.has_bf16:
+    if name.startswith("bf16") and not setting.hardware.has_bf16:
         return [
             f"--trainer.precision {name}: this device has no instructions for bf16, and takes many "
             "times as long as in fp32. "
@@ -382,7 +379,7 @@ def _of_validation(trainer: Any, steps: Steps) -> list[str]:
 def _of_devices(trainer: Any, setting: Setting) -> list[str]:
     if str(trainer.devices) not in ("auto", "-1") or setting.on_cpu:
         return []
-    processes = setting.place.processes
+    processes = setting.hardware.processes
     blocks = setting.batch_size * setting.accumulate
     return [
         f"--trainer.devices {trainer.devices}: the global batch is {blocks:,} blocks for each "
@@ -402,7 +399,7 @@ def _of_disk(disk: Disk) -> list[str]:
     ]
 
 
-def _of_account(model: Any, setting: Setting) -> list[str]:
+def _of_estimates(model: Any, setting: Setting) -> list[str]:
     found = []
     if setting.shape.model_type != "gpt2":
         found.append(
@@ -410,5 +407,7 @@ def _of_account(model: Any, setting: Setting) -> list[str]:
             "GPT-2's of the same shape, and may be more."
         )
     if model.compile:
-        found.append("--model.compile: the account and the figures from FLOP/s are without it.")
+        found.append(
+            "--model.compile: the estimate of memory and the figures from FLOP/s are without it."
+        )
     return found

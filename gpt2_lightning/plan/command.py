@@ -36,10 +36,10 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 def _run(plan: Plan) -> list[tuple[str, str]]:
     setting, steps = plan.setting, plan.steps
-    shape, place = setting.shape, setting.place
+    shape, hardware = setting.shape, setting.hardware
     parts = f" x {setting.accumulate} micro-batches" if setting.accumulate > 1 else ""
-    processes = f" x {place.processes} processes" if place.processes > 1 else ""
-    shared = f", {place.strategy}" if place.strategy != "single" else ""
+    processes = f" x {hardware.processes} processes" if hardware.processes > 1 else ""
+    shared = f", {hardware.strategy}" if hardware.strategy != "single" else ""
     return [
         (
             "model",
@@ -50,7 +50,7 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
         ("text", plan.text),
         (
             "devices",
-            f"{place.processes} x {place.accelerator}{shared}, {setting.precision.name}"
+            f"{hardware.processes} x {hardware.accelerator}{shared}, {setting.precision.name}"
             + (", gradient checkpointing" if setting.checkpointing else ""),
         ),
         (
@@ -117,13 +117,13 @@ def _gb(size: float) -> str:
 
 def _moments(plan: Plan) -> Table:
     table = Table(title="Memory of each device", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("moment")
+    table.add_column("phase")
     table.add_column("GB", justify="right")
-    for moment in plan.memory.moments:
+    for phase in plan.memory.phases:
         table.add_row(
-            moment.name,
-            f"{moment.size / 1e9:.2f}",
-            style="bold" if moment is plan.memory.peak else "",
+            phase.name,
+            f"{phase.size / 1e9:.2f}",
+            style="bold" if phase is plan.memory.peak else "",
         )
     return table
 
@@ -134,8 +134,8 @@ def _peak(plan: Plan) -> Table:
     )
     table.add_column("held")
     table.add_column("GB", justify="right")
-    for term in plan.memory.peak.terms:
-        table.add_row(term.name, f"{term.size / 1e9:.2f}")
+    for item in plan.memory.peak.items:
+        table.add_row(item.name, f"{item.size / 1e9:.2f}")
     table.add_section()
     table.add_row("together", f"{plan.memory.peak.size / 1e9:.2f}")
     if plan.memory.imports:
@@ -144,14 +144,14 @@ def _peak(plan: Plan) -> Table:
 
 
 def _verdict(plan: Plan) -> str:
-    place = plan.setting.place
+    hardware = plan.setting.hardware
     needed = f"memory: {_gb(plan.memory.needed)}"
-    if place.memory is None:
+    if hardware.memory is None:
         return f"{needed}; this machine does not say what it has (--device_memory)"
-    has = f"{_gb(place.memory)} ({place.memory_from})"
+    has = f"{_gb(hardware.memory)} ({hardware.memory_from})"
     if plan.fits:
         return f"{needed} of {has}: it fits"
-    if plan.memory.needed <= place.memory:
+    if plan.memory.needed <= hardware.memory:
         return f"{needed} of {has}: it may just fit, with less than a tenth to spare"
     return f"{needed} of {has}: it does not fit"
 

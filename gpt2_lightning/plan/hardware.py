@@ -84,7 +84,7 @@ Strategy = Literal["single", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
-class Place:
+class Hardware:
     """The devices of a run.
 
     Attributes:
@@ -110,12 +110,12 @@ class Place:
         """Processes in all."""
         return self.devices * self.machines
 
-    def with_strategy(self, strategy: Strategy) -> "Place":
+    def with_strategy(self, strategy: Strategy) -> "Hardware":
         """Return the same devices, shared otherwise."""
         return replace(self, strategy=strategy)
 
 
-def place_of(trainer: Any, device_memory: float | None, gpu: GPU | None) -> Place:
+def hardware_of(trainer: Any, device_memory: float | None, gpu: GPU | None) -> Hardware:
     """Return where `--trainer.*` puts a run.
 
     Args:
@@ -124,7 +124,7 @@ def place_of(trainer: Any, device_memory: float | None, gpu: GPU | None) -> Plac
         gpu: The device, where it is not this machine's.
 
     Raises:
-        UsageError: If there is no such accelerator, or no account of such a strategy.
+        UsageError: If memory estimation does not support the accelerator or the strategy.
     """
     elsewhere = device_memory is not None or gpu is not None
     accelerator = "cuda" if gpu is not None else _accelerator(str(trainer.accelerator), elsewhere)
@@ -142,7 +142,7 @@ def place_of(trainer: Any, device_memory: float | None, gpu: GPU | None) -> Plac
         ram = machine_memory()
         shared = f", shared by {devices} processes" if devices > 1 else ""
         memory, source = ram and ram // devices, f"this machine's RAM{shared}"
-    return Place(
+    return Hardware(
         accelerator,
         devices,
         int(trainer.num_nodes),
@@ -190,7 +190,8 @@ def _accelerator(asked: str, elsewhere: bool) -> str:
                 "--trainer.accelerator cpu."
             )
     raise UsageError(
-        f"--trainer.accelerator {asked}: there is no account for it. Choose auto, cpu or gpu."
+        f"--trainer.accelerator {asked}: memory estimation does not support it. "
+        "Choose auto, cpu or gpu."
     )
 
 
@@ -222,5 +223,6 @@ def _strategy(asked: Any, processes: int, accelerator: str) -> Strategy:
     if name.startswith(("ddp", "auto")):
         return "ddp"
     raise UsageError(
-        f"--trainer.strategy {name}: there is no account for it. Choose auto, ddp or fsdp."
+        f"--trainer.strategy {name}: memory estimation does not support it. "
+        "Choose auto, ddp or fsdp."
     )

@@ -1,9 +1,9 @@
-"""What is held in memory at each moment of a run: weights, states, gradients, activations.
+"""What is held in memory at each phase of a run: weights, states, gradients, activations.
 
 What the forward pass keeps for the backward pass, tensor by tensor.
 
 After Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
-https://arxiv.org/abs/2205.05198, section 4, with the terms of this package's own model: GELU in one
+https://arxiv.org/abs/2205.05198, section 4, with the items of this package's own model: GELU in one
 kernel, attention in torch's fused one, dropout as the device does it.
 """
 
@@ -12,8 +12,26 @@ from dataclasses import dataclass, replace
 
 from gpt2_lightning.model.gpt2 import AttentionName
 from gpt2_lightning.model.loss import ROWS_AT_A_TIME
-from gpt2_lightning.plan.hardware import Place
+from gpt2_lightning.plan.hardware import Hardware
 from gpt2_lightning.plan.shape import Precision, Shape
+
+# glibc gives larger pieces back to the system when they are freed; smaller ones stay with the
+# process (M_MMAP_THRESHOLD in mallopt(3): at most 32 MiB where longs have 64 bits).
+LARGE = 32 * 2**20
+FP32 = 4  # bytes
+
+# What draws the report, at the end; measured as the libraries of memory.py are.
+REPORT = 120_000_000
+
+# What is loaded when it is first used: the model's code, TensorBoard, tokenizer and data files,
+# math libraries. Measured as the peak of a run whose model is next to nothing (one layer of 8).
+LIBRARIES = 110_000_000
+
+# Python and the libraries at their import; part of a CPU's memory, not of the peak above it.
+IMPORTS = 470_000_000
+
+# A GPU's: the CUDA context and the workspaces of its math library. Not measured here.
+CONTEXT = 600_000_000
 
 
 @dataclass(frozen=True)
@@ -23,7 +41,7 @@ class Setting:
     Attributes:
         shape: The model's.
         precision: Widths of its numbers.
-        place: Its devices.
+        hardware: Its devices.
         batch_size: Blocks in a micro-batch of a process.
         block_size: Tokens in a block.
         padded: Whether blocks hold padding, which attention masks.
@@ -37,7 +55,7 @@ class Setting:
 
     shape: Shape
     precision: Precision
-    place: Place
+    hardware: Hardware
     batch_size: int
     block_size: int
     padded: bool = False
@@ -56,7 +74,7 @@ class Setting:
     @property
     def on_cpu(self) -> bool:
         """Whether the device's memory is the process' own."""
-        return self.place.accelerator != "cuda"
+        return self.hardware.accelerator != "cuda"
 
     def with_micro_batch(self, batch_size: int) -> "Setting":
         """Return the same global batch in smaller micro-batches, of which there are more."""
@@ -64,14 +82,9 @@ class Setting:
         return replace(self, batch_size=batch_size, accumulate=blocks // batch_size)
 
 
-# glibc gives larger pieces back to the system when they are freed; smaller ones stay with the
-# process (M_MMAP_THRESHOLD in mallopt(3): at most 32 MiB where longs have 64 bits).
-LARGE = 32 * 2**20
-
-
 @dataclass(frozen=True)
-class Term:
-    """A line of the account.
+class MemoryItem:
+    """A line of the estimate.
 
     Attributes:
         name: What it is.
@@ -85,39 +98,39 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What is held at a moment of the run.
+class Phase:
+    """What is held at a phase of the run.
 
     Attributes:
-        name: The moment.
-        terms: What is held.
+        name: The phase.
+        items: What is held.
     """
 
     name: str
-    terms: tuple[Term, ...]
+    items: tuple[MemoryItem, ...]
 
     @property
     def size(self) -> int:
         """Bytes held."""
-        return sum(term.size for term in self.terms)
+        return sum(item.size for item in self.items)
 
 
 @dataclass(frozen=True)
-class Account:
-    """The moments of a run, in time.
+class MemoryEstimate:
+    """The phases of a run, in time.
 
     Attributes:
-        moments: What is held at each.
+        phases: What is held at each.
         imports: Bytes that the libraries took before, where they share the device's memory.
     """
 
-    moments: tuple[Moment, ...]
+    phases: tuple[Phase, ...]
     imports: int
 
     @property
-    def peak(self) -> Moment:
-        """The moment that holds most."""
-        return max(self.moments, key=lambda moment: moment.size)
+    def peak(self) -> Phase:
+        """The phase that holds most."""
+        return max(self.phases, key=lambda phase: phase.size)
 
     @property
     def needed(self) -> int:
@@ -125,13 +138,11 @@ class Account:
         return self.peak.size + self.imports
 
 
-def term_of(name: str, pieces: Iterable[int]) -> Term:
-    """Return a term that is held in pieces of so many bytes."""
+def item_of(name: str, pieces: Iterable[int]) -> MemoryItem:
+    """Return an item that is held in pieces of so many bytes."""
     sizes = list(pieces)
-    return Term(name, sum(sizes), sum(size for size in sizes if size < LARGE))
+    return MemoryItem(name, sum(sizes), sum(size for size in sizes if size < LARGE))
 
-
-FP32 = 4  # bytes
 
 Tensors = list[int]  # bytes of each
 
@@ -217,71 +228,69 @@ def _mask(setting: Setting, wide: int) -> Tensors:
     return [each * setting.rows * setting.shape.width]
 
 
-def per_parameter(setting: Setting, name: str, wide: int, times: int = 1) -> Term:
+def per_parameter(setting: Setting, name: str, wide: int, times: int = 1) -> MemoryItem:
     """Count a number of ``wide`` bytes for each parameter; FSDP deals them out."""
-    share = setting.place.processes if setting.place.strategy == "fsdp" else 1
-    return term_of(name, [wide * count // share for count in setting.shape.tensors] * times)
+    share = setting.hardware.processes if setting.hardware.strategy == "fsdp" else 1
+    return item_of(name, [wide * count // share for count in setting.shape.tensors] * times)
 
 
-def weights(setting: Setting) -> Term:
+def weights(setting: Setting) -> MemoryItem:
     """Return the weights."""
     return per_parameter(setting, "weights", setting.precision.weights)
 
 
-def optimizer_state(setting: Setting) -> Term:
+def optimizer_state(setting: Setting) -> MemoryItem:
     """Return AdamW's two running means of each weight."""
     return per_parameter(setting, "optimizer state", setting.precision.weights, times=2)
 
 
-def gradients(setting: Setting) -> list[Term]:
+def gradients(setting: Setting) -> list[MemoryItem]:
     """Return the gradients, and the copies in which processes exchange them."""
     wide = setting.precision.weights
     found = [per_parameter(setting, "gradients", wide)]
-    if setting.place.strategy == "ddp":  # copies of them, which are summed over the processes
+    if setting.hardware.strategy == "ddp":  # copies of them, which are summed over the processes
         found.append(per_parameter(setting, "gradient buckets", wide))
     return found
 
 
-def gathered(setting: Setting) -> list[Term]:
+def gathered(setting: Setting) -> list[MemoryItem]:
     """Return what FSDP gathers of the others' weights: all outside the blocks, and two blocks."""
-    if setting.place.strategy != "fsdp":
+    if setting.hardware.strategy != "fsdp":
         return []
     shape, wide = setting.shape, setting.precision.products
     outside = shape.parameters - shape.layers * shape.layer_parameters
     return [
-        Term("gathered weights", wide * (outside + 2 * shape.layer_parameters)),
-        Term("gradients before they are dealt out", wide * (outside + shape.layer_parameters)),
+        MemoryItem("gathered weights", wide * (outside + 2 * shape.layer_parameters)),
+        MemoryItem(
+            "gradients before they are dealt out", wide * (outside + shape.layer_parameters)
+        ),
     ]
 
 
-def casts(setting: Setting, *, of_layers: bool, of_head: bool) -> list[Term]:
+def casts(setting: Setting, *, of_layers: bool, of_head: bool) -> list[MemoryItem]:
     """Return the narrow copies of weights that mixed precision multiplies with."""
-    if not setting.precision.mixed or setting.place.strategy == "fsdp":
+    if not setting.precision.mixed or setting.hardware.strategy == "fsdp":
         return []
     shape, wide = setting.shape, setting.precision.products
     # a block's matrices are about of one size: a third of them each
     pieces = [wide * shape.layer_matrices // 3] * 3 * shape.layers if of_layers else []
-    return [term_of("weights in half", [*pieces, *([wide * shape.embedding] if of_head else [])])]
+    return [item_of("weights in half", [*pieces, *([wide * shape.embedding] if of_head else [])])]
 
 
-# What draws the report, at the end; measured as the libraries of memory.py are.
-REPORT = 120_000_000
-
-
-def loading(setting: Setting) -> Moment:
+def loading(setting: Setting) -> Phase:
     """Return the start: weights beside the file that they come from, or the embedding's first."""
-    return Moment("loading", (weights(setting), per_parameter(setting, "their file", FP32)))
+    return Phase("loading", (weights(setting), per_parameter(setting, "their file", FP32)))
 
 
-def training(setting: Setting) -> list[Moment]:
-    """Return the moments of an optimizer step."""
+def training(setting: Setting) -> list[Phase]:
+    """Return the phases of an optimizer step."""
     return [_loss(setting), _loss_backward(setting), _backward(setting), _update(setting)]
 
 
-def _activations(setting: Setting) -> list[Term]:
+def _activations(setting: Setting) -> list[MemoryItem]:
     layers, checkpointing = setting.shape.layers, setting.checkpointing
     each = kept_by_checkpointing(setting) if checkpointing else kept_by_a_layer(setting)
-    return [term_of("activations", [*each * layers, *kept_outside(setting)])]
+    return [item_of("activations", [*each * layers, *kept_outside(setting)])]
 
 
 def _logits(setting: Setting, copies: int) -> int:
@@ -289,11 +298,11 @@ def _logits(setting: Setting, copies: int) -> int:
     return copies * min(setting.rows, ROWS_AT_A_TIME) * setting.shape.vocabulary
 
 
-def _head_gradient(setting: Setting) -> Term:
-    return term_of("gradient of the head", [setting.precision.weights * setting.shape.embedding])
+def _head_gradient(setting: Setting) -> MemoryItem:
+    return item_of("gradient of the head", [setting.precision.weights * setting.shape.embedding])
 
 
-def _loss(setting: Setting) -> Moment:
+def _loss(setting: Setting) -> Phase:
     """Return the end of the forward pass, where the last step's gradients are still there.
 
     Lightning drops them when the loss is known. In fp32 the loss makes its gradients at once, in
@@ -301,10 +310,10 @@ def _loss(setting: Setting) -> Moment:
     """
     if setting.precision.mixed:
         piece = [_logits(setting, setting.precision.products), *[_logits(setting, FP32)] * 2]
-        loss = [*casts(setting, of_layers=True, of_head=True), term_of("logits chunk", piece)]
+        loss = [*casts(setting, of_layers=True, of_head=True), item_of("logits chunk", piece)]
     else:
         loss = [*_chunk_in_one_type(setting), _head_gradient(setting)]
-    return Moment(
+    return Phase(
         "forward pass and loss",
         (
             weights(setting),
@@ -317,76 +326,76 @@ def _loss(setting: Setting) -> Moment:
     )
 
 
-def _chunk_in_one_type(setting: Setting) -> list[Term]:
+def _chunk_in_one_type(setting: Setting) -> list[MemoryItem]:
     wide = setting.precision.weights
     pieces = [_logits(setting, max(wide, FP32)), wide * setting.rows * setting.shape.width]
     if wide < FP32:  # sums are taken in fp32: copies of the head and of its gradient, and logits
         pieces += [FP32 * setting.shape.embedding] * 2 + [_logits(setting, FP32)]
-    return [term_of("logits chunk", pieces)]
+    return [item_of("logits chunk", pieces)]
 
 
-def _loss_backward(setting: Setting) -> Moment:
+def _loss_backward(setting: Setting) -> Phase:
     """Return the backward pass of the loss under autocast, which computes its logits again."""
-    terms = [weights(setting), optimizer_state(setting), *gathered(setting)]
+    items = [weights(setting), optimizer_state(setting), *gathered(setting)]
     if setting.accumulate > 1:
-        terms += gradients(setting)
-    terms += _activations(setting)
+        items += gradients(setting)
+    items += _activations(setting)
     if setting.precision.mixed:
-        terms += casts(setting, of_layers=not setting.checkpointing, of_head=True)
-        terms.append(term_of("logits chunk", [_logits(setting, FP32)] * 3))
+        items += casts(setting, of_layers=not setting.checkpointing, of_head=True)
+        items.append(item_of("logits chunk", [_logits(setting, FP32)] * 3))
         if setting.rows > ROWS_AT_A_TIME:  # of the pieces before
-            terms.append(_head_gradient(setting))
+            items.append(_head_gradient(setting))
     else:
-        terms.append(_head_gradient(setting))
-    return Moment("backward pass of the loss", tuple(terms))
+        items.append(_head_gradient(setting))
+    return Phase("backward pass of the loss", tuple(items))
 
 
-def _backward(setting: Setting) -> Moment:
+def _backward(setting: Setting) -> Phase:
     """Return the backward pass: gradients come while activations go, a block at a time.
 
     The last block's are still there when the first gradients are; where activations were not
     kept, one block's are made again.
     """
-    terms = [weights(setting), optimizer_state(setting), *gathered(setting)]
+    items = [weights(setting), optimizer_state(setting), *gathered(setting)]
     if setting.accumulate > 1:
-        terms += gradients(setting)
-    terms += _activations(setting)
+        items += gradients(setting)
+    items += _activations(setting)
     if setting.checkpointing:
-        terms.append(term_of("activations of a block", kept_by_a_layer(setting)))
+        items.append(item_of("activations of a block", kept_by_a_layer(setting)))
     else:
-        terms += casts(setting, of_layers=True, of_head=False)
-    terms.append(term_of("gradients of hidden states", gradients_on_the_way(setting)))
-    terms.append(_head_gradient(setting))
-    return Moment("backward pass", tuple(terms))
+        items += casts(setting, of_layers=True, of_head=False)
+    items.append(item_of("gradients of hidden states", gradients_on_the_way(setting)))
+    items.append(_head_gradient(setting))
+    return Phase("backward pass", tuple(items))
 
 
-def _update(setting: Setting) -> Moment:
+def _update(setting: Setting) -> Phase:
     """Return the optimizer's step, and before it the embedding's gradient beside the head's."""
-    terms = [weights(setting), *gradients(setting), optimizer_state(setting)]
+    items = [weights(setting), *gradients(setting), optimizer_state(setting)]
     if setting.precision.scaled:  # AdamW is not fused, and takes roots of all parameters at once
-        terms.append(per_parameter(setting, "temporaries of the optimizer", FP32))
+        items.append(per_parameter(setting, "temporaries of the optimizer", FP32))
     elif setting.shape.tied:
-        terms.append(_head_gradient(setting))
-    return Moment("last gradient and optimizer step", tuple(terms))
+        items.append(_head_gradient(setting))
+    return Phase("last gradient and optimizer step", tuple(items))
 
 
-def validation(setting: Setting) -> Moment:
+def validation(setting: Setting) -> Phase:
     """Return a validation, before which Lightning drops the gradients."""
     copies = FP32 + (FP32 + setting.precision.products if setting.precision.mixed else 0)
-    return Moment(
+    return Phase(
         "validation",
         (
             weights(setting),
             optimizer_state(setting),
             *gathered(setting),
             *casts(setting, of_layers=True, of_head=True),
-            term_of("hidden states", gradients_on_the_way(setting)),
-            term_of("logits chunk", [_logits(setting, copies)]),
+            item_of("hidden states", gradients_on_the_way(setting)),
+            item_of("logits chunk", [_logits(setting, copies)]),
         ),
     )
 
 
-def writing(setting: Setting) -> list[Moment]:
+def writing(setting: Setting) -> list[Phase]:
     """Return what is held beside the run when its files are written, in a CPU's memory."""
     held = [weights(setting), optimizer_state(setting)]
     if not setting.validates:
@@ -394,43 +403,32 @@ def writing(setting: Setting) -> list[Moment]:
     found = []
     count = setting.shape.parameters
     if setting.exports:
-        models = Term("model of hf/, and as it is read back", 2 * FP32 * count)
-        found.append(Moment("writing hf/", (*held, models)))
-        found.append(Moment("writing the report", (*held, Term("what draws it", REPORT))))
+        models = MemoryItem("model of hf/, and as it is read back", 2 * FP32 * count)
+        found.append(Phase("writing hf/", (*held, models)))
+        found.append(Phase("writing the report", (*held, MemoryItem("what draws it", REPORT))))
     return found
 
 
-# What is loaded when it is first used: the model's code, TensorBoard, tokenizer and data files,
-# math libraries. Measured as the peak of a run whose model is next to nothing (one layer of 8).
-LIBRARIES = 110_000_000
-
-# Python and the libraries at their import; part of a CPU's memory, not of the peak above it.
-IMPORTS = 470_000_000
-
-# A GPU's: the CUDA context and the workspaces of its math library. Not measured here.
-CONTEXT = 600_000_000
-
-
-def account(setting: Setting) -> Account:
+def estimate_memory(setting: Setting) -> MemoryEstimate:
     """Add up what each device holds.
 
     Args:
         setting: The run.
     """
-    moments = [loading(setting), *training(setting)]
+    phases = [loading(setting), *training(setting)]
     if setting.validates:
-        moments.append(validation(setting))
+        phases.append(validation(setting))
     if not setting.on_cpu:
-        context = Term("CUDA context and workspaces", CONTEXT)
-        return Account(tuple(_with(moment, context) for moment in moments), 0)
-    moments += writing(setting)
-    libraries = Term("libraries, loaded when used", LIBRARIES)
+        context = MemoryItem("CUDA context and workspaces", CONTEXT)
+        return MemoryEstimate(tuple(_with(phase, context) for phase in phases), 0)
+    phases += writing(setting)
+    libraries = MemoryItem("libraries, loaded when used", LIBRARIES)
     heap = _heap(setting)
-    whole = [_with(moments[0], libraries)]
-    for moment in moments[1:]:
-        idle = Term("kept by the allocator", max(heap - _small(moment), 0))
-        whole.append(_with(moment, libraries, *([idle] if idle.size else [])))
-    return Account(tuple(whole), IMPORTS)
+    whole = [_with(phases[0], libraries)]
+    for phase in phases[1:]:
+        idle = MemoryItem("kept by the allocator", max(heap - _small(phase), 0))
+        whole.append(_with(phase, libraries, *([idle] if idle.size else [])))
+    return MemoryEstimate(tuple(whole), IMPORTS)
 
 
 def _heap(setting: Setting) -> int:
@@ -442,14 +440,14 @@ def _heap(setting: Setting) -> int:
     k / (k + 2) is unused where holes are k times as large as pieces. Here k is 1, since a hole of
     a piece's own size does not serve it: room for the alignment is sought beside it.
     """
-    lasting = sum(term.small for term in (weights(setting), optimizer_state(setting)))
-    most = max(_small(moment) for moment in training(setting))
+    lasting = sum(item.small for item in (weights(setting), optimizer_state(setting)))
+    most = max(_small(phase) for phase in training(setting))
     return most + (most - lasting) // 2
 
 
-def _with(moment: Moment, *terms: Term) -> Moment:
-    return Moment(moment.name, (*moment.terms, *terms))
+def _with(phase: Phase, *items: MemoryItem) -> Phase:
+    return Phase(phase.name, (*phase.items, *items))
 
 
-def _small(moment: Moment) -> int:
-    return sum(term.small for term in moment.terms)
+def _small(phase: Phase) -> int:
+    return sum(item.small for item in phase.items)

@@ -10,8 +10,8 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_text import sampled_vocabulary
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.plan.advice import Advice, Disk, advice, caveats, disk_of, fits
-from gpt2_lightning.plan.hardware import GPU, Place, place_of
-from gpt2_lightning.plan.memory import Account, Setting, account
+from gpt2_lightning.plan.hardware import GPU, Hardware, hardware_of
+from gpt2_lightning.plan.memory import MemoryEstimate, Setting, estimate_memory
 from gpt2_lightning.plan.shape import precision_of, shape_of
 from gpt2_lightning.plan.steps import Steps, steps_of
 from gpt2_lightning.plan.time import Duration, from_measured, from_rate, measure_step
@@ -38,7 +38,7 @@ class Plan:
     text: str
     setting: Setting
     steps: Steps
-    memory: Account
+    memory: MemoryEstimate
     advice: list[Advice]
     duration: Duration | None
     disk: Disk
@@ -48,7 +48,7 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """Whether each device has the memory; null where its memory is not known."""
-        memory = self.setting.place.memory
+        memory = self.setting.hardware.memory
         return None if memory is None else fits(self.memory.needed, memory)
 
 
@@ -82,7 +82,7 @@ def plan_of(
         )
     if device_flops is not None and device_flops <= 0:
         raise UsageError(f"--device_flops {device_flops:g}: it has to be above 0, in operations/s.")
-    place = place_of(values.trainer, device_memory, device)
+    hardware = hardware_of(values.trainer, device_memory, device)
     precision = precision_of(values.trainer.precision)
     data = WikiTextDataModule(**values.data.as_dict())
     model: Mapping[str, Any] = values.model.as_dict()
@@ -94,7 +94,7 @@ def plan_of(
     setting = Setting(
         shape=shape,
         precision=precision,
-        place=place,
+        hardware=hardware,
         batch_size=data.batch_size,
         block_size=data.block_size,
         padded=data.blocks == "pad",
@@ -105,15 +105,15 @@ def plan_of(
         exports=values.trainer.logger is not False,
         validates=values.trainer.limit_val_batches != 0,
     )
-    steps = steps_of(data, values.trainer, values.model.schedule_steps, place.processes)
-    needed = account(setting)
+    steps = steps_of(data, values.trainer, values.model.schedule_steps, hardware.processes)
+    needed = estimate_memory(setting)
     disk = disk_of(setting, steps, values.checkpoint, _folder(values.trainer.logger))
     with working("Taking a few steps") if measure else nullcontext():
         duration = _duration(values, model, data, setting, steps, measure, device, device_flops)
     unsuited = sampled_vocabulary(
         data.tokenizer, data.stores["train"].ids, trained=data.tokenizer_name is None
     )
-    short = place.memory is not None and not fits(needed.needed, place.memory)
+    short = hardware.memory is not None and not fits(needed.needed, hardware.memory)
     return Plan(
         model=values.model.pretrained,
         text=data.described,
@@ -163,11 +163,11 @@ def as_document(plan: Plan) -> dict[str, Any]:
     """Return all figures of a plan as plain data: bytes, seconds, tokens and steps."""
     shape = asdict(plan.setting.shape)
     del shape["tensors"]
-    place: Place = plan.setting.place
+    hardware: Hardware = plan.setting.hardware
     return {
         "text": plan.text,
         "model": {"pretrained": plan.model, "parameters": plan.setting.shape.parameters, **shape},
-        "place": asdict(place) | {"processes": place.processes},
+        "place": asdict(hardware) | {"processes": hardware.processes},
         "precision": plan.setting.precision.name,
         "batch_size": plan.setting.batch_size,
         "block_size": plan.setting.block_size,
@@ -179,11 +179,11 @@ def as_document(plan: Plan) -> dict[str, Any]:
             "at": plan.memory.peak.name,
             "imports": plan.memory.imports,
             "needed": plan.memory.needed,
-            "device": place.memory,
+            "device": hardware.memory,
             "fits": plan.fits,
             "moments": {
-                moment.name: {term.name: term.size for term in moment.terms}
-                for moment in plan.memory.moments
+                phase.name: {item.name: item.size for item in phase.items}
+                for phase in plan.memory.phases
             },
         },
         "advice": [asdict(it) for it in plan.advice],

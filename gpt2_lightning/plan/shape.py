@@ -63,7 +63,7 @@ def precision_of(asked: Any) -> Precision:
     found = _BY_NAME.get(str(asked))
     if found is None:
         raise UsageError(
-            f"--trainer.precision {asked}: there is no account for it. Choose 32-true, "
+            f"--trainer.precision {asked}: memory estimation does not support it. Choose 32-true, "
             "bf16-mixed, 16-mixed, bf16-true, 16-true or 64-true."
         )
     return found

@@ -22,6 +22,11 @@ from gpt2_lightning.storage import scratch_folder
 WARM_UP, MEASURED = 2, 3  # steps of one micro-batch each
 
 
+# Shares of its peak rate that a device has reached in training: GPT-3's and PaLM's, table 3 of
+# Chowdhery et al., https://arxiv.org/abs/2204.02311. A small batch may stay below.
+UTILIZATION = (0.213, 0.462)
+
+
 @dataclass(frozen=True)
 class MeasuredStep:
     """Seconds on this machine, each the median, the least and the most of a few.
@@ -141,11 +146,6 @@ class _Clock(Callback):
     ) -> None:
         """End."""
         self.validations.append(self._lap(pl_module))
-
-
-# Shares of its peak rate that a device has reached in training: GPT-3's and PaLM's, table 3 of
-# Chowdhery et al., https://arxiv.org/abs/2204.02311. A small batch may stay below.
-UTILIZATION = (0.213, 0.462)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ WIDTH, HEIGHT = 5.0, 2.9  # inches of 72 units; a phone shows about as many pixe
 POINTS = 12
 
 
+# Bits at which a darker shade begins. A token that the model gave 1/2 costs one bit, 1/256 eight.
+SHADES = (0, 1, 2, 4, 6, 8, 10, 13)
+
+
 @dataclass(frozen=True)
 class Line:
     """One curve of a chart.
@@ -154,10 +158,6 @@ def _for_the_page(svg: str, name: str, spoken: str) -> str:
     for colour in range(COLOURS):
         svg = svg.replace(_sentinel(colour), f"var(--c{colour})")
     return svg
-
-
-# Bits at which a darker shade begins. A token that the model gave 1/2 costs one bit, 1/256 eight.
-SHADES = (0, 1, 2, 4, 6, 8, 10, 13)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,26 @@ from gpt2_lightning.storage import write_text
 MANY_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){4,}")  # a poor model's pages of nothing
 
 
+# what of training is drawn beside the loss
+TRAINING = {
+    "train/learning_rate": "Learning rate",
+    "train/tokens_per_second": "Predicted tokens/s",
+    "train/grad_norm": "Gradient norm, before clipping",
+    "train/skipped_steps": "Steps left out, their loss or gradients not being finite",
+}
+
+# what of the samples is drawn, and what it means
+QUALITY = {
+    "samples/distinct_2": "Different pairs of tokens, of all pairs of all samples: 1 where none "
+    "comes twice.",
+    "samples/repeated_4": "Share of a sample's four tokens in a row that it has said before: high "
+    "where it goes round in circles.",
+    "samples/ended": "Share of the samples that came to an end by themselves.",
+    "samples/longest_copy": "Tokens of the longest run that a sample shares with the training "
+    "text: high where the model recites.",
+}
+
+
 @dataclass(frozen=True)
 class Sample:
     """A sample, ready for the page.
@@ -81,26 +101,6 @@ def _sample(label: str, row: dict[str, Any]) -> Sample:
 
 def _counted(blank: re.Match[str]) -> str:
     return f"\n⟨{blank[0].count(chr(10)) - 1} blank lines⟩\n"
-
-
-# what of training is drawn beside the loss
-TRAINING = {
-    "train/learning_rate": "Learning rate",
-    "train/tokens_per_second": "Predicted tokens/s",
-    "train/grad_norm": "Gradient norm, before clipping",
-    "train/skipped_steps": "Steps left out, their loss or gradients not being finite",
-}
-
-# what of the samples is drawn, and what it means
-QUALITY = {
-    "samples/distinct_2": "Different pairs of tokens, of all pairs of all samples: 1 where none "
-    "comes twice.",
-    "samples/repeated_4": "Share of a sample's four tokens in a row that it has said before: high "
-    "where it goes round in circles.",
-    "samples/ended": "Share of the samples that came to an end by themselves.",
-    "samples/longest_copy": "Tokens of the longest run that a sample shares with the training "
-    "text: high where the model recites.",
-}
 
 
 def write_page(runs: list[Run], target: Path) -> None:

@@ -13,6 +13,25 @@ MEASURES = {"perplexity": "perplexity", "loss": "nats per token", "bits_per_byte
 
 NONE = "–"
 
+DATA = {
+    "articles": "articles",
+    "rows": "rows",
+    "words": "words",
+    "bytes": "bytes",
+    "tokens": "tokens, ends of texts among them",
+    "blocks": "blocks",
+    "targets": "predicted tokens",
+}
+SHARES = {
+    "padded": "positions that hold no token",
+    "cut_off": "tokens cut off, never seen",
+    "cleaned_away": "bytes taken out by cleaning",
+}
+
+# --- several runs ---------------------------------------------------------------------------------
+
+COMPARED = ["perplexity before", "perplexity at best", "bits per byte at best"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -109,23 +128,6 @@ def remarks(run: Run) -> list[str]:
             "that had no say in it."
         )
     return said
-
-
-DATA = {
-    "articles": "articles",
-    "rows": "rows",
-    "words": "words",
-    "bytes": "bytes",
-    "tokens": "tokens, ends of texts among them",
-    "blocks": "blocks",
-    "targets": "predicted tokens",
-}
-
-SHARES = {
-    "padded": "positions that hold no token",
-    "cut_off": "tokens cut off, never seen",
-    "cleaned_away": "bytes taken out by cleaning",
-}
 
 
 def data_rows(run: Run) -> list[Row]:
@@ -306,11 +308,6 @@ def about(run: Run) -> list[str]:
     if run.facts.get("ended", "finished") != "finished":
         said.append(ENDS[run.facts["ended"]])
     return said
-
-
-# --- several runs ---------------------------------------------------------------------------------
-
-COMPARED = ["perplexity before", "perplexity at best", "bits per byte at best"]
 
 
 def compared(runs: list[Run], names: list[str]) -> list[Row]:
