@@ -1,4 +1,5 @@
 import json
+import random
 import tracemalloc
 from pathlib import Path
 
@@ -8,7 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.articles import Row, stretches
 from gpt2_lightning.data.cleaning import get_cleaner
-from gpt2_lightning.data.token_store import TokenStore, _Encoder, store_name, write_token_store
+from gpt2_lightning.data.token_store import (
+    TokenStore,
+    _Encoder,
+    primed_xz_bits_per_byte,
+    store_name,
+    write_token_store,
+)
 from gpt2_lightning.data.token_text import lost_text
 from gpt2_lightning.data.tokenizer import keeps_every_byte, load_tokenizer, lost_by_tokens
 from gpt2_lightning.inspect.rows import Reader
@@ -213,3 +220,14 @@ def test_windows_give_the_ids_of_the_whole(
     store = write(tmp_path / "store", [Row(text, True)], tokenizer)
     assert store.ids[1:-1].tolist() == whole
     assert (store.manifest.lost == []) == (kind == "trained")
+
+
+def test_a_text_seen_before_costs_next_to_nothing() -> None:
+    text = bytes(random.Random(0).choices(b"abcdefgh ", k=20_000))
+    assert primed_xz_bits_per_byte(text, text) < 0.05
+
+
+def test_new_text_costs_its_entropy() -> None:
+    chance = random.Random(0)
+    train, held_out = (bytes(chance.choices(range(16), k=20_000)) for _ in range(2))
+    assert 4.0 <= primed_xz_bits_per_byte(train, held_out) < 4.6  # 16 equal values: 4 bits

@@ -120,3 +120,25 @@ def test_no_text_is_a_mistake(read: Read, options: Callable[..., dict[str, Any]]
         read(rows_of([]), **joiner, **options())
     with pytest.raises(UsageError, match=r"--data\.cleaning tutorial: it leaves nothing"):
         read(rows_of(["...", "!"], documents=True), **joiner, **options("tutorial"))
+
+
+@pytest.mark.parametrize(
+    ("tokenised", "text"),
+    [
+        ("a 10 @-@ year plan", "a 10-year plan"),
+        ("1 @,@ 000 or 2 @.@ 5", "1,000 or 2.5"),
+        ("yes , no ; well : so . Then ! What ? Ah", "yes, no; well: so. Then! What? Ah"),
+        ("( in 1923 ) [ sic ] { x }", "(in 1923) [sic] {x}"),
+        ('he said " come in " twice', 'he said "come in" twice'),
+        ("the towns ' bridges", "the towns' bridges"),
+        ("it 's old", "it's old"),
+        (" = = History = = \n", " == History ==\n"),
+        ("at 20 ° south", "at 20°south"),
+        ("N of the river N side", "N of the river 1 side"),  # lossy, as the harness has it
+        ("one \n two", "one\ntwo"),
+        # a pair of apostrophes far apart is treated as quotation marks
+        ("rock ' n ' roll", "rock 'n' roll"),
+    ],
+)
+def test_an_article_is_detokenized_by_the_harness_rules(tokenised: str, text: str) -> None:
+    assert detokenize_article(tokenised) == text

@@ -1,4 +1,4 @@
-"""Imports point one way, and the map in docs/design.md shows the house as it is."""
+"""Imports point one way, and the map in docs/design.md names every file."""
 
 import ast
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gpt2_lightning"
 MAP = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
 
-# From the ground up: a room may import what stands below it, not beside it.
-FLOORS = [
+# From the bottom up: a folder or file may import from the layers below it, not from its own.
+LAYERS = [
     {"errors"},
     {"storage", "untrusted"},
     {"logs", "parser", "pretrained"},
@@ -27,11 +27,11 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")
 
 
-def room_of(module: str) -> str:
+def part_of(module: str) -> str:
     return module.split(".")[1]
 
 
@@ -48,10 +48,10 @@ def imported(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_imports_point_one_way(file: Path) -> None:
     module = ".".join(("gpt2_lightning", *file.relative_to(PACKAGE).with_suffix("").parts))
-    here = room_of(module)
+    here = part_of(module)
     for other in imported(ast.parse(file.read_text(encoding="utf-8"))):
-        there = room_of(other)
-        assert there == here or FLOOR_OF[there] < FLOOR_OF[here], f"{module} imports {other}"
+        there = part_of(other)
+        assert there == here or LAYER_OF[there] < LAYER_OF[here], f"{module} imports {other}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
@@ -61,8 +61,8 @@ def test_the_map_names_every_file(file: Path) -> None:
 
 def test_package_files_are_empty_but_for_load() -> None:
     top = PACKAGE / "__init__.py"
-    rooms = [file for file in PACKAGE.rglob("__init__.py") if file != top]
-    assert all(file.stat().st_size == 0 for file in rooms)
+    files = [file for file in PACKAGE.rglob("__init__.py") if file != top]
+    assert all(file.stat().st_size == 0 for file in files)
     tree = ast.parse(top.read_text(encoding="utf-8"))
     assert set(imported(tree)) == {"gpt2_lightning.generate.text_model"}
     defined = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
