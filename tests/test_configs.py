@@ -59,6 +59,7 @@ def test_a_config_parses_and_every_value_arrives(
     check(given, parsed, config.stem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda config: config.stem)
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda config: config.stem)
 def test_every_recipe_takes_every_overlay(

@@ -51,6 +51,7 @@ def test_training_is_that_of_the_library() -> None:
     assert ours == merges
 
 
+@pytest.mark.slow
 def test_a_text_without_blanks_is_learned_from_in_pieces(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ def ratio(above: Sums, below: Sums) -> Sums:
     return above / below
 
 
+@pytest.mark.slow
 def test_holds_the_mean_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     held = 0

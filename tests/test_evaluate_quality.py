@@ -65,6 +65,7 @@ def test_what_cannot_be_counted_is_none() -> None:
     assert measure([], [], np.ones(3, np.uint16)) == Quality(None, None, None, None, None, [])
 
 
+@pytest.mark.slow
 def test_a_run_logs_the_quality_of_its_samples(wiki_folder: Path, tiny_model: Path) -> None:
     words = fine_tuning(wiki_folder, tiny_model)
     run = fit(*words, "--trainer.max_steps=1", "--model.sampling.max_new_tokens=8")

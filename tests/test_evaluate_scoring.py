@@ -48,6 +48,7 @@ def plain_windows(
             return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [32, 16, 8, 1])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_equals_a_plain_loop(model: PreTrainedModel, stride: int, batch_size: int) -> None:

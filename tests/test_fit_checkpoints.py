@@ -72,6 +72,7 @@ def assert_one_best(run: Path, step: int, screen: str) -> None:
     assert f"| optimizer steps | {step} of 30" in card
 
 
+@pytest.mark.slow
 def test_last_is_the_last_where_nothing_improves(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -377,6 +378,7 @@ def test_without_validation_each_epoch_is_saved(
         assert torch.equal(ours["state_dict"][name], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -401,6 +403,7 @@ def test_names_that_would_not_be_true_are_refused(
     assert message in said
 
 
+@pytest.mark.slow
 def test_a_number_that_was_not_logged_is_said_where_others_may_log_it(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ def everything() -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_dry_run_leaves_nothing(recipe: Path, wiki_folder: Path, tiny_model: Path) -> None:
     before = everything()

@@ -79,6 +79,7 @@ def test_a_stop_outside_training(
     assert stopped.value.code == code
 
 
+@pytest.mark.slow
 def test_a_screen_that_has_gone_ends_no_run(
     wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_stop_before_training_leaves_nothing_to_use(
     assert not (RUN / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_while_the_results_are_written(
     number: int,
@@ -145,6 +147,7 @@ def test_a_signal_while_the_results_are_written(
     assert signal.getsignal(number) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("during", ["hf", "report"])
 def test_two_signals_while_the_results_are_written(

@@ -10,6 +10,8 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.run_folder import read_scalars
 from tests.command_line import CALM, curves, fine_tuning, fit
 
+pytestmark = pytest.mark.slow
+
 
 class Clock(Callback):
     """Takes `validation` seconds for a batch of validation and one second for a training batch."""
@@ -43,7 +45,6 @@ def limited(text: Path, model: Path, seconds: int, *words: str) -> Path:
     )
 
 
-@pytest.mark.slow
 def test_the_last_validation_ends_within_the_time(wiki_folder: Path, tiny_model: Path) -> None:
     Clock.validation = 2.0  # 8 s before training, 8 s at the end: 14 of 30 are left, step by step
     run = limited(wiki_folder, tiny_model, 30, "--trainer.log_every_n_steps=10")
@@ -80,7 +81,6 @@ def test_a_run_that_cannot_keep_its_time_says_so_before_training(
     )
 
 
-@pytest.mark.slow
 def test_a_resumed_run_has_the_whole_time_again(wiki_folder: Path, tiny_model: Path) -> None:
     run = limited(wiki_folder, tiny_model, 20)
     main(["fit", f"--ckpt_path={run}", *CALM])

@@ -229,6 +229,7 @@ def test_from_scratch_with_a_tokenizer_of_its_own(wiki_folder: Path) -> None:
     assert config["n_positions"] == 16
 
 
+@pytest.mark.slow
 def test_predict_continues_prompts_in_order(
     tmp_path: Path, wiki_folder: Path, tiny_model: Path
 ) -> None:
@@ -337,6 +338,7 @@ def test_two_runs_without_a_logger_or_checkpoints(wiki_folder: Path, tiny_model:
     assert not list(Path().rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_samples_of_padded_rows_begin_with_text(wiki_folder: Path, tiny_model: Path) -> None:
     run = fit(*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=1", "--data.blocks=pad")
     rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
@@ -396,6 +398,7 @@ def test_a_last_step_between_validations_is_measured(wiki_folder: Path, tiny_mod
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_is_saved(wiki_folder: Path, tiny_model: Path) -> None:
     words = fine_tuning(wiki_folder, tiny_model)
     run = fit(*words, "--trainer.max_steps=2", "--trainer.limit_val_batches=0")

@@ -88,6 +88,7 @@ def test_a_greedy_batch_is_transformers_own_on_the_same_folder(opinionated_model
         assert model.generate(prompt, do_sample=False, max_new_tokens=10) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
 def test_samples_come_in_the_prompts_order_whatever_the_batch(
     model: TextModel, batch_size: int

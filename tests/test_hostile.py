@@ -111,6 +111,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield f"{file.name}:{node.lineno}", node
 
 
+@pytest.mark.slow
 def test_no_call_lets_a_library_run_what_it_reads() -> None:
     needed = {
         "from_pretrained": ("trust_remote_code", False),
@@ -470,6 +471,7 @@ def test_damaged_settings(
         assert f"{file} cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -51,6 +51,7 @@ def test_wrong_choice(mistake: Mistake) -> None:
     assert "tutorial" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "said"),
     [
@@ -225,6 +226,7 @@ def test_fp16_on_a_cpu(mistake: Mistake, precision: str) -> None:
     assert "bf16-mixed" in message
 
 
+@pytest.mark.slow
 def test_nothing_left_after_cleaning(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "marks.txt").write_text("?!\n...\n" * 50)
     words = fine_tuning(tmp_path / "marks.txt", tiny_model)

@@ -250,6 +250,7 @@ def test_a_stopped_run_has_a_page_and_adds_up(wiki_folder: Path, tiny_model: Pat
     assert [json.loads(line)["step"] for line in passages if line] == [0, 9]
 
 
+@pytest.mark.slow
 def test_a_page_that_fails_fails_no_run(
     wiki_folder: Path,
     tiny_model: Path,
@@ -267,6 +268,7 @@ def test_a_page_that_fails_fails_no_run(
     assert f"python -m gpt2_lightning report {run}" in said
 
 
+@pytest.mark.slow
 def test_no_passage_where_no_process_has_the_model(
     wiki_folder: Path,
     tiny_model: Path,
