@@ -18,11 +18,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from gpt2_lightning.data.token_text import TokenBytes, decoder, passage, whole_characters
+from gpt2_lightning.data.token_text import (
+    TextAssembler,
+    TokenBytes,
+    decoder,
+    passage,
+    whole_characters,
+)
 from gpt2_lightning.data.tokenizer import load_tokenizer, train_tokenizer
-from gpt2_lightning.generate.drawing import text_pieces
 from gpt2_lightning.generate.text_model import TextModel
-from gpt2_lightning.serve.sequence import Writer
 from tests.corpus import wiki_rows
 
 CHINESE = "从前有一座山，山里有一座庙。庙里有3.5个“和尚”……在Python里！"
@@ -65,12 +69,12 @@ def test_chinese_text_comes_out_as_it_went_in(chinese_model: Path, text: str) ->
     assert decode(ids) == text
     for count in range(len(ids)):
         assert text.startswith(decode(ids[:count]))  # more ids only ever add to it
-    assert "".join(text_pieces(iter(ids), decode)) == text
-    writer = Writer(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id))
-    pieces = [writer.add(token, None, last=False).text for token in ids]
+    assert TextAssembler(tokenizer).add_all(ids) == text
+    assembler = TextAssembler(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id))
+    pieces = [assembler.add(token, None, last=False).text for token in ids]
     assert "".join(pieces) == text
-    writer = Writer(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id))
-    assert writer.add_prompt(ids, None, last=True).text == text  # an echo
+    assembler = TextAssembler(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id))
+    assert assembler.add_prompt(ids, None, last=True).text == text  # an echo
 
 
 @pytest.mark.parametrize(
@@ -83,8 +87,8 @@ def test_a_continuation_joins_its_prompt(chinese_model: Path, prompt: str, text:
     read, new = ids[: len(ids_of(tokenizer, prompt))], ids[len(ids_of(tokenizer, prompt)) :]
     assert read == ids_of(tokenizer, prompt)
     assert decoder(tokenizer, after=read)(new) == text
-    writer = Writer(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id), read)
-    assert "".join(writer.add(token, None, last=False).text for token in new) == text
+    assembler = TextAssembler(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id), read)
+    assert "".join(assembler.add(token, None, last=False).text for token in new) == text
 
 
 def test_a_chinese_model_writes_no_blanks(chinese_model: Path) -> None:
@@ -113,16 +117,16 @@ def test_bytes_of_tokenizers_that_fall_back_to_them() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     ids = [2, *(byte + 4 for byte in "山😀".encode()), 3]
     assert decoder(tokenizer)(ids) == "a山😀 b"
-    writer = Writer(TokenBytes(tokenizer), [], 0)
-    assert "".join(writer.add(token, None, last=False).text for token in ids) == "a山😀 b"
+    assembler = TextAssembler(TokenBytes(tokenizer), [], 0)
+    assert "".join(assembler.add(token, None, last=False).text for token in ids) == "a山😀 b"
 
 
 def test_bytes_of_a_byte_level_tokenizer_without_all_bytes() -> None:
     tokenizer = without_unused_bytes()
     ids = ids_of(tokenizer, "龙 old")
     assert len(ids) > 3  # the character is of several tokens
-    writer = Writer(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id))
-    assert "".join(writer.add(token, None, last=False).text for token in ids) == "龙 old"
+    assembler = TextAssembler(TokenBytes(tokenizer), [], int(tokenizer.eos_token_id))
+    assert "".join(assembler.add(token, None, last=False).text for token in ids) == "龙 old"
 
 
 def without_unused_bytes() -> PreTrainedTokenizerBase:

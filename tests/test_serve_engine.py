@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from gpt2_lightning.data.token_text import TokenBytes
+from gpt2_lightning.data.token_text import Piece, Token, TokenBytes
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.scoring import Window, score
 from gpt2_lightning.generate.text_model import TextModel, load
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.serve.engine import Engine, QueueFull
-from gpt2_lightning.serve.sequence import Draft, Job, Piece, Token
+from gpt2_lightning.serve.sequence import Draft, Job
 
 NEVER = -1  # an end-of-text that does not come
 PROMPTS = [[5], [7, 8, 9], list(range(20, 60)), [3, 4], [60] * 17, [7, 8, 9, 10], [299], [0, 1]]

@@ -1,6 +1,7 @@
 """WikiTextDataModule: a source of text in, loaders of blocks out."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
@@ -20,7 +21,7 @@ from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
 from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
-from gpt2_lightning.data.token_text import Decode, decoder
+from gpt2_lightning.data.token_text import Decode, TextAssembler, decoder
 from gpt2_lightning.data.tokenizer import (
     cache_folder,
     load_tokenizer,
@@ -137,6 +138,10 @@ class WikiTextDataModule(LightningDataModule):
     def decode(self) -> Decode:
         """Ids -> text; known once `setup` was called."""
         return decoder(self.tokenizer)
+
+    def assembler(self, prompt: Sequence[int], stop: Sequence[str]) -> TextAssembler:
+        """Return what puts the text after a prompt together; known once `setup` was called."""
+        return TextAssembler(self.tokenizer, stop, after=prompt)
 
     @property
     def described(self) -> str:

@@ -27,7 +27,7 @@ from gpt2_lightning.data.batches import PaddedBlocks
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.prompts import encode_prompt
 from gpt2_lightning.data.token_store import xz_bits_per_byte
-from gpt2_lightning.data.token_text import decoder, passage, whole_characters
+from gpt2_lightning.data.token_text import TextAssembler, decoder, passage, whole_characters
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.evaluate.quality import Quality, measure
 from gpt2_lightning.fit.checkpoints import is_sharded
@@ -378,23 +378,28 @@ class Samples(Callback):
             max_new_tokens=min(module.sampling.max_new_tokens, room + 1 - longest),
         )
         end_of_text = int(cast(int, tokenizer.eos_token_id))
-        decode = decoder(tokenizer)
-        drawn = generate(module.model, prompts, sampling, end_of_text=end_of_text, decode=decode)
+
+        def assemble(prompt: list[int]) -> TextAssembler:
+            return TextAssembler(tokenizer, sampling.stop, after=prompt)
+
+        drawn = generate(
+            module.model, prompts, sampling, end_of_text=end_of_text, assemble=assemble
+        )
         samples = [ids for continuations in drawn for ids in continuations]
-        texts = [
-            decoder(tokenizer, after=prompt.tolist())(ids)
-            for prompt, continuations in zip(prompts, drawn, strict=True)
-            for ids in continuations
+        assemblers = [assemble(prompt.tolist()) for prompt in prompts for _ in sampling.seeds]
+        texts = [text.add_all(ids) for text, ids in zip(assemblers, samples, strict=True)]
+        ended = [
+            text.stopped or len(ids) < sampling.max_new_tokens
+            for text, ids in zip(assemblers, samples, strict=True)
         ]
-        ended = [sampling.ended(len(ids), text) for ids, text in zip(samples, texts, strict=True)]
         quality = measure(samples, ended, data.stores["train"].ids)
         step = trainer.global_step  # 0 before training
         rows = [
             {
                 "step": step,
-                "prompt": decode(prompt.tolist()),
+                "prompt": decoder(tokenizer)(prompt.tolist()),
                 "seed": seed,
-                "text": sampling.before_stop(text),
+                "text": text,
                 "ended": by_itself,
                 "longest_copy": copied,
             }
@@ -496,15 +501,14 @@ class Predictions(BasePredictionWriter):
         """Add a batch to this rank's part."""
         if self.part is None:
             return
-        tokenizer = cast(Any, trainer).datamodule.tokenizer
+        assemble = cast(Any, trainer).datamodule.assembler
         sampling = cast(GPT2Module, pl_module).sampling
         lines = []
         for index, prompt, read, samples in zip(
             batch["index"], batch["prompts"], batch["input_ids"], prediction, strict=True
         ):
-            decode = decoder(tokenizer, after=read.tolist())
             texts = [
-                {"seed": seed, "text": sampling.before_stop(decode(ids))}
+                {"seed": seed, "text": assemble(read.tolist(), sampling.stop).add_all(ids)}
                 for seed, ids in zip(sampling.seeds, samples, strict=True)
             ]
             row = {"index": index, "prompt": prompt, "samples": texts}

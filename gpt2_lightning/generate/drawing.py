@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_lightning.data.prompts import encode_prompt
-from gpt2_lightning.data.token_text import decoder
+from gpt2_lightning.data.token_text import TextAssembler, TokenBytes
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.decoding import check_room, continue_rows, forgotten, search_beams
 from gpt2_lightning.model.gpt2 import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.storage import disk_message, write_text
 
-SUFFIXES = (".txt", ".jsonl")
+SUFFIXES = (".txt", ".jsonl")  # of files of samples
+
+BATCH_SIZE = 32  # samples at a time
 
 
 @dataclass(frozen=True)
@@ -84,64 +86,6 @@ def write_samples(samples: Sequence[Sample], file: Path) -> None:
         write_text(file, text)
     except OSError as error:
         raise UsageError(str(disk_message(error, file))) from error
-
-
-CUT_CHARACTER = "\ufffd"  # what stands in a text for bytes that make no character
-
-
-def text_pieces(
-    tokens: Iterable[int], decode: Callable[[list[int]], str], stop: Sequence[str] = ()
-) -> Generator[str, None, list[int]]:
-    """Turn tokens into pieces of text that stay as they are, whatever comes next.
-
-    What may still become another character, or the beginning of a stop string, is held back. The
-    pieces joined are the text of all tokens up to the first stop string.
-
-    Args:
-        tokens: A sample's ids.
-        decode: Ids -> text.
-        stop: Strings before which the text ends.
-
-    Yields:
-        Pieces of text, none empty.
-
-    Returns:
-        The ids, as the generator's value.
-    """
-    ids: list[int] = []
-    shown = 0
-    text = ""
-    for token in tokens:
-        ids.append(token)
-        text = decode(ids)
-        if ends := [text.find(string) for string in stop if string in text]:
-            text = text[: min(ends)]
-            break
-        settled = _settled(text, stop)
-        if settled > shown:
-            yield text[shown:settled]
-            shown = settled
-    if len(text) > shown:
-        yield text[shown:]
-    return ids
-
-
-def _settled(text: str, stop: Sequence[str]) -> int:
-    """Return the length of the text that no further token can change or cut off."""
-    whole = text.rstrip(CUT_CHARACTER)
-    held = max(
-        (
-            length
-            for string in stop
-            for length in range(1, min(len(string), len(whole) + 1))
-            if whole.endswith(string[:length])
-        ),
-        default=0,
-    )
-    return len(whole) - held
-
-
-BATCH_SIZE = 32  # samples at a time
 
 
 class _Row(NamedTuple):
@@ -329,19 +273,22 @@ def _pieces(
     row: _Row,
     options: SamplingOptions,
 ) -> Generator[str, None, Sample]:
-    decode = decoder(tokenizer, after=row.ids.tolist())
+    text = TextAssembler(tokenizer, options.stop, after=row.ids.tolist())
+    ids: list[int] = []
     with closing(
         continue_rows(
-            model,
-            [row.ids],
-            [row.seed],
-            options,
-            end_of_text=int(tokenizer.eos_token_id),
-            decode=decode,
+            model, [row.ids], [row.seed], options, end_of_text=int(tokenizer.eos_token_id)
         )
     ) as steps:
-        tokens = (token for (token,) in steps if token is not None)
-        ids = yield from text_pieces(tokens, decode, options.stop)
+        for (token,) in steps:
+            if token is not None:
+                ids.append(token)
+                if piece := text.add(token).text:
+                    yield piece
+            if text.stopped:
+                break
+    if rest := text.close():
+        yield rest
     return _sample(model, tokenizer, row, options, ids)
 
 
@@ -355,15 +302,20 @@ def _continued(
     """Return the new ids of each row: one list, or one for each beam that was asked for."""
     prompts = [row.ids for row in rows]
     end_of_text = int(tokenizer.eos_token_id)
-    decode = decoder(tokenizer)
+    table = TokenBytes(tokenizer)
+
+    def assemble(prompt: list[int]) -> TextAssembler:
+        return TextAssembler(table, options.stop, after=prompt)
+
     steps_left = options.max_new_tokens
     if options.num_beams > 1:
-        found = search_beams(model, prompts, options, end_of_text=end_of_text, decode=decode)
+        found = search_beams(model, prompts, options, end_of_text=end_of_text, assemble=assemble)
     else:
+        texts = [assemble(row.ids.tolist()) for row in rows] if options.stop else []
         seeds = [row.seed for row in rows]
         found = [[[]] for _ in rows]
         for step in continue_rows(
-            model, prompts, seeds, options, end_of_text=end_of_text, decode=decode
+            model, prompts, seeds, options, end_of_text=end_of_text, texts=texts
         ):
             for (ids,), token in zip(found, step, strict=True):
                 if token is not None:
@@ -381,11 +333,11 @@ def _sample(
     options: SamplingOptions,
     ids: list[int],
 ) -> Sample:
-    text = decoder(tokenizer, after=row.ids.tolist())(ids)
+    assembler = TextAssembler(tokenizer, options.stop, after=row.ids.tolist())
     return Sample(
         prompt=row.prompt,
         seed=row.seed if options.do_sample else None,
-        text=options.before_stop(text),
-        ended=options.ended(len(ids), text),
+        text=assembler.add_all(ids),
+        ended=assembler.stopped or len(ids) < options.max_new_tokens,
         forgotten=forgotten(len(row.ids), len(ids), positions_of(model)),
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import FloatTensor, LongTensor, Tensor
@@ -157,7 +157,21 @@ def processors_for(
     return LogitsProcessorList([*before, *warpers, noise])
 
 
-Decode = Callable[[list[int]], str]
+class Assembler(Protocol):
+    """Puts a text together from its tokens; knows when a stop string is complete.
+
+    `data.token_text.TextAssembler` does, whose folder this one does not import.
+    """
+
+    stopped: bool
+
+    def add(self, token: int) -> object:
+        """Take the next token."""
+        ...
+
+
+# The ids of a prompt -> the text after it.
+Assemble = Callable[[list[int]], Assembler]
 
 
 @torch.inference_mode()
@@ -168,7 +182,7 @@ def continue_rows(
     options: SamplingOptions,
     *,
     end_of_text: int,
-    decode: Decode | None = None,
+    texts: Sequence[Assembler] = (),
 ) -> Generator[list[int | None], None, None]:
     """Continue rows together, a token of each at a time.
 
@@ -184,14 +198,14 @@ def continue_rows(
         seeds: One for every row.
         options: How to draw.
         end_of_text: Id at which a row ends by itself.
-        decode: Ids -> text; stop strings need it.
+        texts: The new text of each row: it is given the row's tokens, and ends the row where it
+            stops. None ends none.
 
     Yields:
         The next token of every row, or None for a row that has ended.
     """
     room = positions_of(model)
     seen = [prompt.tolist() for prompt in prompts]  # by the model, of each row
-    new: list[list[int]] = [[] for _ in prompts]
     history, mask = left_padded(seen, end_of_text, model.device)  # of the whole text
     running = [True] * len(seen)
     processors = processors_for(
@@ -235,8 +249,9 @@ def continue_rows(
                     continue
                 step[row] = token
                 seen[row].append(token)
-                new[row].append(token)
-                running[row] = not completes_stop(options.stop, new[row], decode)
+                if texts:
+                    texts[row].add(token)
+                    running[row] = not texts[row].stopped
             yield step
             if not any(running):
                 return
@@ -274,28 +289,13 @@ def left_padded(rows: list[list[int]], padding: int, device: torch.device) -> tu
     return ids.to(device), mask.to(device)
 
 
-def completes_stop(stop: Sequence[str], new: list[int], decode: Decode | None) -> bool:
-    """Tell whether the last of a row's new tokens completes a stop string."""
-    if not stop:
-        return False
-    if decode is None:
-        raise ValueError("stop strings need decode=")
-    # a token is a byte at least; the tail may begin within a character, of four bytes at most
-    tail = new[-max(len(string.encode()) for string in stop) - 3 :]
-    return _holds(stop, decode(tail)) and _holds(stop, decode(new))
-
-
-def _holds(stop: Sequence[str], text: str) -> bool:
-    return any(string in text for string in stop)
-
-
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Tensor],
     options: SamplingOptions,
     *,
     end_of_text: int,
-    decode: Decode | None = None,
+    assemble: Assemble | None = None,
 ) -> list[list[list[int]]]:
     """Continue prompts, all in one batch.
 
@@ -304,27 +304,31 @@ def generate(
         prompts: Ids of each prompt, shape ``(tokens,)``.
         options: How to draw.
         end_of_text: Id at which a sample ends by itself.
-        decode: Ids -> text; stop strings need it.
+        assemble: What puts a sample's text together, from the ids of its prompt; stop strings need
+            it.
 
     Returns:
         For each prompt, for each of its samples, the new ids, without the end-of-text. The last one
-        completes a stop string where a sample ended so; `SamplingOptions.before_stop` cuts it off.
+        completes a stop string where a sample ended so.
 
     Raises:
         UsageError: If a prompt and its continuation exceed the model's positions.
     """
     check_room(model, max(len(prompt) for prompt in prompts), options)
+    if options.stop and assemble is None:
+        raise ValueError("stop strings need assemble=")
     copies = options.samples_per_prompt
     if options.num_beams > 1:
-        return search_beams(model, prompts, options, end_of_text=end_of_text, decode=decode)
-    new: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
+        return search_beams(model, prompts, options, end_of_text=end_of_text, assemble=assemble)
+    rows = [prompt for prompt in prompts for _ in range(copies)]
+    new: list[list[int]] = [[] for _ in rows]
     steps = continue_rows(
         model,
-        [prompt for prompt in prompts for _ in range(copies)],
+        rows,
         options.seeds * len(prompts),
         options,
         end_of_text=end_of_text,
-        decode=decode,
+        texts=[assemble(row.tolist()) for row in rows] if options.stop and assemble else (),
     )
     for step in steps:
         for row, token in enumerate(step):
@@ -356,18 +360,30 @@ class _StopStrings(StoppingCriteria):
     """Ends a beam at a stop string of its new text.
 
     transformers' own criterion takes the prompt for text of the model's.
+
+    Args:
+        prompts: Each of which has the same number of rows.
+        prompt_tokens: Columns of the prompts, padding included.
+        assemble: Puts a text together.
     """
 
-    def __init__(self, stop: Sequence[str], prompt_tokens: int, decode: Decode | None) -> None:
-        self.stop = stop
+    def __init__(
+        self, prompts: Sequence[list[int]], prompt_tokens: int, assemble: Assemble
+    ) -> None:
+        self.prompts = prompts
         self.prompt_tokens = prompt_tokens
-        self.decode = decode
+        self.assemble = assemble
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Tell for every row whether it has ended."""
-        new = input_ids[:, self.prompt_tokens :].tolist()
-        ended = [completes_stop(self.stop, row, self.decode) for row in new]
-        return torch.tensor(ended, device=input_ids.device)
+        each = len(input_ids) // len(self.prompts)
+        stopped = []
+        for row, new in enumerate(input_ids[:, self.prompt_tokens :].tolist()):
+            text = self.assemble(self.prompts[row // each])
+            for token in new:
+                text.add(token)
+            stopped.append(text.stopped)
+        return torch.tensor(stopped, device=input_ids.device)
 
 
 @torch.inference_mode()
@@ -377,7 +393,7 @@ def search_beams(
     options: SamplingOptions,
     *,
     end_of_text: int,
-    decode: Decode | None,
+    assemble: Assemble | None,
 ) -> list[list[list[int]]]:
     """Do what `generate` does by transformers' beam search, for the likeliest texts as a whole."""
     ids, mask = left_padded([prompt.tolist() for prompt in prompts], end_of_text, model.device)
@@ -395,6 +411,9 @@ def search_beams(
     # what is not asked for would be filled in from the model's own: a repetition penalty, say
     model.generation_config = GenerationConfig()
     copies = options.samples_per_prompt
+    criteria = StoppingCriteriaList()
+    if options.stop and assemble is not None:
+        criteria.append(_StopStrings([prompt.tolist() for prompt in prompts], longest, assemble))
     try:
         output = cast(GenerationMixin, model).generate(
             ids,
@@ -408,7 +427,7 @@ def search_beams(
                 pad_token_id=end_of_text,
             ),
             logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([_StopStrings(options.stop, longest, decode)]),
+            stopping_criteria=criteria,
         )
     finally:
         model.train(was_training)

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -541,7 +542,7 @@ class GPT2Module(LightningModule):
             batch["input_ids"],
             self.sampling,
             end_of_text=int(self.model.config.eos_token_id),
-            decode=cast(Any, self.trainer).datamodule.decode,
+            assemble=partial(cast(Any, self.trainer).datamodule.assembler, stop=self.sampling.stop),
         )
 
     # --- checkpoints --------------------------------------------------------------------------

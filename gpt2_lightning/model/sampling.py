@@ -109,16 +109,3 @@ class SamplingOptions:
     def seeds(self) -> list[int]:
         """The seeds of one prompt's samples."""
         return list(range(self.seed, self.seed + self.samples_per_prompt))
-
-    def ended(self, tokens: int, text: str) -> bool:
-        """Tell whether a sample ended by itself: by the end-of-text or at a stop string.
-
-        Args:
-            tokens: Of the sample, the end-of-text left out.
-            text: Of the sample, the stop string included.
-        """
-        return tokens < self.max_new_tokens or self.before_stop(text) != text
-
-    def before_stop(self, text: str) -> str:
-        """Return a sample's text up to the first of its stop strings."""
-        return text[: min((text.find(stop) for stop in self.stop if stop in text), default=None)]

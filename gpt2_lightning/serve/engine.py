@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from gpt2_lightning.data.token_text import Logprob
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.gpt2 import positions_of
-from gpt2_lightning.serve.sequence import Job, Logprob, Row, logprobs_of, prompt_logprobs
+from gpt2_lightning.serve.sequence import Job, Row, logprobs_of, prompt_logprobs
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gpt2_lightning.data.prompts import encode_prompt
-from gpt2_lightning.data.token_text import TokenBytes
+from gpt2_lightning.data.token_text import Piece, Token, TokenBytes
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.generate.text_model import TextModel
 from gpt2_lightning.model.gpt2 import positions_of
@@ -33,7 +33,7 @@ from gpt2_lightning.serve.protocol import (
     Refusal,
     Usage,
 )
-from gpt2_lightning.serve.sequence import Draft, Job, Piece, Token
+from gpt2_lightning.serve.sequence import Draft, Job
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Served:
         self.name = name
         self.tokenizer = loaded.tokenizer
         self.tokens = TokenBytes(loaded.tokenizer)
+        self.longest_token = self.tokens.longest()
         self.end_of_text = int(loaded.tokenizer.eos_token_id)
         self.positions = positions_of(loaded.model)
         self.vocabulary = int(loaded.model.config.vocab_size)
@@ -228,7 +229,7 @@ async def drafts_of(request: CompletionRequest, served: Served, limits: Limits) 
     options = _options(request)
     longest = min(limits.max_prompt_tokens or served.positions, served.positions)
     for text in texts:
-        if len(text) > longest * (served.tokens.longest or len(text)):
+        if len(text) > longest * (served.longest_token or len(text)):
             raise _too_long(f"more than {longest} tokens", longest)
     loop = asyncio.get_running_loop()
     for text in texts:
