@@ -303,6 +303,7 @@ def check_weights(folder: Path, said: str) -> PreTrainedModel:
     for file in weight_files(folder, said):
         shapes |= _shapes_of(file, said)
     model = empty_model(str(folder), said)
+    shapes = _as_loaded(shapes, model)
     wanted = dict(model.named_parameters(remove_duplicate=False))
     prefix = f"{model.base_model_prefix}."
     found = {name if name in wanted else prefix + name: shape for name, shape in shapes.items()}
@@ -351,6 +352,23 @@ def _shapes_of(file: Path, said: str) -> Shapes:
             else f"is damaged ({' '.join(str(error).split())[:200]})"
         )
         raise UsageError(f"{said}: {file.name} {how}. {AGAIN}") from error
+
+
+def _as_loaded(shapes: Shapes, model: PreTrainedModel) -> Shapes:
+    """Name weights as transformers does when it loads them: GPT-NeoX stores its head as embed_out.
+
+    Args:
+        shapes: By the names in the files.
+        model: The model that they are of.
+    """
+    # no public name says so; peft calls it as well, and so it stays as it is
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    for rule in get_model_conversion_mapping(model):
+        if isinstance(rule, WeightRenaming):
+            shapes = {rule.rename_source_key(name)[0]: shape for name, shape in shapes.items()}
+    return shapes
 
 
 def _length(file: Path) -> int | None:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors import safe_open
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.fetch import check as official_text
 from gpt2_lightning.fetch.check import check_folder, judge, read_split
 from gpt2_lightning.fetch.transfer import git_sha1_of, sha256_of
+from gpt2_lightning.pretrained import check_weights
 from tests.command_line import SMALL, Mistake, fit
 from tests.corpus import hub_rows, wiki_rows
 from tests.hub import COMMIT
@@ -305,3 +307,17 @@ def test_another_models_tokenizer(
         assert (looks in capsys.readouterr().err) is said
         fit("--model.pretrained=gpt2", "--data.source=builtin", *SMALL, "--trainer.max_steps=1")
         assert (looks in capsys.readouterr().err) is said
+
+
+def test_weights_that_are_stored_under_another_name_are_whole(tmp_path: Path) -> None:
+    config = GPTNeoXConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as tensors:
+        assert "embed_out.weight" in tensors.keys()  # noqa: SIM118 # no dict
+    assert dict(check_weights(tmp_path, "--model x").named_parameters())["lm_head.weight"].numel()
