@@ -83,3 +83,18 @@ def test_another_model_than_a_saved_runs_brings_its_own_tokenizer(
     assert values.data.tokenizer == tokenizer
     assert values.model.revision == (None if typed else "v1")
     assert values.data.block_size == 16
+
+
+def test_a_saved_run_from_scratch_with_a_model_says_what_is_left_out(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = "model:\n  architecture: {layers: 9}\n  hf_config: {model_type: gpt2}\n"
+    Path("saved.yaml").write_text(saved + "data: {vocab_size: 512}\n", encoding="utf-8")
+    values = read("--config=saved.yaml", f"--model.pretrained={tiny_model}").values
+    assert values.model.hf_config is values.data.vocab_size is values.model.vocab_size is None
+    said = "--data.vocab_size and --model.architecture and --model.hf_config of the configuration "
+    said += f"file: left out, --model.pretrained {tiny_model} brings its own."
+    assert said in capsys.readouterr().err
+    values = read("--config=saved.yaml").values
+    assert values.model.hf_config == {"model_type": "gpt2"}
+    assert values.model.vocab_size == 512

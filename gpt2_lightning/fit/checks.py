@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fit.run_folder import LOCAL, run_folder
+from gpt2_lightning.fit.run_folder import LOCAL, LOCK, run_folder
 
 # What a checkpoint's run may change without changing its losses.
 FREE_TO_CHANGE = {
@@ -45,7 +45,7 @@ INSTEAD_OF_FINDERS = {
 }
 
 # Flags of how a model from scratch, or its tokenizer, is built.
-FROM_SCRATCH = ("--data.vocab_size", "--model.architecture")
+FROM_SCRATCH = ("--data.vocab_size", "--model.architecture", "--model.hf_config")
 
 # Settings -> the least value that makes sense, and the greatest, if there is one.
 Ranges = dict[str, tuple[float, float | None]]
@@ -337,7 +337,10 @@ def check_unchanged(
 
 
 # what stands in a run folder before the first step
-WRITTEN_BEFORE_TRAINING = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*")
+WRITTEN_BEFORE_TRAINING = (
+    *("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*"),
+    LOCK,
+)
 
 
 class Mistake(Callback):

@@ -2,10 +2,12 @@
 
 import csv
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -35,7 +37,12 @@ def place_loggers(trainer: Any, going_on: str | None = None) -> None:
     Args:
         trainer: The trainer's settings, changed in place.
         going_on: Run folder of the checkpoint that the run goes on from.
+
+    Raises:
+        UsageError: If a logger would put its files elsewhere than the run.
     """
+    if trainer.default_root_dir is not None:  # a shell expands ~ on the command line alone
+        trainer.default_root_dir = str(Path(str(trainer.default_root_dir)).expanduser())
     if trainer.logger is False:
         return
     loggers = [] if trainer.logger in (None, True) else trainer.logger
@@ -48,6 +55,12 @@ def place_loggers(trainer: Any, going_on: str | None = None) -> None:
     for logger in local:
         if logger.init_args.get("save_dir") in (None, "."):  # not given, or our default
             logger.init_args.save_dir = trainer.default_root_dir or "."
+        logger.init_args.save_dir = str(Path(str(logger.init_args.save_dir)).expanduser())
+        if (inner := logger.init_args.get("sub_dir")) is not None and going_on is None:
+            raise UsageError(
+                f"--trainer.logger.sub_dir {inner}: the files of a run lie in one folder. Leave it "
+                "out; --trainer.logger.name and --trainer.logger.version name that folder."
+            )
     if going_on is not None:
         first, (folder, version) = local[0].init_args, os.path.split(going_on)
         for logger in local[1:]:
@@ -58,6 +71,9 @@ def place_loggers(trainer: Any, going_on: str | None = None) -> None:
                 mine.version = version
         # wherever the run lies now: it need not be two folders below a save_dir
         first.save_dir, first.name, first.version = folder, "", version
+        for logger in local:
+            if "sub_dir" in logger.init_args:  # of an earlier version's run, whose folder it is
+                logger.init_args.sub_dir = None
     trainer.logger = [*local, *elsewhere]
 
 
@@ -138,6 +154,8 @@ class RunFolder(Callback):
             taken = trainer.is_global_zero and not self._write(Path(folder))
             if trainer.strategy.broadcast(taken):
                 raise _taken(folder)
+            if stage == "fit":
+                hold(Path(folder), f"--trainer.logger: {folder}")
         self.path = Path(folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,6 +186,44 @@ class RunFolder(Callback):
         if self.names_code:
             remember_settings(self.settings)
         return True
+
+
+LOCK = ".lock"  # in a run folder, while a process trains there
+
+_held: list[FileLock] = []
+
+
+@rank_zero_only
+def hold(run: Path, named: str) -> None:
+    """Keep other processes from training in a run folder, until `release` or the process' end.
+
+    Args:
+        run: The folder.
+        named: How it was asked for, for messages.
+
+    Raises:
+        UsageError: If another process trains there.
+    """
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UsageError(
+            f"{named}: another process is training in this run folder, and both would write its "
+            "last.ckpt. Wait for its end, or begin a run of its own, without --ckpt_path."
+        ) from error
+    except (OSError, NotImplementedError):  # a file system without locks, or not to be written
+        return
+    _held.append(lock)
+
+
+def release() -> None:
+    """Let others train in the run folder that this process held."""
+    while _held:
+        lock = _held.pop()
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _holds_a_run(folder: Path) -> bool:

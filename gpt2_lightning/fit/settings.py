@@ -46,7 +46,14 @@ from gpt2_lightning.fit.checks import (
 from gpt2_lightning.fit.finish import HFFolder, Outcome, Report
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, Throughput, Totals
 from gpt2_lightning.fit.records import Facts, Predictions, Samples, Surprisal
-from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, RunFolder, place_loggers, ready_loggers
+from gpt2_lightning.fit.run_folder import (
+    DEFAULT_LOGGER,
+    RunFolder,
+    hold,
+    place_loggers,
+    ready_loggers,
+    release,
+)
 from gpt2_lightning.fit.stop import Listen, Stop, TimeLimit
 from gpt2_lightning.logs import quieten, say
 from gpt2_lightning.model.module import GPT2Module
@@ -129,6 +136,8 @@ class GPT2CLI(LightningCLI):
         words: A verb of Lightning's, and its flags.
         parser_kwargs: Of each verb's parser, by verb.
     """
+
+    trains = True  # and so writes into a run folder
 
     def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
         bound_yaml()
@@ -239,7 +248,7 @@ class GPT2CLI(LightningCLI):
         check_numbers(config.model)
         if config.model.pretrained is not None:
             config.model.pretrained = model_of(config.model.pretrained)
-        if self.checkpoint_file is None:
+        if self.checkpoint_file is None and not config.get("ckpt_path"):
             self._leave_other_model(config)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
@@ -262,9 +271,10 @@ class GPT2CLI(LightningCLI):
         config.model.vocab_size = config.data.vocab_size
 
     def _leave_other_model(self, config: Any) -> None:
-        """Take the model's own tokenizer where that of a YAML file is of the file's own model.
+        """Take what the model brings where a YAML file has that of the file's own model.
 
-        A run's config.yaml names the tokenizer and the revision that it derived from its model.
+        A run's config.yaml names the tokenizer and the revision that it derived from its model, or
+        how one from scratch was built.
         """
         saved: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
         for file in filter(None, config.get("config") or []):
@@ -272,6 +282,18 @@ class GPT2CLI(LightningCLI):
             for group, settings in saved.items():
                 settings.update((document or {}).get(group) or {})
         before, now = saved["model"].get("pretrained"), config.model.pretrained
+        if now is not None:
+            built = {flag: flag.removeprefix("--").split(".") for flag in FROM_SCRATCH}
+            left_out = [
+                flag for flag, (group, name) in built.items() if saved[group].get(name) is not None
+            ]
+            if left_out and (before is None or "--model.hf_config" in left_out):
+                log.info(
+                    "%s of the configuration file: left out, --model.pretrained %s brings its own.",
+                    " and ".join(left_out),
+                    now,
+                )
+                config.data.vocab_size = config.model.hf_config = None
         if before is None or now in (before, hf_of(before)):
             return
         derived = {
@@ -336,7 +358,8 @@ class GPT2CLI(LightningCLI):
         if self.subcommand == "validate":
             config.trainer.logger = False  # it would lie over a point of the run's own curve
         run = run_of(file)
-        if run is not None and self.subcommand == "fit":
+        if run is not None and self.subcommand == "fit" and self.trains:
+            hold(run, f"--ckpt_path {run}")
             for left in (*sweep(run), *sweep(file.parent)):
                 log.info("%s is removed: a process that was killed had left it.", left)
         self.going_on = _own_run(checkpoint, file)
@@ -440,6 +463,8 @@ def run(words: list[str]) -> None:
         if isinstance(ended.__context__, KeyboardInterrupt):  # it ends with code 1
             raise SystemExit(128 + signal.SIGINT) from ended
         raise
+    finally:
+        release()
 
 
 def defaults_of(built: type) -> dict[str, Any]:
@@ -496,6 +521,8 @@ class FitSettings(GPT2CLI):
         values: The settings as `fit` would use them: ``trainer``, ``model``, ``data`` and so on.
         own: The verb's own flags, by name.
     """
+
+    trains = False
 
     def __init__(self, verb: str, words: list[str], own: Callable[..., Any]) -> None:
         """Parse a command line.
