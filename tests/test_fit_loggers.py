@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.fit.run_folder import keep_history, ready_loggers
+from gpt2_lightning.fit.monitoring import TICKED
+from gpt2_lightning.fit.run_folder import LOCK, keep_history, ready_loggers
 from gpt2_lightning.run_folder import find_checkpoint
 from tests.command_line import CALM, Mistake, fine_tuning
 
@@ -209,12 +211,44 @@ def test_runs_are_compared_in_tensorboard(wiki_folder: Path, tiny_model: Path) -
         for events in (tuned, scratch)
     ]
     assert columns[0] == columns[1]  # TensorBoard takes them from one of the runs
+    # as TensorBoard sorts them; it ticks the first five
+    infos = hparams(tuned, "experiment").hparam_infos
+    first = sorted(infos, key=lambda it: (not it.differs, it.name))[:5]
+    assert {"model.learning_rate", "data.batch_size"} < {it.name for it in first} == set(TICKED)
     compared = [it.name.tag for it in hparams(tuned, "experiment").metric_infos]
     assert compared[:2] == ["val/perplexity_best", "val/loss_best"]
     for name in ("val/loss", "val/perplexity"):
         lowest = min(tuned.Scalars(name), key=lambda point: point.value)
         best = tuned.Scalars(f"{name}_best")[-1]
         assert (best.step, best.value) == (lowest.step, pytest.approx(lowest.value))
+
+
+def test_a_run_has_one_folder(mistake: Mistake) -> None:
+    words = ("--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=.")
+    message = mistake("fit", *words, "--trainer.logger.sub_dir=x")
+    assert "--trainer.logger.sub_dir x: the files of a run lie in one folder. Leave" in message
+
+
+def test_a_home_in_yaml_is_the_users(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("mine.yaml").write_text("trainer: {default_root_dir: ~/x, logger: false}\n")
+    main(["fit", "--config=mine.yaml", *fine_tuning(wiki_folder, tiny_model), *CALM, *STEPS])
+    assert (tmp_path / "home/x" / RUN / "hf/config.json").is_file()
+    assert not Path("~").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_run_folder(
+    wiki_folder: Path, tiny_model: Path, mistake: Mistake
+) -> None:
+    main(["fit", *fine_tuning(wiki_folder, tiny_model), *CALM, *STEPS])
+    assert not (RUN / LOCK).exists()
+    with FileLock(RUN / LOCK):
+        message = mistake("fit", "--ckpt_path=last", "--trainer.max_steps=4", *CALM)
+        assert f"{RUN}: another process is training in this run folder" in message
+        main(["test", "--ckpt_path=last", *CALM])  # reads, and writes nothing there
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=4", *CALM])  # also beside a lock left
 
 
 def test_a_logger_without_its_folder(mistake: Mistake) -> None:

@@ -1,6 +1,7 @@
 """A run that was stopped and went on is the run that was not, to the last bit."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.run_folder import read_scalars
-from tests.command_line import CALM, Mistake, fine_tuning, fit
+from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
 
 pytestmark = pytest.mark.slow
 
@@ -201,3 +202,25 @@ def test_new_data_flags_are_held_to_what_they_were(
     main(["fit", f"--ckpt_path={run}", "--trainer.max_steps=3", *CALM])
     assert "Going on after step 2." in capsys.readouterr().err
     assert torch.load(last, weights_only=True)["global_step"] == 3
+
+
+def test_a_finished_run_says_that_nothing_is_left(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(
+        *fine_tuning(wiki_folder, tiny_model), "--trainer.max_epochs=1", "--data.batch_size=28"
+    )
+    steps = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    capsys.readouterr()
+    main(["fit", f"--ckpt_path={run}", *CALM])
+    said = capsys.readouterr().err
+    assert (
+        f"Nothing is left to train: the run is finished, after step {steps}. To train longer, "
+        f"begin a new run with these weights: --model.pretrained {run}, without --ckpt_path."
+        in said
+    )
+    assert "Going on" not in said
+    docs = Path(__file__).parents[1] / "docs/metrics.md"
+    described = re.findall(r"^\| `(\w+/[\w*]+)`", docs.read_text(encoding="utf-8"), re.MULTILINE)
+    tags = {name for name in curves(run) if not name.startswith("samples/")} - {"step"}
+    assert tags <= set(described)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from gpt2_lightning.data.token_text import sampled_vocabulary
 from gpt2_lightning.fit.checkpoints import run_checkpoint
+from gpt2_lightning.fit.run_folder import run_folder
 from gpt2_lightning.fit.stop import Stopped
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.gpt2 import count_parameters, training_flops_per_token
@@ -157,14 +158,28 @@ class Totals(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where a run goes on."""
-        self._trains = True
-        if trainer.global_step > 0:
-            log.info("Going on after step %s.", f"{trainer.global_step:,}")
+        step, module = trainer.global_step, cast(GPT2Module, pl_module)
+        if 0 < step < module.run_steps():
+            self._trains = True
+            log.info("Going on after step %s.", f"{step:,}")
+        self._trains |= step == 0
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that there was nothing to do."""
-        if not self._trains:
-            log.info("Nothing is left to train after step %s.", f"{trainer.global_step:,}")
+        """Say that there was nothing to do, and how to train longer."""
+        if self._trains:
+            return
+        step, run = trainer.global_step, run_folder(trainer)
+        if step < cast(GPT2Module, pl_module).total_steps():
+            longer = f"--trainer.max_steps with more than {step} goes on"
+        else:
+            longer = (
+                f"begin a new run with these weights: --model.pretrained {run}, without --ckpt_path"
+            )
+        log.info(
+            "Nothing is left to train: the run is finished, after step %s. To train longer, %s.",
+            f"{step:,}",
+            longer,
+        )
 
 
 class Throughput(Callback):
@@ -291,6 +306,15 @@ SETTINGS = {
     ),
 }
 
+# what runs differ in most; TensorBoard ticks the first five columns, and no others
+TICKED = (
+    "model.learning_rate",
+    "data.batch_size",
+    "data.block_size",
+    "trainer.max_epochs",
+    "model.pretrained",
+)
+
 NUMBERS = {"dropout", "attention_dropout", "gradient_clip_val", "max_epochs", "vocab_size"}
 
 
@@ -394,12 +418,19 @@ def _add_settings(logger: TensorBoardLogger, settings: dict[str, Any], metrics: 
     ``SummaryWriter.add_hparams`` would make a folder of its own for them, and Lightning's
     ``log_hyperparams`` wants the metrics' values, which only the end knows.
     """
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
     # TensorBoard takes the columns of all runs from one of them: a run that leaves a flag out
     # names its column as well
     columns = {flag: _filler(flag) if it is None else it for flag, it in settings.items()}
     experiment, _, _ = hparams(columns, dict.fromkeys(metrics, 0.0))
+    # it sorts them by `differs`, which it does not work out where a run names the columns, and name
+    metadata = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(metadata.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in TICKED
+    metadata.content = content.SerializeToString()
     _, begin, _ = hparams(settings, {})
     for summary in (experiment, begin):
         logger.experiment.file_writer.add_summary(summary)
