@@ -33,6 +33,18 @@ OUR_VERBS = {
     "serve": "an HTTP server on the OpenAI completions protocol, with a page to try it",
 }
 
+# verbs of neighbouring tools -> ours that do the same
+FOREIGN_VERBS = {
+    **dict.fromkeys(("train", "finetune", "fine-tune", "pretrain", "resume", "run"), "fit"),
+    **dict.fromkeys(("eval", "perplexity", "ppl", "benchmark"), "evaluate"),
+    **dict.fromkeys(("sample", "infer", "inference", "complete", "chat"), "generate"),
+    **dict.fromkeys(("download", "pull"), "fetch"),
+    **dict.fromkeys(("convert", "push", "upload", "save"), "export"),
+    **dict.fromkeys(("api", "server", "deploy"), "serve"),
+    **dict.fromkeys(("estimate", "dryrun", "dry-run"), "plan"),
+    **dict.fromkeys(("stats", "check", "data"), "inspect"),
+}
+
 HELP = """usage: python -m gpt2_lightning VERB [flags]
 
 Fine-tune GPT-2 on your own text, know exactly how good it got, and use it.
@@ -124,7 +136,8 @@ def _dispatch(words: list[str]) -> None:
         command: Callable[[list[str]], Any] = import_module(f"gpt2_lightning.{verb}.command").main
         command(words[1:])
     else:
-        close = difflib.get_close_matches(verb, verbs, n=1)
+        close = [FOREIGN_VERBS[verb]] if verb in FOREIGN_VERBS else []
+        close += difflib.get_close_matches(verb, verbs, n=1)
         hint = f"Did you mean {close[0]}?" if close else f"Verbs: {', '.join(verbs)}."
         raise UsageError(f"{verb}: there is no such verb. {hint}")
 

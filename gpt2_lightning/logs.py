@@ -104,11 +104,10 @@ def quieten() -> None:
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.trainer.setup",
         "lightning.fabric.utilities.seed",
-        HUB_LOGGER,
         "transformers.modeling_utils",
     ):
         logging.getLogger(name).addFilter(_worth_saying)
-    logging.getLogger(HUB_LOGGER).addFilter(_naming_the_hub)
+    quieten_hub()
     # shards of small models load and save in no time; downloads keep their bars
     transformers_logging.disable_progress_bar()
     ours = logging.getLogger("gpt2_lightning")
@@ -118,6 +117,12 @@ def quieten() -> None:
     ours.handlers = [handler]
     ours.setLevel(logging.INFO)
     ours.propagate = False
+
+
+def quieten_hub() -> None:
+    """Say in a line, not in a traceback's words, that the Hub is asked again."""
+    for judge in (_worth_saying, _naming_the_hub):
+        logging.getLogger(HUB_LOGGER).addFilter(judge)
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

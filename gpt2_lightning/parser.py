@@ -2,8 +2,10 @@
 
 import codecs
 import difflib
+import json
 import locale
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -204,21 +206,43 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
     if unknown := re.search(r"(?:Unrecognized arguments|unrecognized arguments): (.*)", text):
         words = [word.partition("=")[0] for word in unknown[1].split() if word.startswith("--")]
         if not words:
-            stray = unknown[1].split()
-            raise UsageError(
-                f"{stray[0]}{' ...' if len(stray) > 1 else ''}: no flag stands before it. Put "
-                "quotes around text with spaces; of several files give the folder; every value "
-                "needs its flag, a model or run --model."
-            )
+            raise _stray(unknown[1], known)
         flag = words[0]
         meant = flag_meant(flag, known)
         hint = f" Did you mean {meant}?" if meant else " --help lists the flags."
         raise UsageError(f"{flag}: there is no such flag.{hint}")
     if missing := re.search(r"the following arguments are required: (.*)", text):
-        names = ", ".join(f"--{name}" for name in missing[1].split(", "))
-        needed = "they have" if "," in names else "it has"
-        raise UsageError(f"{names}: {needed} to be given. --help lists the flags.")
+        names = missing[1].split(", ")
+        such = " ".join(f"--{name} {EXAMPLES.get(name, name.upper())}" for name in names)
+        raise UsageError(
+            f"{', '.join(f'--{name}' for name in names)}: must be given, such as {such}. --help "
+            "lists the flags."
+        )
     raise UsageError(_plain(text))
+
+
+# of values that a verb cannot do without
+EXAMPLES = {"model": "lightning_logs/version_0", "to": "my_model"}
+
+
+def _stray(text: str, known: list[str]) -> UsageError:
+    """Say of words without a flag which they probably belong to."""
+    first, *others = text.split()
+    path = Path(text).expanduser()
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        meant = "--config"
+    elif path.exists():  # a run or a text
+        meant = "--data.source" if "--model.pretrained" in known else "--model"
+    else:
+        meant = "--prompt"
+    if meant in known:
+        hint = f"Did you mean {meant} {shlex.quote(text) if path.exists() else json.dumps(text)}?"
+    else:
+        hint = (
+            "Put quotes around text with spaces; of several files give the folder; every value "
+            "needs its flag, a model or run --model."
+        )
+    return UsageError(f"{first}{' ...' if others else ''}: no flag stands before it. {hint}")
 
 
 def _plain(message: str) -> str:
@@ -274,6 +298,18 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)  # --mod is a typo, not --model
+
+    def parse_words(self, words: list[str]) -> dict[str, Any]:
+        """Return the options that a verb's words say, its config files read.
+
+        Raises:
+            UsageError: If a flag is unknown or missing, or a config file is none of the verb's.
+        """
+        words = with_underscores(words)
+        check_config_files(words, self)
+        options: dict[str, Any] = self.parse_args(words).as_dict()
+        options.pop("config", None)
+        return options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message instead of printing the usage and ending the process."""
@@ -332,6 +368,8 @@ def check_config_files(words: list[str], parser: ArgumentParser) -> None:
         UsageError: If one cannot be read, is no YAML, or holds what is no setting.
     """
     for flag, file in given_files(words):
+        if not file.is_file():
+            raise _no_config(flag, file)
         check_config_file(file, f"{flag} {file}", parser)
 
 
@@ -339,8 +377,20 @@ def given_files(words: list[str]) -> Iterator[tuple[str, Path]]:
     """Yield the config files that a command line names, each with its flag."""
     for word, following in pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
-        if flag in FLAGS and Path(name := value if equals else following).is_file():
-            yield flag, Path(name)
+        name = value if equals else following
+        if flag in FLAGS and name and not STRUCTURE.search(name):  # else settings, as they stand
+            yield flag, Path(name).expanduser()
+
+
+def _no_config(flag: str, file: Path) -> UsageError:
+    """Say that a config file is not there, and which one is that has nearly its name."""
+    names = [it.name for end in ("*.yaml", "*.yml") for it in sorted(file.parent.glob(end))]
+    close = difflib.get_close_matches(file.name, names, n=1)
+    hint = f"Did you mean {flag} {file.parent / close[0]}?" if close else "Give a YAML file."
+    if not close and names:
+        hint += f" {file.parent} holds {', '.join(names)}."
+    what = "is a folder" if file.is_dir() else "there is no such file"
+    return UsageError(f"{flag} {file}: {what}. {hint}")
 
 
 def check_config_file(file: Path, named: str, parser: ArgumentParser) -> dict[str, Any]:

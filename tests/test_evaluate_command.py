@@ -378,6 +378,23 @@ def test_what_no_number_can_hold_is_null(tmp_path: Path, tiny_model: Path) -> No
     assert card["intervals"]["token_perplexity"] is None
 
 
+def test_one_article_is_refused_before_it_is_scored(
+    tiny_model: Path, mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was scored")
+
+    monkeypatch.setattr("gpt2_lightning.evaluate.screen.evaluate", never)
+    Path("poem.txt").write_text("the river\nthe bridge\n", encoding="utf-8")
+    words = ("evaluate", f"--model={tiny_model}", f"--against={tiny_model}", "--protocol=articles")
+    message = mistake(*words, "--data.source=poem.txt", "--split=all")
+    assert "--against: the text is one article" in message
+    assert "--data.documents line takes each line of a text file for one" in message
+    lines = ("--data.source=poem.txt", "--split=all", "--data.documents=line")
+    with pytest.raises(AssertionError, match="it was scored"):
+        main([*words, *lines])
+
+
 def test_models_of_unlike_kinds_are_not_compared_in_bytes(
     wiki_folder: Path, tiny_model: Path, mistake: Mistake
 ) -> None:

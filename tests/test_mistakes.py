@@ -9,7 +9,13 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from gpt2_lightning.cli import main
+from gpt2_lightning.cli import (
+    BEFORE_VERBS,
+    FOREIGN_VERBS,
+    LIGHTNING_VERBS,
+    OUR_VERBS,
+    main,
+)
 from tests.command_line import CALM, Mistake, fine_tuning, fit
 
 STOPS_EARLY = "{class_path: EarlyStopping, init_args: {monitor: val/loss}}"
@@ -20,8 +26,18 @@ def test_no_verb(mistake: Mistake) -> None:
     assert "fit" in mistake()
 
 
-def test_unknown_verb(mistake: Mistake) -> None:
-    assert "Did you mean fit?" in mistake("fti")
+@pytest.mark.parametrize(
+    ("verb", "ours"),
+    [("fti", "fit"), ("train", "fit"), ("sample", "generate"), ("eval", "evaluate")],
+)
+def test_unknown_verb(verb: str, ours: str, mistake: Mistake) -> None:
+    assert f"Did you mean {ours}?" in mistake(verb)
+
+
+def test_foreign_verbs_are_none_of_ours() -> None:
+    ours = {*BEFORE_VERBS, *LIGHTNING_VERBS, *OUR_VERBS}
+    assert set(FOREIGN_VERBS.values()) <= ours
+    assert not ours & set(FOREIGN_VERBS)
 
 
 def test_config_before_the_verb(mistake: Mistake) -> None:
@@ -35,8 +51,17 @@ def test_unknown_flag(mistake: Mistake) -> None:
 
 
 def test_missing_config(mistake: Mistake) -> None:
-    message = mistake("fit", "--config", "absent.yaml")
-    assert "absent.yaml" in message
+    assert "--config absent.yaml: there is no such file. Give" in mistake(
+        "fit", "--config", "absent.yaml"
+    )
+    Path("recipes").mkdir()
+    Path("recipes/finetune.yaml").write_text("data: {}\n", encoding="utf-8")
+    hint = (
+        "--config recipes/finetun.yaml: there is no such file. Did you mean --config recipes/fine"
+    )
+    for verb in ("fit", "generate", "evaluate", "inspect"):
+        assert hint in mistake(verb, "--config", "recipes/finetun.yaml")
+    assert "--config recipes: is a folder." in mistake("fit", "--config=recipes")
 
 
 def test_wrong_type(mistake: Mistake) -> None:
@@ -116,7 +141,20 @@ def test_what_a_shell_makes_of_a_star(mistake: Mistake) -> None:
 
 
 def test_a_flag_that_is_missing(mistake: Mistake) -> None:
-    assert "--model, --to: they have to be given" in mistake("export")
+    assert (
+        "--model, --to: must be given, such as --model lightning_logs/version_0 --to my_model."
+        in mistake("export")
+    )
+
+
+def test_a_value_without_its_flag(mistake: Mistake) -> None:
+    message = mistake("generate", "--model=a", "Once upon")
+    assert 'Once ...: no flag stands before it. Did you mean --prompt "Once upon"?' in message
+    Path("my book.txt").write_text("text", encoding="utf-8")
+    assert "Did you mean --data.source 'my book.txt'?" in mistake("fit", "my book.txt")
+    assert "Did you mean --model 'my book.txt'?" in mistake("evaluate", "my book.txt", "--model=a")
+    Path("my.yaml").write_text("data: {}\n", encoding="utf-8")
+    assert "Did you mean --config my.yaml?" in mistake("fit", "my.yaml")
 
 
 @pytest.mark.slow
@@ -144,10 +182,13 @@ def test_a_path_is_not_asked_of_the_hub(mistake: Mistake, tiny_model: Path, name
     assert f"--data.source {name}: there is no such file or folder" in message
 
 
-def test_an_empty_file(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:
+def test_an_empty_file(
+    mistake: Mistake, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty.txt").touch()
     message = mistake("fit", *fine_tuning(tmp_path / "empty.txt", tiny_model), *CALM)
-    assert "its train split is empty" in message
+    assert "empty.txt: the file is empty. Give training text." in message
+    assert capsys.readouterr().out.strip().splitlines() == [message]  # and nothing about its splits
 
 
 def test_a_text_too_short_to_split(mistake: Mistake, tmp_path: Path, tiny_model: Path) -> None:

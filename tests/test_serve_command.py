@@ -156,7 +156,7 @@ def test_names_of_models(
 def test_mistakes(mistake: Mistake, opinionated_model: Path, tmp_path: Path) -> None:
     model = ("serve", "--model", str(opinionated_model))
     for words, message in (
-        (("serve",), "--model: it has to be given"),
+        (("serve",), "--model: must be given, such as --model lightning_logs/version_0."),
         ((*model, "--prot", "1"), "--prot: there is no such flag. Did you mean --port?"),
         ((*model, "--batch_size", "0"), "--batch_size 0: it has to be 1 or more."),
         ((*model, "--max-queue", "0"), "--max_queue 0: it has to be above 0."),

@@ -128,6 +128,9 @@ def open_path(
             f"--data.source {path}: all of it is held out by --data.validation_source or "
             "--data.test_source. Give training text."
         )
+    if all(file.path.stat().st_size == 0 for file in files):
+        what = "the file is" if path.is_file() else "all its files are"
+        raise UsageError(f"--data.source {path}: {what} empty. Give training text.")
     whole = (
         path.is_file() and not found.files[0].member
     )  # one file has one split, whatever its name

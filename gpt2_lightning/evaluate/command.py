@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from gpt2_lightning.data.articles import JoinerName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.protocol import EvaluatedSplit, EvaluatedText, Protocol, ProtocolName
-from gpt2_lightning.parser import Parser, summary, with_underscores
+from gpt2_lightning.parser import Parser, summary
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
-    from gpt2_lightning.evaluate.card import Card
     from gpt2_lightning.evaluate.screen import Scorer
 
 
@@ -147,30 +146,24 @@ def _against(
 ) -> dict[str, Any]:
     from gpt2_lightning.evaluate.card import as_dict
     from gpt2_lightning.evaluate.compare import compare
+    from gpt2_lightning.evaluate.screen import loses_text
 
     with scorer.processes.sharing_mistakes():
         loaded = scorer.load(model, revision)
         other = scorer.load(against, flag="--against")
-    first, score, text = scorer.score(loaded, model, protocol)
-    scorer.screen.card(first)
-    _check_comparable(model, first)
-    second, second_score, _ = scorer.score(other, against, protocol)
-    scorer.screen.card(second)
-    _check_comparable(against, second)
-    difference = compare(score, second_score, text.counts.bytes)
+        scorer.check_comparable(loaded, model)
+    cards, scores = [], []
+    for it, name in ((loaded, model), (other, against)):
+        card, score, text = scorer.score(it, name, protocol)
+        scorer.screen.card(card)
+        if card.bits_per_byte is None:
+            raise loses_text(name, card.cleaning)
+        cards.append(card)
+        scores.append(score)
+    first, second = cards
+    difference = compare(scores[0], scores[1], text.counts.bytes)
     scorer.screen.difference(difference, model, against)
     return as_dict(first) | {"against": as_dict(second), "difference": asdict(difference)}
-
-
-def _check_comparable(name: str, card: "Card") -> None:
-    if card.bits_per_byte is None:
-        raise UsageError(
-            f"--against: bits per byte say nothing of {name} on this text, since its tokenizer, or "
-            f"--data.cleaning {card.cleaning}, loses text. Compare models whose tokenizers are "
-            "byte-level, on text as it is."
-        )
-    if card.articles == 1:
-        raise UsageError("--against: the text has one article; the comparison needs several.")
 
 
 def _reference(scorer: "Scorer", model: str, revision: str | None) -> dict[str, Any]:
@@ -224,8 +217,7 @@ def main(words: list[str]) -> None:
         help="Score the model as its published figures were, and put both side by side.",
     )
     parser.add_class_arguments(EvaluatedText, "data")
-    options = parser.parse_args(with_underscores(words)).as_dict()
-    del options["config"]
+    options = parser.parse_words(words)
     data = EvaluatedText(**options.pop("data"))
     if not evaluate(data=data, **options):
         raise SystemExit(1)

@@ -10,9 +10,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_store import store_name
 from gpt2_lightning.data.tokenizer import cache_folder, save_tokenizer_files, tokenizer_files
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.card import Card, as_lines
 from gpt2_lightning.evaluate.compare import CAUSES, Difference, Finding
-from gpt2_lightning.evaluate.evaluation import evaluate
+from gpt2_lightning.evaluate.evaluation import evaluate, rows_of
 from gpt2_lightning.evaluate.protocol import EvaluatedSplit, EvaluatedText, Protocol
 from gpt2_lightning.evaluate.quality import DrawnSamples
 from gpt2_lightning.evaluate.scoring import Processes, Score
@@ -147,6 +148,23 @@ class Scorer:
         self.opened.append(data)
         return data
 
+    def check_comparable(self, loaded: TextModel, name: str) -> None:
+        """See, before anything is scored, whether a difference could be told.
+
+        Raises:
+            UsageError: If the cleaning loses text, or the text is one article.
+        """
+        data = self.datamodule(loaded)
+        if not data.cleaner.lossless:
+            raise loses_text(name, data.cleaner.name)
+        rows = iter(rows_of(data, self.split))
+        if next(rows, None) is not None and not any(row.begins for row in rows):
+            raise UsageError(
+                "--against: the text is one article, and how sure a difference is can be told over "
+                "several. --data.documents line takes each line of a text file for one; "
+                "--data.source or --split names other text."
+            )
+
     def score(
         self, loaded: TextModel, name: str, protocol: Protocol
     ) -> tuple[Card, Score, ScoredText]:
@@ -167,3 +185,12 @@ class Scorer:
                 processes=self.processes,
                 advance=advance,
             )
+
+
+def loses_text(name: str, cleaning: str) -> UsageError:
+    """Refuse to compare figures of a text that is not all there."""
+    return UsageError(
+        f"--against: bits per byte say nothing of {name} on this text, since its tokenizer, or "
+        f"--data.cleaning {cleaning}, loses text. Compare models whose tokenizers are byte-level, "
+        "on text as it is."
+    )

@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.parser import Parser, summary, with_underscores
+from gpt2_lightning.parser import Parser, summary
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from pathlib import Path
@@ -172,6 +172,5 @@ def main(words: list[str]) -> None:
         default=False,
         help="Replace an earlier export in the folder.",
     )
-    options = parser.parse_args(with_underscores(words)).as_dict()
-    del options["config"]
+    options = parser.parse_words(words)
     export(**options)

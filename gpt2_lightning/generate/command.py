@@ -85,8 +85,9 @@ def generate(
     from gpt2_lightning.data.prompts import read_prompts
     from gpt2_lightning.generate.drawing import draw, sample_file, write_samples
     from gpt2_lightning.generate.screen import progress, tell_forgotten
-    from gpt2_lightning.generate.text_model import load
+    from gpt2_lightning.generate.text_model import load_model
     from gpt2_lightning.logs import quieten
+    from gpt2_lightning.model.gpt2 import place
 
     file = None if output is None else sample_file(output, flag="--output")
     prompts = list(prompt)
@@ -100,7 +101,8 @@ def generate(
             "one, or leave --stream out."
         )
     quieten()
-    loaded = load(model, revision=revision, device=device, dtype=dtype)
+    loaded = load_model(model, revision)
+    place(loaded.model, device, dtype)
     if interactive:
         from gpt2_lightning.generate.screen import Repl
 
@@ -187,8 +189,7 @@ def main(words: list[str]) -> None:
             "--max_length: it counts the prompt's tokens, --max_new_tokens does not. Give one of "
             "the two."
         )
-    options = parser.parse_args(rest).as_dict()
-    del options["config"]
+    options = parser.parse_words(rest)
     options |= {name: values for name, values in given.items() if values}
     names = [field.name for field in fields(SamplingOptions)]
     sampling = SamplingOptions(**{name: options.pop(name) for name in names})

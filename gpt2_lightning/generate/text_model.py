@@ -1,6 +1,8 @@
 """TextModel: a trained model and its tokenizer, loaded from wherever they are."""
 
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack, overload
@@ -17,8 +19,10 @@ from gpt2_lightning.checkpoint import (
 from gpt2_lightning.data.tokenizer import load_tokenizer
 from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.generate.drawing import Sample, draw, stream
+from gpt2_lightning.logs import quieten_hub
 from gpt2_lightning.model.gpt2 import DtypeName, check_logits, from_config, place
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.parser import flag_meant
 from gpt2_lightning.pretrained import check_weights, load_config, load_weights, what_tokenizer_lacks
 from gpt2_lightning.run_folder import (
     best_checkpoint,
@@ -134,15 +138,19 @@ class TextModel:
             list of prompts. With ``num_return_sequences``, a list in the place of each string.
 
         Raises:
+            TypeError: If there is no such option.
             UsageError: If an option is out of its range, or the text exceeds the model's positions
                 and it may not roll.
         """
         one = isinstance(prompt, str)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         count = 1 if num_return_sequences is None else num_return_sequences
-        _check_lengths(max_length, options)
+        _check_options(max_length, options)
         asked = SamplingOptions(num_return_sequences=count, **options)
-        samples = draw(self.model, self.tokenizer, prompts, asked, roll=roll, max_length=max_length)
+        with _naming_arguments():
+            samples = draw(
+                self.model, self.tokenizer, prompts, asked, roll=roll, max_length=max_length
+            )
         texts = [sample.text for sample in samples]
         if num_return_sequences is None:
             return texts[0] if one else texts
@@ -173,15 +181,43 @@ class TextModel:
             The sample, as the generator's value.
 
         Raises:
+            TypeError: If there is no such option.
             UsageError: If an option is out of its range or asks for beams, or the text exceeds the
                 model's positions and it may not roll.
         """
-        _check_lengths(max_length, options)
+        _check_options(max_length, options)
         asked = SamplingOptions(num_return_sequences=1, **options)
-        return stream(self.model, self.tokenizer, prompt, asked, roll=roll, max_length=max_length)
+        with _naming_arguments():
+            return stream(
+                self.model, self.tokenizer, prompt, asked, roll=roll, max_length=max_length
+            )
 
 
-def _check_lengths(max_length: int | None, options: SamplingKeywords) -> None:
+ARGUMENTS = (
+    *("name", "revision", "device", "dtype", "num_return_sequences", "roll", "max_length"),
+    *SamplingKeywords.__annotations__,
+)
+
+
+@contextmanager
+def _naming_arguments() -> Iterator[None]:
+    """Let messages name arguments, where those of the command line name flags."""
+    try:
+        yield
+    except UsageError as error:
+        names = "|".join(ARGUMENTS)
+        raise UsageError(re.sub(rf"--({names})\b", r"\1", str(error))) from error.__cause__
+
+
+def _check_options(max_length: int | None, options: SamplingKeywords) -> None:
+    known = [f"--{name}" for name in ARGUMENTS[4:]]
+    for name in options:
+        if f"--{name}" not in known:
+            meant = flag_meant(f"--{name}", known)
+            hint = "help(TextModel.generate) lists them."
+            if meant is not None:
+                hint = f"Did you mean {meant.removeprefix('--')}?"
+            raise TypeError(f"{name}: there is no such option. {hint}")
     if max_length is not None and "max_new_tokens" in options:
         raise UsageError(
             f"max_length {max_length}: max_new_tokens {options['max_new_tokens']} says another "
@@ -208,8 +244,10 @@ def load(
     Raises:
         UsageError: If nothing of the kind is found, or the device cannot be used.
     """
-    loaded = load_model(name, revision)
-    place(loaded.model, device, dtype)
+    quieten_hub()
+    with _naming_arguments():
+        loaded = load_model(name, revision, flag="--name")
+        place(loaded.model, device, dtype)
     return loaded
 
 

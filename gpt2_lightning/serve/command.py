@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.parser import Parser, summary, with_underscores
+from gpt2_lightning.parser import Parser, summary
 
 # what the extra `serve` brings, and our own files import
 EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
@@ -77,9 +77,9 @@ def serve(
             f"serve: {package} is not installed. "
             'pip install -c constraints.txt -e ".[serve]" installs what it needs.'
         ) from error
-    from gpt2_lightning.generate.text_model import load
+    from gpt2_lightning.generate.text_model import load_model
     from gpt2_lightning.logs import quieten
-    from gpt2_lightning.model.gpt2 import count_parameters
+    from gpt2_lightning.model.gpt2 import count_parameters, place
 
     limits = Limits(
         max_prompt_tokens=max_prompt_tokens,
@@ -101,7 +101,8 @@ def serve(
     served = []
     for name, wanted in _names(model, compare).items():
         chosen = revision if wanted == model else None
-        loaded = load(wanted, revision=chosen, device=device, dtype=dtype)
+        loaded = load_model(wanted, chosen)
+        place(loaded.model, device, dtype)
         served.append(Served(name, loaded, batch_size=batch_size, max_queue=max_queue))
     bound, at = listener.getsockname()[:2]
 
@@ -150,6 +151,5 @@ def main(words: list[str]) -> None:
     parser = Parser(prog="gpt2_lightning serve", description=summary(serve))
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
     parser.add_function_arguments(serve, as_group=False)
-    options = parser.parse_args(with_underscores(words)).as_dict()
-    del options["config"]
+    options = parser.parse_words(words)
     serve(**options)
