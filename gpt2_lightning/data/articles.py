@@ -8,6 +8,7 @@ Merity et al., "Pointer Sentinel Mixture Models", https://arxiv.org/abs/1609.078
 import hashlib
 import logging
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -233,13 +234,12 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     Returns:
         The rows of the training split and of the missing ones.
     """
-    sizes: list[int] = []
-    hashes: list[bytes] = []
+    sizes, hashes = array("Q"), array("Q")  # 16 bytes an article, of which there may be millions
     running = hashlib.sha256()
     longest_line = 0  # bytes
     for row in rows:
         if row.begins and sizes:
-            hashes.append(running.digest())
+            hashes.append(int.from_bytes(running.digest()[:8], "big"))
             running = hashlib.sha256()
         if row.begins or not sizes:
             sizes.append(0)
@@ -248,7 +248,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
         sizes[-1] += len(encoded)
         for line in LINE.finditer(encoded):
             longest_line = max(longest_line, line.end() - line.start())
-    hashes.append(running.digest())
+    hashes.append(int.from_bytes(running.digest()[:8], "big"))
     names: list[SplitName] = ["train", *missing]
     identity = f"{rows.identity} split {SPLITTING_VERSION} {missing}"
     if len(sizes) >= FEWEST_ARTICLES:
@@ -272,7 +272,7 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
     return Splitting(by_split, None)
 
 
-def _owners(sizes: list[int], hashes: list[bytes], missing: list[SplitName]) -> list[SplitName]:
+def _owners(sizes: "array[int]", hashes: "array[int]", missing: list[SplitName]) -> list[SplitName]:
     """Give every article to a split."""
     owners: list[SplitName] = ["train"] * len(sizes)
     share = HELD_OUT_SHARE * sum(sizes)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from gpt2_lightning.data.articles import (
@@ -69,6 +70,17 @@ ROWS_PER_READ = 1000
 LONGEST_LINE = 1 << 28  # bytes; a line is held whole, and a small archive may hold an endless one
 
 READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
+
+VALUES_AT_ONCE = 1 << 24  # bytes of a parquet column as text; a small file may stand for terabytes
+
+# A text that is both is no text, but one piece over and over; logs are packed 100 to 1, at most.
+LARGEST_BOMB = 1 << 28  # bytes
+
+MOST_EXPANDED = 250  # times the file's size
+
+ROW_COSTS = 16  # bytes, beside its text: rows may be empty, and billions
+
+MOST_NULS = 0.1  # share of a line
 
 LONGEST_FIELD = 2**31 - 1  # bytes of a cell, which may be a book: the most that Windows takes
 
@@ -139,12 +151,16 @@ def read_file(file: DataFile, text_column: str, documents: DocumentsName) -> Ite
     if file.format == "text":
         yield from _read_text(file, documents)
         return
-    missing = rows = 0
+    missing = rows = size = 0
+    packed = file.path.stat().st_size
     with naming_damage(file):
         for value in _values(file, text_column):
             rows += 1
             missing += value is None
-            yield from rows_of_column([value], text_column, file)
+            for row in rows_of_column([value], text_column, file):
+                size += len(row.text) + ROW_COSTS
+                _check_expansion(file, packed, size)
+                yield row
     if missing:
         log.warning(
             "%s: %s of %s rows have no value in --data.text_column %s; they are empty.",
@@ -205,11 +221,7 @@ def _values(file: DataFile, text_column: str) -> Iterator[Any]:
     """Yield a column's values, None where a row has none."""
     match file.format:
         case "parquet":
-            # not through datasets, which holds a row group at a time: often that is the whole file
-            options = {"pre_buffer": False, "buffer_size": READ_AT_ONCE}
-            with pyarrow.parquet.ParquetFile(file.path, **options) as table:
-                for batch in table.iter_batches(ROWS_PER_READ, columns=[text_column]):
-                    yield from batch.column(0).to_pylist()
+            yield from _parquet_values(file, text_column)
         case "csv" | "tsv":
             yield from _cells_of_column(file, text_column)
         case "jsonl":
@@ -218,6 +230,69 @@ def _values(file: DataFile, text_column: str) -> Iterator[Any]:
         case "json":
             for _, value in _json_values(file):
                 yield value.get(text_column)
+
+
+def _parquet_values(file: DataFile, text_column: str) -> Iterator[Any]:
+    """Yield a column's values, so many rows at once as are a few megabytes of text.
+
+    Not through datasets, which holds a row group at a time: often that is the whole file.
+    """
+    options = {"pre_buffer": False, "buffer_size": READ_AT_ONCE}
+    columns = [text_column]
+    with (
+        pyarrow.parquet.ParquetFile(file.path, **options) as table,
+        # its batches have the dictionary beside them, which tells the longest of repeated values
+        pyarrow.parquet.ParquetFile(file.path, **options, read_dictionary=columns) as peeked,
+    ):
+        read = 0
+        for group in range(table.num_row_groups):
+            first = next(peeked.iter_batches(1, [group], columns), None)
+            if first is None:
+                continue
+            at_once = _rows_at_once(table.metadata.row_group(group), text_column, first.column(0))
+            for batch in table.iter_batches(at_once, [group], columns):
+                read += len(batch)
+                yield from batch.column(0).to_pylist()
+        if read != table.metadata.num_rows:
+            raise ValueError(f"it says {table.metadata.num_rows:,} rows and has {read:,}")
+
+
+def _rows_at_once(group: Any, text_column: str, first: pyarrow.Array) -> int:
+    """Return how many rows of a row group are read at once.
+
+    Args:
+        group: The row group's metadata.
+        text_column: The column that is read.
+        first: Its first value, with the dictionary of all values that repeat, if it has one.
+    """
+    columns = (group.column(index) for index in range(group.num_columns))
+    size = next(
+        (it.total_uncompressed_size for it in columns if it.path_in_schema == text_column), 0
+    )
+    longest = size // max(group.num_rows, 1)  # on average, of those that do not repeat
+    if pyarrow.types.is_dictionary(first.type):
+        lengths = pyarrow.compute.binary_length(first.dictionary)
+        longest = max(longest, pyarrow.compute.max(lengths).as_py() or 0)
+    return max(1, min(ROWS_PER_READ, VALUES_AT_ONCE // max(longest, 1)))
+
+
+def _check_expansion(file: DataFile, packed: int, size: int) -> None:
+    """See that a small file does not stand for a text without end.
+
+    Args:
+        file: The file.
+        packed: Its size in bytes, or that of the archive that holds it.
+        size: Bytes of text that came out of it so far.
+
+    Raises:
+        UsageError: If no text is packed so small.
+    """
+    if size > LARGEST_BOMB and size > MOST_EXPANDED * packed:
+        raise UsageError(
+            f"{file}: {packed:,} bytes unpack to more than {size >> 20:,} MiB, as only the same "
+            "text over and over does. Nothing more of it is read. If it is meant, unpack it into "
+            "plain text first."
+        )
 
 
 @contextmanager
@@ -250,8 +325,14 @@ def _opened(file: DataFile) -> Iterator[IO[bytes]]:
 def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
     """Yield the lines, from 1, without a byte-order mark; their ends as they are."""
     offset = 0
+    packed = file.path.stat().st_size
     with naming_damage(file), _opened(file) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
+            if b"\0" in line and line.count(0) > MOST_NULS * len(line):
+                raise UsageError(
+                    f"{file}: {100 * line.count(0) / len(line):.0f} % of line {number} are NUL "
+                    f"characters, which no text has. {_remedy(file)}"
+                )
             if len(line) > LONGEST_LINE:
                 raise UsageError(
                     f"{file}: line {number} is longer than {LONGEST_LINE >> 20} MiB, and a line is "
@@ -266,6 +347,7 @@ def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
                 ) from error
             yield number, text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(line)
+            _check_expansion(file, packed, offset + number * ROW_COSTS)
 
 
 def _read_text(file: DataFile, documents: DocumentsName) -> Iterator[Row]:
@@ -286,6 +368,8 @@ def _remedy(file: DataFile) -> str:
         return "It is a PDF: take the text out of it, for example with pdftotext."
     if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "It is UTF-16: convert it, for example with iconv -f UTF-16 -t UTF-8."
+    if beginning[1::2].count(0) > len(beginning) / 4 > beginning[::2].count(0):
+        return "It looks like UTF-16: convert it, for example with iconv -f UTF-16LE -t UTF-8."
     if b"\0" in beginning or beginning[:2] in (b"PK", b"\x1f\x8b"):
         return "It is no text file."
     return (
