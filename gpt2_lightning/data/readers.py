@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
 
@@ -102,7 +103,7 @@ class DataFile:
     def __str__(self) -> str:
         return f"{self.path}: {self.member}" if self.member else str(self.path)
 
-    @property
+    @cached_property  # it is asked for at each reading, and there may be 20,000 files
     def suffixes(self) -> str:
         """The suffixes that say how it is read, in lower case: ``.txt``, ``.jsonl.gz``."""
         return suffixes_of(self.member or self.path.name)
