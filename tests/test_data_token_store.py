@@ -18,6 +18,7 @@ from gpt2_lightning.data.token_store import (
 )
 from gpt2_lightning.data.token_text import lost_text
 from gpt2_lightning.data.tokenizer import keeps_every_byte, load_tokenizer, lost_by_tokens
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inspect.rows import Reader
 from tests.corpus import wiki_rows
 from tests.test_data_token_text import without_unused_bytes
@@ -231,3 +232,18 @@ def test_new_text_costs_its_entropy() -> None:
     chance = random.Random(0)
     train, held_out = (bytes(chance.choices(range(16), k=20_000)) for _ in range(2))
     assert 4.0 <= primed_xz_bits_per_byte(train, held_out) < 4.6  # 16 equal values: 4 bits
+
+
+def test_a_tokenizers_panic_is_a_message(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):  # as pyo3 makes it: no Exception
+        pass
+
+    def panic(*texts: object, **options: object) -> None:
+        raise PanicException("Onig: Regex search error: match-stack limit over")
+
+    monkeypatch.setattr(type(tokenizer), "__call__", panic)
+    with pytest.raises(UsageError, match=r"gave up \(Onig: .*limit over\) on a piece .* of 5 char"):
+        write(tmp_path / "store", [Row("short", True)], tokenizer)
+    assert not list(tmp_path.iterdir())

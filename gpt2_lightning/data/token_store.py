@@ -4,6 +4,7 @@ import hashlib
 import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +17,7 @@ from gpt2_lightning.data.articles import WORD_END, Row, stretches
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.token_text import decode_all, lost_text
 from gpt2_lightning.data.tokenizer import cuts_at_spaces
-from gpt2_lightning.errors import UsageError
+from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.storage import whole_folder
 from gpt2_lightning.untrusted import read_json
 
@@ -302,12 +303,13 @@ class _Encoder:
     def _encode(self, batch: list[tuple[str, bool]]) -> Iterator[tuple[tuple[str, bool], Ids]]:
         if not batch:
             return
-        encoded = self.tokenizer(
-            [text for text, _ in batch],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            verbose=False,  # no warning that a long text exceeds the model's positions
-        )["input_ids"]
+        with _naming_panic(max(len(text) for text, _ in batch)):
+            encoded = self.tokenizer(
+                [text for text, _ in batch],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,  # no warning that a long text exceeds the model's positions
+            )["input_ids"]
         self._look_for_losses(batch, encoded)
         yield from zip(batch, encoded, strict=True)
 
@@ -360,6 +362,25 @@ class _Encoder:
             if found := lost_text(text, back, unknown=unknown in ids):
                 self.lost |= dict.fromkeys(found)
                 self._examined += 1
+
+
+@contextmanager
+def _naming_panic(characters: int) -> Iterator[None]:
+    """Turn a panic of `tokenizers` into a message: its pattern's memory is bounded, a text is not.
+
+    Raises:
+        UsageError: In place of a PanicException, which no ``except Exception`` catches.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3 makes it, and no module holds it
+            raise
+        raise UsageError(
+            f"The tokenizer gave up ({reason(error)}) on a piece of text of {characters:,} "
+            "characters that it cannot part. Put blanks or line ends into the text, or look "
+            "whether it is text."
+        ) from error
 
 
 def _seam(
