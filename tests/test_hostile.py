@@ -586,7 +586,11 @@ def test_what_unpacks_without_end_is_refused(
     monkeypatch.setattr("gpt2_lightning.data.readers.LARGEST_BOMB", 1 << 20)
     file = tmp_path / name
     line = b'{"text": "again"}\n' if "jsonl" in name else b"again\n"
-    packers = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+    }
     if name == "a.parquet":
         repeated(file, None, 1_000_000)  # rows without text cost time, too
     else:

@@ -270,7 +270,7 @@ def _rows_at_once(group: Any, text_column: str, first: pyarrow.Array) -> int:
     size = next(
         (it.total_uncompressed_size for it in columns if it.path_in_schema == text_column), 0
     )
-    longest = size // max(group.num_rows, 1)  # on average, of those that do not repeat
+    longest: int = size // max(group.num_rows, 1)  # on average, of those that do not repeat
     if pyarrow.types.is_dictionary(first.type):
         lengths = pyarrow.compute.binary_length(first.dictionary)
         longest = max(longest, pyarrow.compute.max(lengths).as_py() or 0)
