@@ -94,6 +94,7 @@ def test_logits_are_the_checkpoints(run: Path, what: str) -> None:
     assert torch.equal(of(export(model, *words)), logits(load_checkpoint(source).model))
 
 
+@pytest.mark.slow
 def test_best_and_last_are_two_models(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "run"
     shutil.copytree(run, moved)

@@ -18,6 +18,8 @@ from gpt2_lightning.run_folder import (
 )
 from tests.command_line import CALM, Mistake, fine_tuning, fit
 
+pytestmark = pytest.mark.slow
+
 LOGS = Path("lightning_logs")
 
 

@@ -142,6 +142,7 @@ def test_no_call_lets_a_library_run_what_it_reads() -> None:
     assert seen == set(needed)
 
 
+@pytest.mark.slow
 def test_transformers_reads_others_models_in_one_place() -> None:
     readers = {where.partition(":")[0] for where, call in calls() if _is_reader(call)}
     # the second one loads tensors that are already read into a model of shapes
@@ -388,6 +389,7 @@ def test_settings_of_another_run_no_code(
     assert f"If you trust them, say so with --config {config.absolute()}." in message
 
 
+@pytest.mark.slow
 def test_settings_that_a_checkpoint_brings_run_no_code(evil_run: Path, mistake: Mistake) -> None:
     checkpoint = torch.load(evil_run / "checkpoints" / "last.ckpt", weights_only=True)
     harm = {"class_path": "os.system", "init_args": {"command": "touch canary"}}

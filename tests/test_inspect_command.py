@@ -244,6 +244,7 @@ def test_a_vocabulary_of_its_own_suits_chinese(
     assert not any("vocabulary" in note for note in found["warnings"])
 
 
+@pytest.mark.slow
 def test_cleaners_side_by_side(
     wiki_folder: Path, tiny_model: Path, figures: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def plainly(model: PreTrainedModel, prompt: torch.Tensor, tokens: int) -> tuple[
     return ids[len(prompt) :], begin
 
 
+@pytest.mark.slow
 def test_greedy_is_the_loop_without_a_cache(model: PreTrainedModel) -> None:
     plain = replace(GREEDY, no_repeat_ngram_size=0)
     for prompt, ours in zip(PROMPTS, rolled(model, PROMPTS, plain), strict=True):
@@ -54,6 +55,7 @@ def test_greedy_is_the_loop_without_a_cache(model: PreTrainedModel) -> None:
             assert forgotten(len(prompt), 100, ROOM) == begin > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [GREEDY, replace(GREEDY, do_sample=True, temperature=1.0)])
 def test_a_row_rolls_by_its_own_length(model: PreTrainedModel, options: SamplingOptions) -> None:
     together = rolled(model, PROMPTS, options)

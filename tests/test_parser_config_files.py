@@ -76,6 +76,7 @@ def test_what_is_inside_a_value_is_left_to_the_parser(mistake: Mistake) -> None:
     assert message == "error: --model.architecture.layers: expected a value of type int. Found: x"
 
 
+@pytest.mark.slow
 def test_text_that_is_almost_yaml_is_text(wiki_folder: Path, tiny_model: Path) -> None:
     prompts = ["Q: a\nQ: b", "[*Exit*]"]
     words = [word for prompt in prompts for word in ("--samples.prompts+", prompt)]

@@ -76,6 +76,7 @@ def test_lengths_that_contradict_each_other(opinionated_model: Path, mistake: Mi
     assert "--length: it is another name of --max_new_tokens. Give one of the two." in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "flag", "meant"),
     [

@@ -19,6 +19,7 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return dict(json.loads(capsys.readouterr().out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -53,6 +54,7 @@ def test_steps_are_those_of_fit(
     assert len(curve) - 1 == steps["validations"]
 
 
+@pytest.mark.slow
 def test_disk_is_what_fit_leaves(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +93,7 @@ def test_time_from_a_rate(
     assert again[0] == pytest.approx(4 / 3 * likely)
 
 
+@pytest.mark.slow
 def test_advice_keeps_its_word(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

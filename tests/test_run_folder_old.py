@@ -24,12 +24,14 @@ def old_run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD / "run", "lightning_logs/version_0"))
 
 
+@pytest.mark.slow
 def test_it_is_tested(old_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["test", f"--ckpt_path={old_run}", *CALM])
     figures = [float(word) for word in re.findall(r"\d+\.\d+", capsys.readouterr().out)]
     assert 30 < figures[0] < 80  # perplexity; an untrained model has 298
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_its_end(old_run: Path) -> None:
     main(["fit", "--ckpt_path=last", *CALM])
     facts = json.loads((old_run / "facts.json").read_text(encoding="utf-8"))
