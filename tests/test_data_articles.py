@@ -49,3 +49,17 @@ def test_without_titles_documents_are_articles_and_stay_as_they_are() -> None:
 def test_the_search_for_a_title_is_bounded() -> None:
     rows = [Row("x", True)] * ROWS_SEARCHED_FOR_TITLE + [Row(" = Late = ", True)]
     assert list(mark_articles(rows)) == rows
+
+
+def test_few_long_rows_are_held_while_a_title_is_looked_for() -> None:
+    given = 0
+
+    def books() -> Iterator[Row]:
+        nonlocal given
+        for given in range(1, 101):
+            yield Row("a" * 4_000_000, True)
+
+    marked = mark_articles(books())
+    next(marked)
+    assert given == 5  # the first with which more than 16 million characters are held
+    assert sum(1 for _ in marked) == 99

@@ -134,6 +134,8 @@ ARTICLE_RULE_VERSION = 1
 # A text in WikiText's manner shows a title early; a corpus of other text is not read twice.
 ROWS_SEARCHED_FOR_TITLE = 1000
 
+CHARACTERS_SEARCHED_FOR_TITLE = 1 << 24  # rows may be books; those that are searched are held
+
 
 def is_title(text: str) -> bool:
     r"""Tell whether a row is an article's title, such as ``" = Valkyria = \n"``."""
@@ -142,7 +144,16 @@ def is_title(text: str) -> bool:
 
 def has_titles(rows: Iterable[Row]) -> bool:
     """Tell whether a text is in WikiText's manner: a title stands among its first rows."""
-    return any(is_title(row.text) for row in islice(rows, ROWS_SEARCHED_FOR_TITLE))
+    return any(is_title(row.text) for row in _first_rows(rows))
+
+
+def _first_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    characters = 0
+    for row in islice(rows, ROWS_SEARCHED_FOR_TITLE):
+        characters += len(row.text)
+        yield row
+        if characters > CHARACTERS_SEARCHED_FOR_TITLE:
+            return
 
 
 def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
@@ -160,7 +171,7 @@ def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
         The rows in the same order, ``begins`` marking articles.
     """
     stream = iter(rows)
-    head = list(islice(stream, ROWS_SEARCHED_FOR_TITLE))
+    head = list(_first_rows(stream))
     if not has_titles(head):
         yield from head
         yield from stream
