@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 
 from gpt2_lightning.data.articles import ROWS_SEARCHED_FOR_TITLE, Row, is_title, mark_articles
@@ -56,10 +58,11 @@ def test_few_long_rows_are_held_while_a_title_is_looked_for() -> None:
 
     def books() -> Iterator[Row]:
         nonlocal given
-        for given in range(1, 101):
+        for number in range(1, 101):
+            given = number
             yield Row("a" * 4_000_000, True)
 
     marked = mark_articles(books())
     next(marked)
     assert given == 5  # the first with which more than 16 million characters are held
-    assert sum(1 for _ in marked) == 99
+    assert len(list(marked)) == 99
