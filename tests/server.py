@@ -134,7 +134,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
 def at_rest(it: Running) -> bool:
     """Tell whether no sample is under way or waits."""
     engine = it.service.models[0].engine
-    return engine.running == engine.waiting == engine.slots.used == 0
+    return engine.running == engine.waiting == len(engine.batch.sequences) == 0
 
 
 @pytest.fixture(scope="module")

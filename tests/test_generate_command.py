@@ -223,9 +223,9 @@ def test_a_reader_that_leaves(opinionated_model: Path) -> None:
         (["--prompts_file", "x" * 300], "File name too long"),
         (["--prompt=a", "--output=empty.txt/a.txt"], "--output empty.txt/a.txt: the folder"),
         (["--prompt=a", "--device=meta"], "--device meta: it cannot be used here"),
-        (["--prompt=a", "--temperature=1e-7"], "--temperature 1e-07: it has to be 0.000001 or"),
-        (["--prompt=a", f"--seed={2**63 - 1}"], f"it has to be from 0 to {2**63 - 3}"),
-        (["--prompt=a", "--stop="], "--stop ['']: it has to be no empty string"),
+        (["--prompt=a", "--temperature=1e-7"], "--temperature 1e-07: must be >= 0.000001"),
+        (["--prompt=a", f"--seed={2**63 - 1}"], f"must be in 0..{2**63 - 3}"),
+        (["--prompt=a", "--stop="], "--stop ['']: must be without empty strings"),
         (["--prompt=a\udcff"], "--prompt: not UTF-8 at character 1"),
         (["--prompt=a", "--device=nowhere"], "--device nowhere"),
         (["--prompt=a", "--dtype=fp8"], "--dtype"),
@@ -317,7 +317,7 @@ def test_several_samples_greedy_and_beams(
     [
         ("/set", "/set: which option"),
         ("/set temperature", "/set: which option"),
-        ("/set temperature 0", "temperature 0.0: it has to be 0.000001 or more (do_sample"),
+        ("/set temperature 0", "temperature 0.0: must be >= 0.000001 (do_sample"),
         ("/set temperature hot", "temperature: expected a value of type float. Found: hot"),
         (
             "/set temprature 1",

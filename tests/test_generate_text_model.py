@@ -15,8 +15,9 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.generate import drawing
 from gpt2_lightning.generate.drawing import Sample, draw, stream
 from gpt2_lightning.generate.text_model import SamplingKeywords, TextModel
-from gpt2_lightning.model.decoding import continue_rows
+from gpt2_lightning.model.decoding import decode
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.model.sequence import TokenSequence
 
 PROMPTS = [
     "the river",
@@ -139,11 +140,11 @@ def test_prompts_of_like_length_share_a_batch(
 ) -> None:
     batches: list[list[int]] = []
 
-    def spy(model: Any, prompts: list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        batches.append([len(prompt) for prompt in prompts])
-        return continue_rows(model, prompts, *args, **kwargs)
+    def spy(model: Any, sequences: list[TokenSequence]) -> Any:
+        batches.append([len(it.prompt) for it in sequences])
+        return decode(model, sequences)
 
-    monkeypatch.setattr(drawing, "continue_rows", spy)
+    monkeypatch.setattr(drawing, "decode", spy)
     draw(model.model, model.tokenizer, PROMPTS, SHORT, batch_size=6)
     lengths = [length for batch in batches for length in batch]
     assert lengths == sorted(lengths, reverse=True)

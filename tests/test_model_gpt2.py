@@ -43,7 +43,7 @@ def test_gpt2_counts_124_million() -> None:
 
 
 def test_width_and_heads() -> None:
-    with pytest.raises(UsageError, match=r"width 10: it has to be a multiple of.*heads 4"):
+    with pytest.raises(UsageError, match=r"width 10: must be a multiple of.*heads 4"):
         from_scratch(
             Architecture(width=10, heads=4),
             vocab_size=50,

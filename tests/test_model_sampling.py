@@ -1,7 +1,7 @@
 """Options, processors and generation in one batch: ids in, ids out."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     TemperatureLogitsWarper,
@@ -19,8 +20,10 @@ from transformers import (
 )
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.model.decoding import RowNoise, continue_rows, generate, processors_for
+from gpt2_lightning.model import sequence
+from gpt2_lightning.model.decoding import decode, generate
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.model.sequence import TokenSequence, exponential, penalized, with_noise
 
 END = 0  # never the likeliest here
 TIE = 1e-4  # between two logits that fp32 may put in either order
@@ -89,6 +92,17 @@ def test_seeds_differ(model: PreTrainedModel) -> None:
     assert first != second
 
 
+class Noise(LogitsProcessor):
+    """Gumbel noise of a row, for transformers' own greedy search."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores with noise."""
+        return scores - exponential([self.generator], scores.shape[-1]).log()
+
+
 def test_the_defaults_draw_what_they_always_drew(model: PreTrainedModel) -> None:
     ours = generate(model, PROMPTS[:4], SamplingOptions(max_new_tokens=12), end_of_text=END)
     for prompt, samples in zip(PROMPTS[:4], ours, strict=True):
@@ -98,7 +112,7 @@ def test_the_defaults_draw_what_they_always_drew(model: PreTrainedModel) -> None
                     TemperatureLogitsWarper(0.7),
                     TopKLogitsWarper(50),
                     TopPLogitsWarper(0.95),
-                    RowNoise([seed]),
+                    Noise(seed),
                 ]
             )
             assert theirs(model, prompt, do_sample=False, logits_processor=processors) == [sample]
@@ -157,6 +171,10 @@ def test_min_new_tokens_holds_the_end_of_text_back(model: PreTrainedModel) -> No
     assert end not in longer
 
 
+def without_noise(generators: Sequence[torch.Generator], count: int) -> torch.Tensor:
+    return torch.ones(len(generators), count)
+
+
 # Scores of one row, before the noise, against those of transformers' own sampling.
 @pytest.mark.parametrize(
     "settings",
@@ -196,21 +214,20 @@ def test_processors_are_transformers_own_in_its_order(
         ),
     )
     options = SamplingOptions(**(off | settings))
-    monkeypatch.setattr(RowNoise, "draw", lambda self, vocabulary: [torch.ones(vocabulary)])
-    processors = processors_for(options, [0], prompt_tokens=5, end_of_text=END)
-    scores = processors(cast(Any, prompt), output.logits[0].clone())
+    monkeypatch.setattr(sequence, "exponential", without_noise)
+    row = TokenSequence(PROMPTS[7].tolist(), options, 0, end_of_text=END)
+    scores = with_noise(penalized([row], output.logits[0]), options, [row.generator])
     assert torch.equal(scores, output.scores[0])
     assert not torch.equal(scores, output.logits[0])
 
 
 def test_equals_of_the_last_of_top_k_may_be_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RowNoise, "draw", lambda self, vocabulary: [torch.ones(vocabulary)] * 2)
+    monkeypatch.setattr(sequence, "exponential", without_noise)
     scores = torch.tensor([[1.0, 5.0, 2.0, 2.0, 0.0], [4.0, 3.0, 2.0, 1.0, 0.0]])
     options = SamplingOptions(temperature=1.0, top_k=2, top_p=0.999, num_return_sequences=1)
-    processors = processors_for(options, [0, 1], prompt_tokens=1, end_of_text=END)
     none = -float("inf")
     expected = [[none, 5.0, 2.0, 2.0, none], [4.0, 3.0, none, none, none]]
-    assert processors(cast(Any, torch.zeros(2, 1)), cast(Any, scores)).tolist() == expected
+    assert with_noise(scores, options, [torch.Generator()] * 2).tolist() == expected
 
 
 def test_random_state_and_mode_are_left_alone(model: PreTrainedModel) -> None:
@@ -220,7 +237,7 @@ def test_random_state_and_mode_are_left_alone(model: PreTrainedModel) -> None:
     generate(model, PROMPTS[:1], replace(GREEDY, num_beams=2), end_of_text=END)
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
-    steps = continue_rows(model, PROMPTS[:1], [0], OPTIONS, end_of_text=END)
+    steps = decode(model, [TokenSequence(PROMPTS[0].tolist(), OPTIONS, 0, end_of_text=END)])
     next(steps)
     steps.close()
     assert model.training
@@ -247,7 +264,9 @@ def test_the_models_own_settings_are_not_mixed_in(
 def test_noise_draws_from_the_distribution() -> None:
     scores = torch.tensor([0.5, 0.3, 0.2]).log()
     rows = 4000
-    drawn = RowNoise(list(range(rows)))(torch.empty(0), scores.expand(rows, 3)).argmax(-1)
+    options = SamplingOptions(temperature=1.0, top_k=0, top_p=1.0)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(rows)]
+    drawn = with_noise(scores.expand(rows, 3), options, generators).argmax(-1)
     shares = torch.bincount(drawn, minlength=3) / rows
     assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
@@ -338,17 +357,17 @@ def test_as_many_samples_as_make_sense_where_no_number_is_given() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "--temperature 0.0: it has to be 0.000001 or more"),
+        ({"temperature": 0.0}, "--temperature 0.0: must be >= 0.000001"),
         ({"temperature": float("nan")}, "--temperature nan"),
         ({"top_p": 1.5}, "--top_p 1.5"),
         ({"top_k": -1}, "--top_k -1"),
-        ({"min_p": 1.5}, "--min_p 1.5: it has to be from 0 to 1"),
+        ({"min_p": 1.5}, "--min_p 1.5: must be in 0..1"),
         ({"typical_p": 0.0}, "--typical_p 0.0"),
-        ({"repetition_penalty": -1.0}, "--repetition_penalty -1.0: it has to be above 0"),
+        ({"repetition_penalty": -1.0}, "--repetition_penalty -1.0: must be > 0"),
         ({"no_repeat_ngram_size": -1}, "--no_repeat_ngram_size -1"),
         ({"max_new_tokens": 0}, "--max_new_tokens 0"),
-        ({"min_new_tokens": 101}, "--min_new_tokens 101: .* --max_new_tokens 100"),
-        ({"stop": ["a", ""]}, "--stop .*no empty string"),
+        ({"min_new_tokens": 101}, "--min_new_tokens 101: must be in 0..100"),
+        ({"stop": ["a", ""]}, "--stop .*without empty strings"),
         ({"seed": -1}, "--seed -1"),
         ({"seed": 2**63}, "--seed 9223372036854775808"),
         ({"num_return_sequences": 0}, "--num_return_sequences 0"),

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gpt2_lightning.generate.text_model import load
-from gpt2_lightning.serve.service import drafts_of
+from gpt2_lightning.serve.service import samples_of
 from tests.server import (
     PATH,
     Running,
@@ -231,16 +231,16 @@ def test_a_route_that_is_not_there(server: Running) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({"prompt": 5}, "prompt", "it has to be a string, a list of strings"),
+        ({"prompt": 5}, "prompt", "must be a string, a list of strings"),
         ({"prompt": []}, "prompt", "at least 1 item"),
         ({"prompt": [[]]}, "prompt", "at least 1 item"),
         ({"prompt": ["a", 1]}, "prompt", "valid string"),
         ({"prompt": [1, True]}, "prompt", "valid integer"),
-        ({"prompt": [1.5]}, "prompt", "it has to be a string"),
+        ({"prompt": [1.5]}, "prompt", "must be a string"),
         ({"prompt": [-1]}, "prompt", "greater than or equal to 0"),
         ({"prompt": [10**30]}, "prompt", "less than 2147483648"),
         ({"prompt": [300]}, "prompt", "there is no token 300; ids go from 0 to 299"),
-        ({"prompt": {"a": 1}}, "prompt", "it has to be a string"),
+        ({"prompt": {"a": 1}}, "prompt", "must be a string"),
         ({"prompt": "\ud800"}, "prompt", "half a character"),
         ({"prompt": ["\udfff"]}, "prompt", "half a character"),
         ({"prompt": "a", "stop": "\ud800"}, "stop", "half a character"),
@@ -273,7 +273,7 @@ def test_a_route_that_is_not_there(server: Running) -> None:
         ({"prompt": "a", "suffix": "b"}, "suffix", "not supported; leave it out"),
         ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias", "not supported"),
-        ({"prompt": [None]}, "prompt", "it has to be a string"),
+        ({"prompt": [None]}, "prompt", "must be a string"),
         ({"prompt": "a", "stop": [None]}, "stop", "valid string"),
         ({"prompt": "a", "tempratur": 1}, "tempratur", "there is no such field"),
         ({"promt": "a"}, "promt", "there is no such field"),
@@ -479,18 +479,18 @@ def request_of(body: dict[str, Any]) -> bytes:
 
 def slowed(it: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every token take a while."""
-    slots = it.service.models[0].engine.slots
-    step = slots.step
+    batch = it.service.models[0].engine.batch
+    step = batch.step
 
     def slow(*args: Any) -> Any:
         time.sleep(0.03)
         return step(*args)
 
-    monkeypatch.setattr(slots, "step", slow)
+    monkeypatch.setattr(batch, "step", slow)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_frees_its_slots(
+def test_a_client_that_goes_frees_its_rows(
     server: Running, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slowed(server, monkeypatch)
@@ -608,7 +608,7 @@ def test_nobody_waits_for_ever_for_a_reader(
         wait_until(lambda: at_rest(it))
 
 
-def test_a_reader_that_is_stuck_gives_its_slots_up(
+def test_a_reader_that_is_stuck_gives_its_rows_up(
     opinionated_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = service_of(opinionated_model, batch_size=16, max_idle_seconds=0.3)
@@ -715,9 +715,9 @@ def test_an_error_of_ours_is_told_as_one(
                 assert "secret" not in answer.text
             assert error_of(it.post({"prompt": "a"}))["type"] == "server_error"
         with monkeypatch.context() as patch:
-            patch.setattr("gpt2_lightning.serve.app.drafts_of", broken)
+            patch.setattr("gpt2_lightning.serve.app.samples_of", broken)
             assert "secret" not in str(it.refusal(500, {"prompt": "a"}))
-        assert drafts_of is not broken
+        assert samples_of is not broken
         assert it.text(prompt="a", **GREEDY)
     caplog.clear()
 
@@ -728,13 +728,13 @@ def test_a_server_that_stops_finishes_what_it_has_begun(
     with running(service_of(opinionated_model)) as it, ThreadPoolExecutor(1) as pool:
         engine = it.service.models[0].engine
         goes_on = threading.Event()
-        step = engine.slots.step
+        step = engine.batch.step
 
         def held(*args: Any) -> Any:
             assert goes_on.wait(20)
             return step(*args)
 
-        monkeypatch.setattr(engine.slots, "step", held)
+        monkeypatch.setattr(engine.batch, "step", held)
         begun = pool.submit(it.post, {**LONG, "stream": True})
         wait_until(lambda: engine.running == 1)
         it.service.stopping = True

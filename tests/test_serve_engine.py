@@ -14,8 +14,7 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.scoring import Window, score
 from gpt2_lightning.generate.text_model import TextModel, load
 from gpt2_lightning.model.sampling import SamplingOptions
-from gpt2_lightning.serve.engine import Engine, QueueFull
-from gpt2_lightning.serve.sequence import Draft, Job
+from gpt2_lightning.serve.engine import Engine, Job, QueueFull, RequestSample
 
 NEVER = -1  # an end-of-text that does not come
 PROMPTS = [[5], [7, 8, 9], list(range(20, 60)), [3, 4], [60] * 17, [7, 8, 9, 10], [299], [0, 1]]
@@ -37,11 +36,11 @@ def engine(loaded: TextModel) -> Iterator[Engine]:
 class Waiting:
     """A job and what came of it."""
 
-    def __init__(self, *drafts: Draft) -> None:
-        self.pieces: list[list[Piece]] = [[] for _ in drafts]
+    def __init__(self, *samples: RequestSample) -> None:
+        self.pieces: list[list[Piece]] = [[] for _ in samples]
         self.error: Exception | None = None
         self.done = threading.Event()
-        self.job = Job(drafts, self._notify, self._fail)
+        self.job = Job(samples, self._notify, self._fail)
 
     def _notify(self, number: int, piece: Piece) -> None:
         self.pieces[number].append(piece)
@@ -63,25 +62,25 @@ class Waiting:
         return [token for piece in self.pieces[0] for token in piece.tokens]
 
 
-def draft(loaded: TextModel, prompt: list[int], **changes: Any) -> Draft:
+def sample(loaded: TextModel, prompt: list[int], **changes: Any) -> RequestSample:
     seed = changes.pop("seed", 0)
     own = {name: changes.pop(name) for name in ("logprobs", "echo") if name in changes}
     options = SamplingOptions(**{"max_new_tokens": 20, "do_sample": False} | changes)
     tokens = TokenBytes(loaded.tokenizer)
-    return Draft(prompt, options, seed, tokens=tokens, end_of_text=NEVER, **own)
+    return RequestSample(prompt, options, seed, tokens=tokens, end_of_text=NEVER, **own)
 
 
 def at_rest(engine: Engine) -> bool:
     """Wait a little until nothing is left; tell whether that is so."""
     for _ in range(200):
-        if engine.slots.used == engine.running == engine.waiting == 0:
+        if len(engine.batch.sequences) == engine.running == engine.waiting == 0:
             return True
         time.sleep(0.01)
     return False
 
 
-def submit(engine: Engine, *drafts: Draft) -> Waiting:
-    waiting = Waiting(*drafts)
+def submit(engine: Engine, *samples: RequestSample) -> Waiting:
+    waiting = Waiting(*samples)
     engine.submit(waiting.job)
     return waiting
 
@@ -102,17 +101,17 @@ def test_greedy_is_transformers_greedy_whatever_joins_and_leaves(
     loaded: TextModel, opinionated_model: Path, engine: Engine
 ) -> None:
     lengths = [20, 3, 24, 1, 9, 20, 14, 2]
-    drafts = [
-        draft(loaded, prompt, max_new_tokens=new)
+    samples = [
+        sample(loaded, prompt, max_new_tokens=new)
         for prompt, new in zip(PROMPTS, lengths, strict=True)
     ]
-    waiting = [submit(engine, *drafts[:5])]
+    waiting = [submit(engine, *samples[:5])]
     time.sleep(0.01)  # the others find the batch under way
-    waiting += [submit(engine, it) for it in drafts[5:]]
+    waiting += [submit(engine, it) for it in samples[5:]]
     assert all(it.texts() for it in waiting)
     twin = load(str(opinionated_model), device="cpu").model
-    for it, prompt, new in zip(drafts, PROMPTS, lengths, strict=True):
-        assert it.new == by_transformers(twin, prompt, new)
+    for it, prompt, new in zip(samples, PROMPTS, lengths, strict=True):
+        assert it.sequence.new == by_transformers(twin, prompt, new)
     assert at_rest(engine)
     assert engine.new_tokens == sum(lengths)
     assert engine.prompt_tokens == sum(map(len, PROMPTS))
@@ -124,15 +123,15 @@ def test_samples_take_turns_and_write_the_same(
 ) -> None:
     monkeypatch.setattr("gpt2_lightning.serve.engine.TURN", 4)
 
-    def asked() -> list[Draft]:
+    def asked() -> list[RequestSample]:
         drawn = [{"seed": seed, "do_sample": True, "temperature": 1.2} for seed in range(3)]
         return [
-            *(draft(loaded, prompt, max_new_tokens=22) for prompt in PROMPTS),
-            *(draft(loaded, [7, 8, 9], logprobs=2, echo=True, **changes) for changes in drawn),
+            *(sample(loaded, prompt, max_new_tokens=22) for prompt in PROMPTS),
+            *(sample(loaded, [7, 8, 9], logprobs=2, echo=True, **changes) for changes in drawn),
         ]
 
     written = []
-    for batch_size in (3, 11):  # with 11 slots, nobody waits
+    for batch_size in (3, 11):  # with 11 rows, nobody waits
         engine = Engine(loaded.model, batch_size=batch_size, max_queue=11)
         waiting = [Waiting(it) for it in asked()]
         for it in waiting:
@@ -152,7 +151,7 @@ def test_samples_take_turns_and_write_the_same(
     assert all(it.texts() for it in waiting)
     engine.close()
     for written_one, prompt in zip(greedy, PROMPTS, strict=True):
-        assert written_one.new == by_transformers(twin, prompt, 22)
+        assert written_one.sequence.new == by_transformers(twin, prompt, 22)
 
 
 def test_long_samples_keep_no_short_one_waiting(
@@ -162,16 +161,16 @@ def test_long_samples_keep_no_short_one_waiting(
     engine = Engine(loaded.model, batch_size=2, max_queue=2)
     ended: list[str] = []
 
-    def job(name: str, *drafts: Draft) -> Job:
+    def job(name: str, *samples: RequestSample) -> Job:
         def notify(_: int, piece: Piece) -> None:
             if piece.finish is not None:
                 ended.append(name)
 
-        return Job(drafts, notify, lambda _: None)
+        return Job(samples, notify, lambda _: None)
 
-    long = [draft(loaded, [number], max_new_tokens=60) for number in range(4)]
+    long = [sample(loaded, [number], max_new_tokens=60) for number in range(4)]
     engine.submit(job("long", *long))
-    engine.submit(job("short", draft(loaded, [9], max_new_tokens=3)))
+    engine.submit(job("short", sample(loaded, [9], max_new_tokens=3)))
     engine.start()
     engine.close()
     assert ended == ["short", *["long"] * 4]
@@ -181,11 +180,11 @@ def test_the_last_position_can_be_written(
     loaded: TextModel, opinionated_model: Path, engine: Engine
 ) -> None:
     long = [number % 250 for number in range(63)]
-    drafts = [draft(loaded, long, max_new_tokens=1), draft(loaded, long[:24], max_new_tokens=40)]
-    submit(engine, *drafts).texts()
+    samples = [sample(loaded, long, max_new_tokens=1), sample(loaded, long[:24], max_new_tokens=40)]
+    submit(engine, *samples).texts()
     twin = load(str(opinionated_model), device="cpu").model
-    assert drafts[0].new == by_transformers(twin, long, 1)
-    assert drafts[1].new == by_transformers(twin, long[:24], 40)
+    assert samples[0].sequence.new == by_transformers(twin, long, 1)
+    assert samples[1].sequence.new == by_transformers(twin, long[:24], 40)
 
 
 @pytest.mark.parametrize(
@@ -209,12 +208,12 @@ def test_a_seed_gives_the_text_of_generate_alone_and_in_company(
     changes = {"do_sample": True, **options}
     company = submit(
         engine,
-        *(draft(loaded, it, seed=seed, **changes) for it in ids.values() for seed in (7, 8)),
-        draft(loaded, [1, 2], seed=7, do_sample=True),
-        draft(loaded, [1, 2, 3]),
+        *(sample(loaded, it, seed=seed, **changes) for it in ids.values() for seed in (7, 8)),
+        sample(loaded, [1, 2], seed=7, do_sample=True),
+        sample(loaded, [1, 2, 3]),
     ).texts()
     alone = [
-        submit(engine, draft(loaded, it, seed=seed, **changes)).texts()[0]
+        submit(engine, sample(loaded, it, seed=seed, **changes)).texts()[0]
         for it in ids.values()
         for seed in (7, 8)
     ]
@@ -229,7 +228,7 @@ def test_a_seed_gives_the_text_of_generate_alone_and_in_company(
 def test_logprobs_are_the_nats_of_scoring(loaded: TextModel, engine: Engine) -> None:
     prompt = [number * 7 % 250 for number in range(50)]
     echoed = submit(
-        engine, draft(loaded, prompt, max_new_tokens=10, echo=True, logprobs=5)
+        engine, sample(loaded, prompt, max_new_tokens=10, echo=True, logprobs=5)
     ).tokens()
     ids = np.array(prompt + by_transformers(loaded.model, prompt, 10))
     found = score(
@@ -252,24 +251,24 @@ def test_logprobs_are_the_nats_of_scoring(loaded: TextModel, engine: Engine) -> 
 
 
 def test_logprobs_tell_of_the_model_not_of_the_sampling(loaded: TextModel, engine: Engine) -> None:
-    hot = draft(loaded, [5, 6], logprobs=1, do_sample=True, temperature=1.9, top_k=3, top_p=1.0)
+    hot = sample(loaded, [5, 6], logprobs=1, do_sample=True, temperature=1.9, top_k=3, top_p=1.0)
     tokens = submit(engine, hot).tokens()
-    logits = cast(Any, loaded.model)(torch.tensor([[5, 6, *hot.new]])).logits[0, 1:-1]
-    expected = logits.log_softmax(-1).gather(-1, torch.tensor(hot.new)[:, None])[:, 0]
+    logits = cast(Any, loaded.model)(torch.tensor([[5, 6, *hot.sequence.new]])).logits[0, 1:-1]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(hot.sequence.new)[:, None])[:, 0]
     assert [token.logprob.chosen for token in tokens] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_nothing_is_written_where_nothing_is_asked_for(loaded: TextModel, engine: Engine) -> None:
     tokens = submit(
-        engine, draft(loaded, list(range(64)), max_new_tokens=0, echo=True, logprobs=0)
+        engine, sample(loaded, list(range(64)), max_new_tokens=0, echo=True, logprobs=0)
     ).tokens()
     assert len(tokens) == 64
     assert engine.new_tokens == 0
 
 
-def test_a_cancelled_job_leaves_its_slots(loaded: TextModel, engine: Engine) -> None:
+def test_a_cancelled_job_leaves_its_rows(loaded: TextModel, engine: Engine) -> None:
     began = threading.Event()
-    long = [draft(loaded, [number], max_new_tokens=60) for number in range(5)]
+    long = [sample(loaded, [number], max_new_tokens=60) for number in range(5)]
     pieces: list[Piece] = []
 
     def notify(number: int, piece: Piece) -> None:
@@ -280,30 +279,30 @@ def test_a_cancelled_job_leaves_its_slots(loaded: TextModel, engine: Engine) -> 
     job = Job(long, notify, lambda error: None)
     engine.submit(job)
     assert began.wait(60)
-    submit(engine, draft(loaded, [1])).texts()
+    submit(engine, sample(loaded, [1])).texts()
     assert at_rest(engine)
-    assert all(len(it.new) <= 2 for it in long)
-    assert long[4].new == []
+    assert all(len(it.sequence.new) <= 2 for it in long)
+    assert long[4].sequence.new == []
 
 
 def test_the_queue_has_an_end(loaded: TextModel) -> None:
     engine = Engine(loaded.model, batch_size=2, max_queue=3)
-    drafts = [draft(loaded, [number]) for number in range(6)]
-    waiting = [submit(engine, it) for it in drafts[:5]]  # not started: nothing leaves the queue
+    samples = [sample(loaded, [number]) for number in range(6)]
+    waiting = [submit(engine, it) for it in samples[:5]]  # not started: nothing leaves the queue
     assert engine.waiting == 5
     with pytest.raises(QueueFull):
-        submit(engine, drafts[5])
+        submit(engine, samples[5])
     engine.cancel(waiting[1].job)
-    waiting[1] = submit(engine, drafts[5])
+    waiting[1] = submit(engine, samples[5])
     engine.start()
     for it in waiting:
         assert it.texts()[0]
     engine.close()
 
 
-def test_a_free_slot_is_for_a_sample_not_for_a_request(loaded: TextModel) -> None:
+def test_a_free_row_is_for_a_sample_not_for_a_request(loaded: TextModel) -> None:
     engine = Engine(loaded.model, batch_size=4, max_queue=1)
-    several = [[draft(loaded, [number]) for _ in range(4)] for number in range(3)]
+    several = [[sample(loaded, [number]) for _ in range(4)] for number in range(3)]
     submit(engine, *several[0])
     submit(engine, *several[1])
     with pytest.raises(QueueFull):
@@ -312,7 +311,7 @@ def test_a_free_slot_is_for_a_sample_not_for_a_request(loaded: TextModel) -> Non
 
 def test_whoever_is_given_up_is_told(loaded: TextModel) -> None:
     engine = Engine(loaded.model, batch_size=2, max_queue=9)
-    waiting = [submit(engine, draft(loaded, [number])) for number in range(5)]
+    waiting = [submit(engine, sample(loaded, [number])) for number in range(5)]
     engine.give_up(RuntimeError("enough"))
     assert all("enough" in str(it.error) for it in waiting)
     assert engine.waiting == 0
@@ -323,7 +322,7 @@ def test_memory_that_cannot_be_had(loaded: TextModel, monkeypatch: pytest.Monkey
         raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
 
     engine = Engine(loaded.model, batch_size=7, max_queue=1)
-    monkeypatch.setattr(engine.slots, "put", full)
+    monkeypatch.setattr(engine.batch, "_put", full)
     with pytest.raises(UsageError, match=r"--batch_size 7: .*can't allocate memory"):
         engine.start()
 
@@ -331,7 +330,7 @@ def test_memory_that_cannot_be_had(loaded: TextModel, monkeypatch: pytest.Monkey
 def test_what_was_queued_is_finished_before_the_end(loaded: TextModel) -> None:
     engine = Engine(loaded.model, batch_size=2, max_queue=9)
     engine.start()
-    waiting = [submit(engine, draft(loaded, [number])) for number in range(5)]
+    waiting = [submit(engine, sample(loaded, [number])) for number in range(5)]
     engine.close()
     assert all(it.done.is_set() for it in waiting)
 
@@ -344,11 +343,11 @@ def test_an_error_ends_its_batch_and_no_other(
 
     head = loaded.model.get_output_embeddings
     monkeypatch.setattr(loaded.model, "get_output_embeddings", broken)
-    lost = submit(engine, draft(loaded, [1]), draft(loaded, [2]))
+    lost = submit(engine, sample(loaded, [1]), sample(loaded, [2]))
     assert lost.done.wait(60)
     assert "out of memory" in str(lost.error)
     monkeypatch.setattr(loaded.model, "get_output_embeddings", head)
-    assert submit(engine, draft(loaded, [1])).texts()[0]
+    assert submit(engine, sample(loaded, [1])).texts()[0]
     assert at_rest(engine)
 
 

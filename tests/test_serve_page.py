@@ -149,8 +149,8 @@ def test_it_streams_and_stops(
     page = visit.page
     page.select_option("#model", "opinionated-gpt2")
     engine = server.service.models[0].engine
-    step = engine.slots.step
-    monkeypatch.setattr(engine.slots, "step", lambda *args: (time.sleep(0.1), step(*args))[1])  # type: ignore[func-returns-value] # a slow model
+    step = engine.batch.step
+    monkeypatch.setattr(engine.batch, "step", lambda *args: (time.sleep(0.1), step(*args))[1])  # type: ignore[func-returns-value] # a slow model
     visit.ask(prompt="a", max_tokens="60", n="3", seed="3")
     expect(page.locator("article[aria-busy=true]")).to_have_count(3)
     expect(page.locator("article[aria-busy=true] .text span").nth(8)).to_be_visible()

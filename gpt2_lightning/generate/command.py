@@ -67,7 +67,7 @@ def generate(
     """
     sampling.check()
     if batch_size < 1:
-        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+        raise UsageError(f"--batch_size {batch_size}: must be >= 1.")
     if interactive:
         for flag, given in (
             ("--prompt", prompt),

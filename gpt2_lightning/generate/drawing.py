@@ -2,21 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
-from torch import Tensor
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpt2_lightning.data.prompts import encode_prompt
-from gpt2_lightning.data.token_text import TextAssembler, TokenBytes
+from gpt2_lightning.data.token_text import Finish, TextAssembler, TokenBytes
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.model.decoding import check_room, continue_rows, forgotten, search_beams
-from gpt2_lightning.model.gpt2 import positions_of
+from gpt2_lightning.model.decoding import check_length, decode, search_beams
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.model.sequence import TokenSequence
 from gpt2_lightning.storage import disk_message, write_text
 
 SUFFIXES = (".txt", ".jsonl")  # of files of samples
@@ -88,12 +88,38 @@ def write_samples(samples: Sequence[Sample], file: Path) -> None:
         raise UsageError(str(disk_message(error, file))) from error
 
 
-class _Row(NamedTuple):
-    """A prompt that is continued with a seed."""
+class _Row:
+    """A prompt that is continued with a seed, and the text after it so far."""
 
-    prompt: str
-    ids: Tensor
-    seed: int
+    def __init__(
+        self,
+        prompt: str,
+        ids: list[int],
+        options: SamplingOptions,
+        seed: int,
+        tokenizer: PreTrainedTokenizerBase,
+        tokens: TokenBytes,
+    ) -> None:
+        end_of_text = int(tokenizer.eos_token_id)
+        self.prompt = prompt
+        self.seed = seed if options.do_sample else None
+        self.sequence = TokenSequence(ids, options, seed, end_of_text=end_of_text)
+        self.text = ""
+        self.finish: Finish | None = None
+        self._assembler = TextAssembler(tokens, options.stop, end_of_text, after=ids)
+
+    def take(self, token: int) -> str:
+        """Take a token that was added to the sequence; return the text that has become final."""
+        piece = self._assembler.add(token, last=self.sequence.ended)
+        self.text += piece.text
+        self.finish = piece.finish
+        self.sequence.ended = piece.finish is not None
+        return piece.text
+
+    def sample(self) -> Sample:
+        """Return what has come of it."""
+        ended = self.finish == "stop"
+        return Sample(self.prompt, self.seed, self.text, ended, self.sequence.forgotten)
 
 
 def draw(
@@ -128,85 +154,70 @@ def draw(
             may not roll.
     """
     options.check()
-    if max_length is not None:
-        return _drawn_by_length(
-            model, tokenizer, prompts, options, batch_size, roll, max_length, advance
-        )
-    encoded = [_encoded(model, tokenizer, prompt) for prompt in prompts]
-    if encoded and not (roll and options.num_beams == 1):
-        check_room(model, max(map(len, encoded)), options)
-    seeds = options.seeds if options.num_beams == 1 else [options.seed]
-    rows = [
-        _Row(prompt, ids, seed)
-        for prompt, ids in zip(prompts, encoded, strict=True)
-        for seed in seeds
-    ]
+    with_beams, table = options.num_beams > 1, TokenBytes(tokenizer)
+    rows = []
+    for prompt in prompts:
+        ids, own = _encoded(model, tokenizer, prompt), options
+        if max_length is not None:
+            own = with_max_length(options, max_length, len(ids))
+        for seed in [options.seed] if with_beams else options.seeds:
+            rows.append(_Row(prompt, ids, own, seed, tokenizer, table))
     # the longest first: what does not fit into memory is known at once
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number].ids))
+    order = sorted(rows, key=lambda row: -len(row.sequence.prompt))
+    if with_beams or not roll:
+        for row in order:
+            check_length(model, len(row.sequence.prompt), row.sequence.options)
+    total = sum(row.sequence.options.max_new_tokens for row in rows)
+    drawn: dict[_Row, list[Sample]] = {}
     size = max(1, batch_size // options.num_beams)
-    total = len(rows) * options.max_new_tokens
-    drawn: list[list[Sample]] = [[] for _ in rows]
     for start in range(0, len(rows), size):
-        numbers = order[start : start + size]
-        batch = [rows[number] for number in numbers]
-        new = _continued(model, tokenizer, batch, options, lambda tokens: advance(tokens, total))
-        for number, continuations in zip(numbers, new, strict=True):
-            drawn[number] = [
-                _sample(model, tokenizer, rows[number], options, ids) for ids in continuations
-            ]
-    return [sample for samples in drawn for sample in samples]
+        batch = order[start : start + size]
+        if with_beams:
+            drawn |= _beams(model, tokenizer, batch)
+        else:
+            for moved in _continue(model, batch):
+                advance(moved, total)
+            drawn |= {row: [row.sample()] for row in batch}
+        most = sum(row.sequence.options.max_new_tokens for row in batch)
+        advance(most - sum(len(row.sequence.new) for row in batch), total)  # of what ended early
+    return [sample for row in rows for sample in drawn[row]]
 
 
-def _drawn_by_length(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    options: SamplingOptions,
-    batch_size: int,
-    roll: bool,
-    max_length: int,
-    advance: Callable[[int, int], None],
-) -> list[Sample]:
-    """Draw from prompts of as many tokens together, since they have as many new ones."""
-    tokens = [len(_encoded(model, tokenizer, prompt)) for prompt in prompts]
-    options_of = {count: with_max_length(options, max_length, count) for count in set(tokens)}
-    total = sum(options_of[count].max_new_tokens for count in tokens) * options.samples_per_prompt
-    drawn: dict[int, list[Sample]] = {}
-    for count, its_options in options_of.items():
-        numbers = [number for number, of_it in enumerate(tokens) if of_it == count]
-        samples = draw(
+def _continue(model: PreTrainedModel, rows: Sequence[_Row]) -> Iterator[int]:
+    """Continue rows until all have ended; yield how many tokens each step has written."""
+    row_of = {row.sequence: row for row in rows}
+    for drawn in decode(model, list(row_of)):
+        for sequence, token in zip(drawn.sequences, drawn.tokens, strict=True):
+            row_of[sequence].take(token)
+        yield len(drawn.tokens)
+
+
+def _beams(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row]
+) -> dict[_Row, list[Sample]]:
+    """Return the likeliest texts after each row's prompt; those of as many tokens together."""
+    found: dict[_Row, list[Sample]] = {}
+    for _, some in groupby(rows, key=lambda row: row.sequence.options.max_new_tokens):
+        alike = list(some)
+        options = alike[0].sequence.options
+
+        def assemble(prompt: list[int], stop: Sequence[str] = tuple(options.stop)) -> TextAssembler:
+            return TextAssembler(tokenizer, stop, after=prompt)
+
+        new = search_beams(
             model,
-            tokenizer,
-            [prompts[number] for number in numbers],
-            its_options,
-            batch_size=batch_size,
-            roll=roll,
-            advance=lambda moved, _: advance(moved, total),
+            [torch.tensor(row.sequence.prompt) for row in alike],
+            options,
+            end_of_text=int(tokenizer.eos_token_id),
+            assemble=assemble,
         )
-        each = len(samples) // len(numbers)
-        for place, number in enumerate(numbers):
-            drawn[number] = samples[place * each : (place + 1) * each]
-    return [sample for number in range(len(prompts)) for sample in drawn[number]]
-
-
-def with_max_length(options: SamplingOptions, max_length: int, tokens: int) -> SamplingOptions:
-    """Return options for a text of so many tokens at most, its prompt included.
-
-    Args:
-        options: How to draw.
-        max_length: Tokens of prompt and text together at most.
-        tokens: Of the prompt.
-
-    Raises:
-        UsageError: If the prompt leaves no room for a token, or too little for ``min_new_tokens``.
-    """
-    if tokens >= max_length:
-        raise UsageError(
-            f"--max_length {max_length}: the prompt alone has {tokens:,} tokens, which count. Give "
-            "a greater one, or say how many new tokens there may be: --max_new_tokens."
-        )
-    found = replace(options, max_new_tokens=max_length - tokens)
-    found.check()
+        for row, texts in zip(alike, new, strict=True):
+            found[row] = []
+            for ids in texts:
+                assembler = assemble(row.sequence.prompt)
+                text = assembler.add_all(ids)
+                ended = assembler.stopped or len(ids) < options.max_new_tokens
+                found[row].append(Sample(row.prompt, None, text, ended))
     return found
 
 
@@ -248,96 +259,51 @@ def stream(
                 f"--{flag} {number}: only one sample can be shown as it comes. Ask for 1, or do "
                 "not stream."
             )
-    row = _Row(prompt, _encoded(model, tokenizer, prompt), options.seed)
+    ids = _encoded(model, tokenizer, prompt)
     if max_length is not None:
-        options = with_max_length(options, max_length, len(row.ids))
+        options = with_max_length(options, max_length, len(ids))
     if not roll:
-        check_room(model, len(row.ids), options)
-    return _pieces(model, tokenizer, row, options)
+        check_length(model, len(ids), options)
+    return _pieces(
+        model, _Row(prompt, ids, options, options.seed, tokenizer, TokenBytes(tokenizer))
+    )
 
 
-def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    ids = encode_prompt(tokenizer, prompt)
-    if (highest := int(ids.max())) >= model.config.vocab_size:
+def _pieces(model: PreTrainedModel, row: _Row) -> Generator[str, None, Sample]:
+    with closing(decode(model, [row.sequence])) as steps:
+        for drawn in steps:
+            if text := row.take(drawn.tokens[0]):
+                yield text
+    return row.sample()
+
+
+def with_max_length(options: SamplingOptions, max_length: int, tokens: int) -> SamplingOptions:
+    """Return options for a text of so many tokens at most, its prompt included.
+
+    Args:
+        options: How to draw.
+        max_length: Tokens of prompt and text together at most.
+        tokens: Of the prompt.
+
+    Raises:
+        UsageError: If the prompt leaves no room for a token, or too little for ``min_new_tokens``.
+    """
+    if tokens >= max_length:
+        raise UsageError(
+            f"--max_length {max_length}: the prompt alone has {tokens:,} tokens, which count. Give "
+            "a greater one, or say how many new tokens there may be: --max_new_tokens."
+        )
+    found = replace(options, max_new_tokens=max_length - tokens)
+    found.check()
+    return found
+
+
+def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    ids: list[int] = encode_prompt(tokenizer, prompt).tolist()
+    if (highest := max(ids)) >= model.config.vocab_size:
         raise UsageError(
             f"--prompt: it holds {tokenizer.convert_ids_to_tokens(highest)}, token {highest}, "
             f"which was added to the tokenizer; the model's ids end at "
             f"{model.config.vocab_size - 1}. Leave it out of the prompt."
         )
     return ids
-
-
-def _pieces(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    row: _Row,
-    options: SamplingOptions,
-) -> Generator[str, None, Sample]:
-    text = TextAssembler(tokenizer, options.stop, after=row.ids.tolist())
-    ids: list[int] = []
-    with closing(
-        continue_rows(
-            model, [row.ids], [row.seed], options, end_of_text=int(tokenizer.eos_token_id)
-        )
-    ) as steps:
-        for (token,) in steps:
-            if token is not None:
-                ids.append(token)
-                if piece := text.add(token).text:
-                    yield piece
-            if text.stopped:
-                break
-    if rest := text.close():
-        yield rest
-    return _sample(model, tokenizer, row, options, ids)
-
-
-def _continued(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[_Row],
-    options: SamplingOptions,
-    advance: Callable[[int], None],
-) -> list[list[list[int]]]:
-    """Return the new ids of each row: one list, or one for each beam that was asked for."""
-    prompts = [row.ids for row in rows]
-    end_of_text = int(tokenizer.eos_token_id)
-    table = TokenBytes(tokenizer)
-
-    def assemble(prompt: list[int]) -> TextAssembler:
-        return TextAssembler(table, options.stop, after=prompt)
-
-    steps_left = options.max_new_tokens
-    if options.num_beams > 1:
-        found = search_beams(model, prompts, options, end_of_text=end_of_text, assemble=assemble)
-    else:
-        texts = [assemble(row.ids.tolist()) for row in rows] if options.stop else []
-        seeds = [row.seed for row in rows]
-        found = [[[]] for _ in rows]
-        for step in continue_rows(
-            model, prompts, seeds, options, end_of_text=end_of_text, texts=texts
-        ):
-            for (ids,), token in zip(found, step, strict=True):
-                if token is not None:
-                    ids.append(token)
-            advance(len(rows))
-            steps_left -= 1
-    advance(steps_left * len(rows))  # of rows that ended early
-    return found
-
-
-def _sample(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    row: _Row,
-    options: SamplingOptions,
-    ids: list[int],
-) -> Sample:
-    assembler = TextAssembler(tokenizer, options.stop, after=row.ids.tolist())
-    return Sample(
-        prompt=row.prompt,
-        seed=row.seed if options.do_sample else None,
-        text=assembler.add_all(ids),
-        ended=assembler.stopped or len(ids) < options.max_new_tokens,
-        forgotten=forgotten(len(row.ids), len(ids), positions_of(model)),
-    )

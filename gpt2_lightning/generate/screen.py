@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.generate.drawing import Sample, draw, sample_file, stream, write_samples
 from gpt2_lightning.generate.text_model import TextModel
-from gpt2_lightning.model.decoding import kept_of
+from gpt2_lightning.model.decoding import window_after_overflow
 from gpt2_lightning.model.gpt2 import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.parser import Parser
@@ -51,10 +51,10 @@ def tell_forgotten(loaded: TextModel, samples: Sequence[Sample]) -> None:
             most[sample.prompt] = max(sample.forgotten, most.get(sample.prompt, 0))
     if not most:
         return
-    room = positions_of(loaded.model)
+    positions = positions_of(loaded.model)
     print(
-        f"The model has {room:,} positions. Each time they were full, it went on with the last "
-        f"{kept_of(room):,} tokens alone. No longer seen at the end:",
+        f"The model has {positions:,} positions. Each time they were full, it went on with the "
+        f"last {window_after_overflow(positions):,} tokens alone. No longer seen at the end:",
         file=sys.stderr,
     )
     for prompt, tokens in list(most.items())[:TOLD]:

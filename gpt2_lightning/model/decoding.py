@@ -1,160 +1,298 @@
-"""Prompts -> tokens: logits to scores, a step at a time, in one batch; beams."""
+"""Prompts -> tokens: one loop, over a batch of sequences that may join and leave; drawing; beams.
 
-import math
+A loop of our own, since transformers' `generate` cannot be paused between two tokens, nor seed a
+row, nor go on when the positions are full. The server is a thread and a queue over the same batch.
+"""
+
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import FloatTensor, LongTensor, Tensor
+from torch import Tensor
 from transformers import (
+    Cache,
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.gpt2 import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.model.sequence import TokenSequence, draw, look_back
+
+SPARE_COLUMNS = 64  # of a batch's cache, which is so moved to its beginning rarely
 
 
-class RowNoise(LogitsProcessor):
-    """Adds Gumbel noise, each row from its own generator: the largest score is then a draw.
+class Drawn(NamedTuple):
+    """The next token of some sequences.
 
-    A row's text depends on its seed alone, whatever else is in the batch.
-
-    Reference: Maddison et al., "A* Sampling", https://arxiv.org/abs/1411.0030, section 2.
-
-    Args:
-        seeds: One for every row.
+    Attributes:
+        sequences: The sequences; a token is not yet theirs.
+        tokens: The next of each.
+        logits: The model's own, which they were drawn from, shape ``(sequences, vocabulary)``.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores with noise, both of shape ``(rows, vocabulary)``."""
-        return scores.float() - torch.stack(self.draw(scores.shape[-1])).log().to(scores.device)
-
-    def draw(self, vocabulary: int) -> list[Tensor]:
-        """Draw from the exponential distribution for every row, ``(vocabulary,)`` each."""
-        # on the CPU, so that a seed means the same on every device
-        return [torch.empty(vocabulary).exponential_(generator=g) for g in self.generators]
+    sequences: list[TokenSequence]
+    tokens: list[int]
+    logits: Tensor
 
 
-class Shortlist(LogitsProcessor):
-    """Top-k, after which only its k scores go on: warpers would sort the whole vocabulary.
+class Batch:
+    """Sequences that are continued together, a token of each at a time, over one cache.
 
-    It changes no draw: what top-k leaves out has no chance, and the noise is drawn for all.
+    The last tokens of all stand in the same column of the cache: sequences of any length go on
+    together, and whatever a model does by the distance of two tokens is right. Sequences join and
+    leave between two steps; where one leaves, the last row takes its place. A sequence that has
+    filled the model's positions goes on with the last half of them, read anew, as GPT-2's positions
+    are absolute. All memory is taken when the first sequence joins; it does not grow.
 
     Args:
-        top_k: The scores that go on; as transformers has it, equals of the last go on, too.
-        warpers: What they go through.
-        noise: What is added in the end.
+        model: A causal language model in eval mode; nobody else may use it meanwhile.
+        rows: Sequences at most.
+        columns: Tokens of a sequence at most; null is the model's positions.
     """
 
-    def __init__(self, top_k: int, warpers: LogitsProcessorList, noise: RowNoise) -> None:
-        self.top_k = TopKLogitsWarper(top_k)
-        self.warpers = warpers
-        self.noise = noise
+    def __init__(self, model: PreTrainedModel, rows: int, columns: int | None = None) -> None:
+        self.model = model
+        self.positions = positions_of(model)
+        self.rows = rows
+        self.columns = min(columns or self.positions, self.positions) + SPARE_COLUMNS
+        self.sequences: list[TokenSequence] = []  # of each row in use
+        self.lengths: list[int] = []  # columns of each that are filled
+        self.end = 0  # the column of the next tokens
+        self.cache: Cache | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores with noise, both of shape ``(rows, vocabulary)``."""
-        left = self.top_k(input_ids, scores)
-        count = int((left > -math.inf).sum(-1).max())
-        values, places = left.float().topk(count)
-        values = self.warpers(cast(LongTensor, input_ids), cast(FloatTensor, values))
-        drawn = self.noise.draw(scores.shape[-1])
-        noise = torch.stack([row[at] for row, at in zip(drawn, places.cpu(), strict=True)]).log()
-        none = torch.full_like(scores, -math.inf, dtype=torch.float)
-        return none.scatter(-1, places, values - noise.to(scores.device))
+    @property
+    def begin(self) -> int:
+        """The first column that is filled."""
+        return self.end - max(self.lengths, default=0)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the cache."""
+        return sum(tensor.nbytes for tensor in self._tensors())
 
-class WithoutPadding(LogitsProcessor):
-    """Shows a processor each row without the padding on its left, which it would take for text.
+    def join(
+        self,
+        sequences: Sequence[TokenSequence],
+        on_read: Callable[[TokenSequence, Tensor], None] | None = None,
+    ) -> Drawn:
+        """Read sequences, in one pass, and draw the next token of each that has not ended.
 
-    Args:
-        processor: One that looks at the tokens before.
-        padding: Tokens of padding, for every row.
-    """
+        Args:
+            sequences: Those that join; equal texts are read once.
+            on_read: Told each sequence's last hidden states, shape ``(tokens, width)``.
+        """
+        for sequence in sequences:
+            if len(sequence.ids) - sequence.forgotten > self.positions:
+                sequence.forgotten = len(sequence.ids) - window_after_overflow(self.positions)
+        texts = [tuple(it.ids[it.forgotten :]) for it in sequences]
+        read = list(dict.fromkeys(texts))
+        ids, mask = left_padded(read, self.model.device)
+        cache = DynamicCache(config=self.model.config)
+        hidden = self._hidden(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        lines = [read.index(text) for text in texts]
+        if on_read is not None:
+            for sequence, line, text in zip(sequences, lines, texts, strict=True):
+                on_read(sequence, hidden[line, -len(text) :])
+        going = [row for row, sequence in enumerate(sequences) if not sequence.ended]
+        self._put(
+            [sequences[row] for row in going],
+            cache,
+            [lines[row] for row in going],
+            [len(texts[row]) for row in going],
+        )
+        return self._draw([sequences[row] for row in going], hidden[[lines[row] for row in going]])
 
-    def __init__(self, processor: LogitsProcessor, padding: Sequence[int]) -> None:
-        self.processor = processor
-        self.padding = padding
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return processed scores, of shape ``(rows, vocabulary)``."""
-        return torch.cat(
-            [
-                self.processor(input_ids[row : row + 1, padded:], scores[row : row + 1])
-                for row, padded in enumerate(self.padding)
-            ]
+    def step(self) -> Drawn:
+        """Draw one more token of every sequence, which was given its last one."""
+        full = [
+            sequence
+            for sequence, length in zip(self.sequences, self.lengths, strict=True)
+            if length == self.positions
+        ]
+        if not full:
+            return self._step()
+        self.leave(full)
+        if not self.sequences:
+            return self.join(full)
+        going, again = self._step(), self.join(full)
+        return Drawn(
+            going.sequences + again.sequences,
+            going.tokens + again.tokens,
+            torch.cat([going.logits, again.logits]),
         )
 
+    def leave(self, sequences: Sequence[TokenSequence]) -> None:
+        """Free the rows of sequences."""
+        leaving = set(sequences)
+        for row in reversed(range(len(self.sequences))):
+            if self.sequences[row] in leaving:
+                last, length = self.sequences.pop(), self.lengths.pop()
+                if row < len(self.sequences):
+                    self.sequences[row], self.lengths[row] = last, length
+                    columns = slice(self.end - length, self.end)
+                    for tensor in self._tensors():
+                        tensor[row, :, columns] = tensor[len(self.sequences), :, columns]
 
-def processors_for(
-    options: SamplingOptions,
-    seeds: Sequence[int],
-    *,
-    prompt_tokens: int,
-    end_of_text: int,
-    padding: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
-) -> LogitsProcessorList:
-    """Return what turns logits into scores, the largest of which is the next token.
+    def _step(self) -> Drawn:
+        if self.end == self.columns:
+            self._move(max(self.lengths))
+        assert self.cache is not None
+        for layer in cast(list[BatchLayer], self.cache.layers):
+            layer.rows, layer.begin, layer.end = len(self.sequences), self.begin, self.end
+        device = self.model.device
+        ids = torch.tensor([[sequence.new[-1]] for sequence in self.sequences], device=device)
+        positions = torch.tensor(self.lengths, device=device)[:, None]
+        mask = torch.arange(self.begin, self.end + 1, device=device) >= self.end - positions
+        hidden = self._hidden(ids, mask, positions, self.cache)
+        self.lengths = [length + 1 for length in self.lengths]
+        self.end += 1
+        return self._draw(list(self.sequences), hidden)
 
-    They are called once for every token, with the ids so far, ``(rows, tokens)``, and the logits in
-    fp32, ``(rows, vocabulary)``. The noise has a state: rows have to stay in their order, and a
-    row that goes on elsewhere takes its processors along.
+    def _hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        output = self.model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True
+        )
+        return cast(Tensor, output.last_hidden_state)
+
+    def _draw(self, sequences: list[TokenSequence], hidden: Tensor) -> Drawn:
+        logits = self.model.get_output_embeddings()(hidden[:, -1])
+        return Drawn(sequences, draw(sequences, logits) if sequences else [], logits)
+
+    def _put(
+        self,
+        sequences: list[TokenSequence],
+        read: DynamicCache,
+        lines: list[int],
+        lengths: list[int],
+    ) -> None:
+        """Copy what was read, in these lines and so many columns, to the next free rows."""
+        longest = max([*self.lengths, *lengths], default=0)
+        if not self.sequences or self.end < longest:
+            self._move(longest)
+        if self.cache is None:
+            filled = [it for it in read.layers if isinstance(it, DynamicLayer)]
+            if len(filled) < len(read.layers):
+                raise UsageError(
+                    f"--model: a model of type {self.model.config.model_type} keeps more than keys "
+                    "and values of its tokens. Only GPT-2-like models are supported."
+                )
+            layers = [BatchLayer(it, self.rows, self.columns) for it in filled]
+            self.cache = Cache(layers=[*layers])
+        for tensor, text in zip(self._tensors(), _tensors_of(read), strict=True):
+            for row, (line, length) in enumerate(
+                zip(lines, lengths, strict=True), len(self.lengths)
+            ):
+                count = min(length, text.shape[2])  # a sliding window is shorter than a text
+                tensor[row, :, self.end - count : self.end] = text[line, :, -count:]
+        self.sequences += sequences
+        self.lengths += lengths
+
+    def _move(self, end: int) -> None:
+        """Move the columns that are filled, so that the next one is this."""
+        rows, count = len(self.sequences), self.end - self.begin
+        for tensor in self._tensors():
+            filled = tensor[:rows, :, self.begin : self.end].clone()
+            tensor[:rows, :, end - count : end] = filled
+        self.end = end
+
+    def _tensors(self) -> list[Tensor]:
+        return [] if self.cache is None else _tensors_of(self.cache)
+
+
+class BatchLayer(CacheLayerMixin):
+    """One layer of a batch's cache, as transformers' models use it: a step writes one column.
 
     Args:
-        options: How to draw.
-        seeds: One for every row; unused without sampling.
-        prompt_tokens: Columns of the prompts, padding included.
-        end_of_text: Id at which a sample ends by itself.
-        padding: Columns of padding on the left of every row; null for none.
-        device: Where the logits are.
+        like: The same layer of a cache that was just filled.
+        rows: Sequences at most.
+        columns: Columns of each.
     """
-    before: list[LogitsProcessor] = []  # transformers' order, in `_get_logits_processor`
-    if options.repetition_penalty != 1:
-        before.append(RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty)))
-    if options.no_repeat_ngram_size:
-        before.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size))
-    if padding is not None and any(padding):
-        before = [WithoutPadding(processor, padding) for processor in before]
-    if options.min_new_tokens:
-        before.append(
-            MinNewTokensLengthLogitsProcessor(
-                prompt_tokens, options.min_new_tokens, end_of_text, device=str(device)
-            )
-        )
-    if not options.do_sample:
-        return LogitsProcessorList(before)
-    noise = RowNoise(seeds)
-    if options.temperature != 1:
-        before.append(TemperatureLogitsWarper(float(options.temperature)))
-    warpers = LogitsProcessorList()
-    if options.top_p < 1:
-        warpers.append(TopPLogitsWarper(float(options.top_p)))
-    if options.min_p > 0:
-        warpers.append(MinPLogitsWarper(float(options.min_p)))
-    if options.typical_p < 1:
-        warpers.append(TypicalLogitsWarper(float(options.typical_p)))
-    if options.top_k:
-        return LogitsProcessorList([*before, Shortlist(options.top_k, warpers, noise)])
-    return LogitsProcessorList([*before, *warpers, noise])
+
+    def __init__(self, like: DynamicLayer, rows: int, columns: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # it has no annotations
+
+        def room_for(filled: Tensor | None) -> Tensor:
+            _, heads, _, width = cast(Tensor, filled).shape
+            # zeros: masked columns count nothing, but nothing times NaN is NaN
+            return cast(Tensor, filled).new_zeros(rows, heads, columns, width)
+
+        self.keys, self.values = room_for(like.keys), room_for(like.values)
+        self.is_initialized = True
+        self.is_sliding = like.is_sliding
+        self.rows = self.begin = self.end = 0  # in use; `end` is where the next tokens go
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new tokens' keys and values; return those of all columns in use."""
+        keys, values = cast(Tensor, self.keys)[: self.rows], cast(Tensor, self.values)[: self.rows]
+        keys[:, :, self.end] = key_states[:, :, 0]
+        values[:, :, self.end] = value_states[:, :, 0]
+        columns = slice(self.begin, self.end + 1)
+        return keys[:, :, columns], values[:, :, columns]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Do nothing: the memory is there from the beginning."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the columns that attention sees, and the first of them."""
+        return self.end - self.begin + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return the columns that are filled."""
+        return self.end - self.begin
+
+    def get_max_length(self) -> int:
+        """Return the columns there are."""
+        return int(cast(Tensor, self.keys).shape[2])
+
+
+def _tensors_of(cache: Cache) -> list[Tensor]:
+    layers = cast(list[CacheLayerMixin], cache.layers)
+    return [cast(Tensor, it) for layer in layers for it in (layer.keys, layer.values)]
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel, sequences: Sequence[TokenSequence]
+) -> Generator[Drawn, None, None]:
+    """Continue sequences together until each has ended.
+
+    Args:
+        model: The language model; it is in eval mode until the last step, or until the generator is
+            closed.
+        sequences: Those to continue.
+
+    Yields:
+        The next token of every sequence that has not ended, which is already added to it. Whoever
+        sees a stop string sets ``ended``.
+    """
+    longest = max(len(it.prompt) + it.options.max_new_tokens for it in sequences)
+    batch = Batch(model, len(sequences), longest)
+    was_training = model.training
+    model.eval()
+    try:
+        drawn = batch.join(sequences)
+        while True:
+            for sequence, token in zip(drawn.sequences, drawn.tokens, strict=True):
+                sequence.add(token)
+            yield drawn
+            batch.leave([sequence for sequence in batch.sequences if sequence.ended])
+            if not batch.sequences:
+                return
+            drawn = batch.step()
+    finally:
+        model.train(was_training)
 
 
 class Assembler(Protocol):
@@ -172,121 +310,6 @@ class Assembler(Protocol):
 
 # The ids of a prompt -> the text after it.
 Assemble = Callable[[list[int]], Assembler]
-
-
-@torch.inference_mode()
-def continue_rows(
-    model: PreTrainedModel,
-    prompts: Sequence[Tensor],
-    seeds: Sequence[int],
-    options: SamplingOptions,
-    *,
-    end_of_text: int,
-    texts: Sequence[Assembler] = (),
-) -> Generator[list[int | None], None, None]:
-    """Continue rows together, a token of each at a time.
-
-    A loop of our own, since transformers' gives its tokens to a callback only, and cannot go on
-    when the positions are full: a model that has seen as many tokens as it has positions goes on
-    with the last half of them, read anew, as GPT-2's positions are absolute. Each row does so by
-    its own length, so that its text depends on nothing else in the batch.
-
-    Args:
-        model: The language model; it is in eval mode until the last step, or until the iterator is
-            closed.
-        prompts: Ids of each row, shape ``(tokens,)``.
-        seeds: One for every row.
-        options: How to draw.
-        end_of_text: Id at which a row ends by itself.
-        texts: The new text of each row: it is given the row's tokens, and ends the row where it
-            stops. None ends none.
-
-    Yields:
-        The next token of every row, or None for a row that has ended.
-    """
-    room = positions_of(model)
-    seen = [prompt.tolist() for prompt in prompts]  # by the model, of each row
-    history, mask = left_padded(seen, end_of_text, model.device)  # of the whole text
-    running = [True] * len(seen)
-    processors = processors_for(
-        options,
-        seeds,
-        prompt_tokens=history.shape[-1],
-        end_of_text=end_of_text,
-        padding=[history.shape[-1] - len(row) for row in seen],
-        device=model.device,
-    )
-    cache: DynamicCache | None = None
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(options.max_new_tokens):
-            if cache is None or max(map(len, seen)) > room:
-                seen = [row[-kept_of(room) :] if len(row) > room else row for row in seen]
-                inputs, mask = left_padded(seen, end_of_text, model.device)
-                positions = (mask.cumsum(-1) - 1).clamp(min=0)
-                cache = DynamicCache(config=model.config)
-            else:
-                inputs = history[:, -1:]
-                mask = torch.cat([mask, mask.new_ones(len(seen), 1)], dim=-1)
-                positions = (positions[:, -1:] + 1).clamp(max=room - 1)  # of rows that have ended
-            logits = model(
-                input_ids=inputs,
-                attention_mask=mask,
-                position_ids=positions,
-                cache=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            drawn = processors(cast(LongTensor, history), logits.float()).argmax(-1, keepdim=True)
-            history = torch.cat([history, drawn], dim=-1)
-            step: list[int | None] = [None] * len(seen)
-            for row, token in enumerate(drawn.flatten().tolist()):
-                if not running[row]:
-                    continue
-                if token == end_of_text:
-                    running[row] = False
-                    continue
-                step[row] = token
-                seen[row].append(token)
-                if texts:
-                    texts[row].add(token)
-                    running[row] = not texts[row].stopped
-            yield step
-            if not any(running):
-                return
-    finally:
-        model.train(was_training)
-
-
-def kept_of(room: int) -> int:
-    """Return how many tokens a model still sees when its positions were full."""
-    return max(1, room // 2)
-
-
-def forgotten(prompt_tokens: int, new_tokens: int, room: int) -> int:
-    """Return how many tokens from a text's beginning the model did not see at its end.
-
-    Args:
-        prompt_tokens: Of the prompt.
-        new_tokens: Drawn since.
-        room: Positions of the model.
-    """
-    seen = prompt_tokens
-    for _ in range(new_tokens):
-        seen = (kept_of(room) if seen > room else seen) + 1
-    return prompt_tokens + new_tokens - seen
-
-
-def left_padded(rows: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, ``(rows, tokens)``, so that all rows go on from the same column."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), padding)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row)
-        mask[number, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)
 
 
 def generate(
@@ -314,52 +337,136 @@ def generate(
     Raises:
         UsageError: If a prompt and its continuation exceed the model's positions.
     """
-    check_room(model, max(len(prompt) for prompt in prompts), options)
+    check_length(model, max(len(prompt) for prompt in prompts), options)
     if options.stop and assemble is None:
         raise ValueError("stop strings need assemble=")
-    copies = options.samples_per_prompt
     if options.num_beams > 1:
         return search_beams(model, prompts, options, end_of_text=end_of_text, assemble=assemble)
-    rows = [prompt for prompt in prompts for _ in range(copies)]
-    new: list[list[int]] = [[] for _ in rows]
-    steps = continue_rows(
-        model,
-        rows,
-        options.seeds * len(prompts),
-        options,
-        end_of_text=end_of_text,
-        texts=[assemble(row.tolist()) for row in rows] if options.stop and assemble else (),
-    )
-    for step in steps:
-        for row, token in enumerate(step):
-            if token is not None:
-                new[row].append(token)
-    return [new[start : start + copies] for start in range(0, len(new), copies)]
+    samples = [
+        [
+            TokenSequence(prompt.tolist(), options, seed, end_of_text=end_of_text)
+            for seed in options.seeds
+        ]
+        for prompt in prompts
+    ]
+    every = [sequence for some in samples for sequence in some]
+    texts = {it: assemble(it.prompt) for it in every} if options.stop and assemble else {}
+    for drawn in decode(model, every):
+        if texts:
+            for sequence, token in zip(drawn.sequences, drawn.tokens, strict=True):
+                texts[sequence].add(token)
+                sequence.ended |= texts[sequence].stopped
+    return [[sequence.text_ids for sequence in some] for some in samples]
 
 
-def check_room(model: PreTrainedModel, longest: int, options: SamplingOptions) -> None:
+def check_length(model: PreTrainedModel, prompt_tokens: int, options: SamplingOptions) -> None:
     """See that a prompt of so many tokens and its continuation fit into the model's positions.
 
     Raises:
         UsageError: If they do not.
     """
-    room = positions_of(model)
-    if longest + options.max_new_tokens > room:
+    most = positions_of(model)
+    if prompt_tokens + options.max_new_tokens > most:
         raise UsageError(
-            f"--max_new_tokens {options.max_new_tokens}: with a prompt of {longest} tokens this "
-            f"exceeds the model's {room} positions. "
+            f"--max_new_tokens {options.max_new_tokens}: with a prompt of {prompt_tokens} tokens "
+            f"this exceeds the model's {most} positions. "
             + (
-                f"--max_new_tokens {room - longest} would work."
-                if longest < room
-                else f"Shorten the prompt to less than {room} tokens."
+                f"--max_new_tokens {most - prompt_tokens} would work."
+                if prompt_tokens < most
+                else f"Shorten the prompt to less than {most} tokens."
             )
         )
 
 
-class _StopStrings(StoppingCriteria):
-    """Ends a beam at a stop string of its new text.
+def window_after_overflow(max_positions: int) -> int:
+    """Return how many tokens a model still sees when its positions were full."""
+    return max(1, max_positions // 2)
 
-    transformers' own criterion takes the prompt for text of the model's.
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, ``(rows, tokens)``, so that all rows go on from the same column."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = torch.tensor(row)
+        mask[number, longest - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+@torch.inference_mode()
+def search_beams(
+    model: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    options: SamplingOptions,
+    *,
+    end_of_text: int,
+    assemble: Assemble | None,
+) -> list[list[list[int]]]:
+    """Do what `generate` does by transformers' beam search, for the likeliest texts as a whole."""
+    ids, mask = left_padded([prompt.tolist() for prompt in prompts], model.device)
+    longest, copies = ids.shape[-1], options.samples_per_prompt
+    padding = [longest - len(prompt) for prompt in prompts for _ in range(options.num_beams)]
+    processors = LogitsProcessorList(WithoutPadding(it, padding) for it in look_back(options))
+    if options.min_new_tokens:
+        processors.append(
+            MinNewTokensLengthLogitsProcessor(
+                longest, options.min_new_tokens, end_of_text, device=str(model.device)
+            )
+        )
+    criteria = StoppingCriteriaList()
+    if options.stop and assemble is not None:
+        criteria.append(StopStrings([prompt.tolist() for prompt in prompts], longest, assemble))
+    was_training, own_settings = model.training, model.generation_config
+    model.eval()
+    # what is not asked for would be filled in from the model's own: a repetition penalty, say
+    model.generation_config = GenerationConfig()
+    try:
+        output = cast(GenerationMixin, model).generate(
+            ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(
+                max_new_tokens=options.max_new_tokens,
+                do_sample=False,
+                num_beams=options.num_beams,
+                num_return_sequences=copies,
+                eos_token_id=end_of_text,
+                pad_token_id=end_of_text,
+            ),
+            logits_processor=processors,
+            stopping_criteria=criteria,
+        )
+    finally:
+        model.train(was_training)
+        model.generation_config = own_settings
+    new = [row[: [*row, end_of_text].index(end_of_text)] for row in output[:, longest:].tolist()]
+    return [new[start : start + copies] for start in range(0, len(new), copies)]
+
+
+class WithoutPadding(LogitsProcessor):
+    """Shows a processor each row without the padding on its left, which it would take for text.
+
+    Args:
+        processor: One that looks at the tokens before.
+        padding: Tokens of padding, for every row.
+    """
+
+    def __init__(self, processor: LogitsProcessor, padding: Sequence[int]) -> None:
+        self.processor = processor
+        self.padding = padding
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return processed scores, of shape ``(rows, vocabulary)``."""
+        return torch.cat(
+            [
+                self.processor(input_ids[row : row + 1, padded:], scores[row : row + 1])
+                for row, padded in enumerate(self.padding)
+            ]
+        )
+
+
+class StopStrings(StoppingCriteria):
+    """Ends a beam at a stop string of its new text; transformers' own reads the prompt, too.
 
     Args:
         prompts: Each of which has the same number of rows.
@@ -384,57 +491,3 @@ class _StopStrings(StoppingCriteria):
                 text.add(token)
             stopped.append(text.stopped)
         return torch.tensor(stopped, device=input_ids.device)
-
-
-@torch.inference_mode()
-def search_beams(
-    model: PreTrainedModel,
-    prompts: Sequence[Tensor],
-    options: SamplingOptions,
-    *,
-    end_of_text: int,
-    assemble: Assemble | None,
-) -> list[list[list[int]]]:
-    """Do what `generate` does by transformers' beam search, for the likeliest texts as a whole."""
-    ids, mask = left_padded([prompt.tolist() for prompt in prompts], end_of_text, model.device)
-    longest = ids.shape[-1]
-    processors = processors_for(
-        options,
-        [],
-        prompt_tokens=longest,
-        end_of_text=end_of_text,
-        padding=[longest - len(prompt) for prompt in prompts for _ in range(options.num_beams)],
-        device=model.device,
-    )
-    was_training, own_settings = model.training, model.generation_config
-    model.eval()
-    # what is not asked for would be filled in from the model's own: a repetition penalty, say
-    model.generation_config = GenerationConfig()
-    copies = options.samples_per_prompt
-    criteria = StoppingCriteriaList()
-    if options.stop and assemble is not None:
-        criteria.append(_StopStrings([prompt.tolist() for prompt in prompts], longest, assemble))
-    try:
-        output = cast(GenerationMixin, model).generate(
-            ids,
-            attention_mask=mask,
-            generation_config=GenerationConfig(
-                max_new_tokens=options.max_new_tokens,
-                do_sample=False,
-                num_beams=options.num_beams,
-                num_return_sequences=copies,
-                eos_token_id=end_of_text,
-                pad_token_id=end_of_text,
-            ),
-            logits_processor=processors,
-            stopping_criteria=criteria,
-        )
-    finally:
-        model.train(was_training)
-        model.generation_config = own_settings
-    new = [_until(row, end_of_text) for row in output[:, longest:].tolist()]
-    return [new[start : start + copies] for start in range(0, len(new), copies)]
-
-
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids

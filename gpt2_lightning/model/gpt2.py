@@ -78,7 +78,7 @@ def from_scratch(
     """
     if architecture.width % architecture.heads:
         raise UsageError(
-            f"--model.architecture.width {architecture.width}: it has to be a multiple of "
+            f"--model.architecture.width {architecture.width}: must be a multiple of "
             f"--model.architecture.heads {architecture.heads}."
         )
     config = GPT2Config(

@@ -56,32 +56,32 @@ class SamplingOptions:
         """
         count = self.samples_per_prompt
         rules = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "max_new_tokens": (self.max_new_tokens >= 1, ">= 1"),
             "min_new_tokens": (
                 0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"from 0 to --max_new_tokens {self.max_new_tokens}",
+                f"in 0..{self.max_new_tokens} (--max_new_tokens)",
             ),
             "temperature": (
                 1e-6 <= self.temperature < math.inf,  # logits over less are no numbers any more
-                "0.000001 or more (--do_sample false for greedy)",
+                ">= 0.000001 (--do_sample false for greedy)",
             ),
-            "top_k": (self.top_k >= 0, "0 or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "typical_p": (0 < self.typical_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, ">= 0"),
+            "top_p": (0 < self.top_p <= 1, "> 0 and <= 1"),
+            "min_p": (0 <= self.min_p <= 1, "in 0..1"),
+            "typical_p": (0 < self.typical_p <= 1, "> 0 and <= 1"),
             "repetition_penalty": (
                 0 < self.repetition_penalty < math.inf,
-                "above 0; 1 changes nothing, 1.2 is common",
+                "> 0; 1 changes nothing, 1.2 is common",
             ),
-            "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "0 or more"),
-            "num_beams": (self.num_beams >= 1, "1 or more"),
-            "stop": (all(self.stop), "no empty string"),
-            "num_return_sequences": (count >= 1, "1 or more"),
-            "seed": (0 <= self.seed <= 2**63 - count, f"from 0 to {2**63 - count}"),
+            "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, ">= 0"),
+            "num_beams": (self.num_beams >= 1, ">= 1"),
+            "stop": (all(self.stop), "without empty strings"),
+            "num_return_sequences": (count >= 1, ">= 1"),
+            "seed": (0 <= self.seed <= 2**63 - count, f"in 0..{2**63 - count}"),
         }
         for name, (holds, range_) in rules.items():
             if not holds:
-                raise UsageError(f"--{name} {getattr(self, name)}: it has to be {range_}.")
+                raise UsageError(f"--{name} {getattr(self, name)}: must be {range_}.")
         if self.do_sample and self.num_beams > 1:
             raise UsageError(
                 f"--num_beams {self.num_beams}: beams look for the likeliest text, without "

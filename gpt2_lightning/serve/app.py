@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.serve.middleware import COMPLETIONS, Gate
+from gpt2_lightning.serve.middleware import COMPLETIONS, RequestGuard
 from gpt2_lightning.serve.protocol import (
     Completion,
     CompletionRequest,
@@ -42,7 +42,7 @@ from gpt2_lightning.serve.service import (
     Metrics,
     Served,
     Service,
-    drafts_of,
+    samples_of,
 )
 
 STATIC = Path(__file__).parent / "static"
@@ -75,6 +75,13 @@ EVENTS = {
         "content": {"text/event-stream": {"schema": EVENT}},
     }
 }
+
+
+FLUSH_SECONDS = 10  # for the last bytes of the last answers
+
+# Bytes that the system keeps for a client that does not read. Linux would keep megabytes, which is
+# a stream of any length: nobody could tell that it is not being read.
+SEND_BUFFER = 8_192
 
 
 def make_app(service: Service) -> ASGIApp:
@@ -117,8 +124,8 @@ def make_app(service: Service) -> ASGIApp:
         if service.stopping:
             raise Refusal(503, "The server is stopping.", code="stopping", headers=RETRY_AFTER)
         served = service.find(asked.model)
-        drafts = await drafts_of(asked, served, service.limits)
-        answer = Answer(drafts, asked.n or 1, served, metrics)
+        samples = await samples_of(asked, served, service.limits)
+        answer = Answer(samples, asked.n or 1, served, metrics)
         if asked.stream:
             options = asked.stream_options
             return EventStream(
@@ -165,7 +172,7 @@ def make_app(service: Service) -> ASGIApp:
     # the description names the models, which are known only here
     fields = app.openapi()["components"]["schemas"]["CompletionRequest"]["properties"]
     fields["model"]["anyOf"][0]["enum"] = [it.name for it in service.models]
-    return Gate(app, service, metrics)
+    return RequestGuard(app, service, metrics)
 
 
 def _card(served: Served) -> ModelCard:
@@ -213,13 +220,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     return Refusal(500, "The server has failed; its log says how.").response()
-
-
-FLUSH_SECONDS = 10  # for the last bytes of the last answers
-
-# Bytes that the system keeps for a client that does not read. Linux would keep megabytes, which is
-# a stream of any length: nobody could tell that it is not being read.
-SEND_BUFFER = 8_192
 
 
 class Connection(H11Protocol):
@@ -361,7 +361,7 @@ def listen(host: str, port: int) -> socket.socket:
         UsageError: If the address cannot be had.
     """
     if not 0 <= port < 2**16:
-        raise UsageError(f"--port {port}: it has to be from 0 to 65535; 0 takes a free one.")
+        raise UsageError(f"--port {port}: must be in 0..65535; 0 takes a free one.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)

@@ -65,7 +65,7 @@ def serve(
         UsageError: If model, address or limits cannot be had.
     """
     if batch_size < 1:
-        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+        raise UsageError(f"--batch_size {batch_size}: must be >= 1.")
     try:
         from gpt2_lightning.serve.app import listen, run
         from gpt2_lightning.serve.service import Limits, Served, Service
@@ -108,7 +108,7 @@ def serve(
 
     def announce() -> None:
         for it in served:
-            weights, cache = it.engine.model, it.engine.slots.bytes
+            weights, cache = it.engine.model, it.engine.batch.bytes
             print(
                 f"{it.name}: {count_parameters(weights):,} parameters, {weights.dtype}, "
                 f"{weights.device}; key-value cache of {batch_size} samples: {cache / 1e6:,.0f} MB"

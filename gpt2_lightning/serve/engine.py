@@ -1,156 +1,112 @@
-"""The thread that owns a model: continuous batching over slots of one key-value cache."""
+"""The thread that owns a model: a queue over one batch, in which requests' samples take turns."""
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers import PreTrainedModel
 
-from gpt2_lightning.data.token_text import Logprob
+from gpt2_lightning.data.token_text import Logprob, Piece, TextAssembler, TokenBytes
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.model.gpt2 import positions_of
-from gpt2_lightning.serve.sequence import Job, Row, logprobs_of, prompt_logprobs
-
-log = logging.getLogger(__name__)
-
-
-class Slots:
-    """Slots 0 to ``used - 1`` hold the samples that are being written, in the order of `lengths`.
-
-    The token at position p of a sample stands in column p of its slot: samples of any length go on
-    together, nothing is moved when another joins, and when one leaves, the last takes its place.
-    All memory is taken at the first use; it does not grow.
-
-    Args:
-        count: Slots.
-        positions: Columns of each: the model's positions.
-    """
-
-    def __init__(self, count: int, positions: int) -> None:
-        self.count = count
-        self.positions = positions
-        self.lengths: list[int] = []  # columns that are filled, of each slot in use
-        # of each layer, shape (slots, heads, positions, head width)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.rows = self.columns = torch.empty(0, dtype=torch.long)  # where the next tokens go
-
-    @property
-    def used(self) -> int:
-        """Number of slots in use."""
-        return len(self.lengths)
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all slots."""
-        return sum(tensor.nbytes for tensor in [*self.keys, *self.values])
-
-    def put(self, cache: DynamicCache, row: int, tokens: int) -> None:
-        """Copy a row of a cache that was just filled into the next free slot.
-
-        Args:
-            cache: Of a batch padded on the right.
-            row: Row of that batch.
-            tokens: Columns of the row that are no padding.
-        """
-        filled = cast(list[DynamicLayer], cache.layers)
-        if not self.keys:
-            self.keys = [self._room_for(layer.keys) for layer in filled]
-            self.values = [self._room_for(layer.values) for layer in filled]
-        for number, layer in enumerate(filled):
-            self.keys[number][self.used, :, :tokens] = cast(Tensor, layer.keys)[row, :, :tokens]
-            self.values[number][self.used, :, :tokens] = cast(Tensor, layer.values)[row, :, :tokens]
-        self.lengths.append(tokens)
-
-    def drop(self, slot: int) -> None:
-        """Free a slot; the last one in use moves there."""
-        tokens = self.lengths.pop()
-        if slot == self.used:
-            return
-        self.lengths[slot] = tokens
-        for tensor in [*self.keys, *self.values]:
-            tensor[slot, :, :tokens] = tensor[self.used, :, :tokens]
-
-    def step(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """Make room for one more token in every slot in use.
-
-        Returns:
-            The model's arguments beside the tokens' ids, ``(used, 1)``: ``position_ids``,
-            ``attention_mask`` (to add to the scores of attention, ``(used, 1, 1, columns)``)
-            and ``cache``.
-        """
-        self.rows = torch.arange(self.used, device=device)
-        self.columns = torch.tensor(self.lengths, device=device)
-        self.lengths = [length + 1 for length in self.lengths]
-        seen = torch.arange(max(self.lengths), device=device) <= self.columns[:, None]
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device)
-        return {
-            "position_ids": self.columns[:, None],
-            "attention_mask": mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None],
-            "cache": Cache(layers=[SlotLayer(self, number) for number in range(len(self.keys))]),
-            "use_cache": True,
-        }
-
-    def _room_for(self, like: Tensor | None) -> Tensor:
-        _, heads, _, width = cast(Tensor, like).shape
-        # zeros, not whatever was there: masked columns count nothing, but nothing times NaN is NaN
-        return cast(Tensor, like).new_zeros(self.count, heads, self.positions, width)
-
-
-class SlotLayer(CacheLayerMixin):
-    """One layer of the slots, as transformers' models use a cache.
-
-    Args:
-        slots: Whose layer it is.
-        number: Which layer.
-    """
-
-    is_sliding = False
-
-    def __init__(self, slots: Slots, number: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # it has no annotations
-        self.slots = slots
-        self.number = number
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write the new tokens' keys and values; return those of all columns in use."""
-        slots, used, end = self.slots, self.slots.used, max(self.slots.lengths)
-        keys, values = slots.keys[self.number], slots.values[self.number]
-        keys[slots.rows, :, slots.columns] = key_states[:, :, 0]
-        values[slots.rows, :, slots.columns] = value_states[:, :, 0]
-        return keys[:used, :, :end], values[:used, :, :end]
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: the memory is there from the beginning."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the columns in use, and the first of them."""
-        return max(self.slots.lengths, default=0), 0
-
-    def get_seq_length(self) -> int:
-        """Return the columns in use."""
-        return max(self.slots.lengths, default=0)
-
-    def get_max_length(self) -> int:
-        """Return the columns there are."""
-        return self.slots.positions
-
+from gpt2_lightning.model.decoding import Batch, Drawn
+from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.model.sequence import TokenSequence
 
 # Prompt tokens that are read between two tokens of the samples under way: those wait meanwhile.
 PROMPT_TOKENS_AT_A_TIME = 2048
 
-# Tokens after which a sample lets one that waits have its slot. To go on, its text so far is read
-# again, in one pass: little beside as many steps as this.
+# Tokens after which a sample lets one that waits have its row of the batch. To go on, its text so
+# far is read again, in one pass: little beside as many steps as this.
 TURN = 256
+
+LOGITS_ROWS_AT_A_TIME = 256  # of a prompt: 51 MB of them with GPT-2's vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class RequestSample:
+    """A sample of a request: what is asked for, and how far it has come.
+
+    Its text depends on nothing else in the batch.
+
+    Args:
+        prompt: Ids to continue.
+        options: How to draw; no tokens at all may be asked for.
+        seed: Of this sample.
+        tokens: What each token adds to a text.
+        end_of_text: Id that ends the text.
+        logprobs: How many of the likeliest tokens are wanted beside each; None for no logprobs.
+        echo: Whether the prompt is a part of the answer.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        options: SamplingOptions,
+        seed: int,
+        *,
+        tokens: TokenBytes,
+        end_of_text: int,
+        logprobs: int | None = None,
+        echo: bool = False,
+    ) -> None:
+        self.sequence = TokenSequence(prompt, options, seed, end_of_text=end_of_text)
+        self.logprobs = logprobs
+        self.echo = echo
+        self.turn_began = 0  # tokens that were new when it joined the batch
+        self.job: Job | None = None
+        self.number = 0  # in its job
+        after = () if echo else self.sequence.prompt
+        self._text = TextAssembler(tokens, options.stop, end_of_text, after)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether its job has not begun while it waits."""
+        return self.number == 0 and not self.sequence.new
+
+    def echo_prompt(self, logprobs: Sequence[Logprob] | None) -> None:
+        """Tell of the prompt, and what the model gave each of its tokens, where asked for."""
+        last = self.sequence.ended
+        self._tell(self._text.add_prompt(self.sequence.prompt, logprobs, last=last))
+
+    def add(self, token: int, logprob: Logprob | None) -> None:
+        """Take the next token, and tell of what has become final."""
+        self.sequence.add(token)
+        piece = self._text.add(token, logprob, last=self.sequence.ended)
+        self.sequence.ended = piece.finish is not None
+        self._tell(piece)
+
+    def _tell(self, piece: Piece) -> None:
+        if piece != Piece("", [], None) and self.job is not None:
+            self.job.notify(self.number, piece)
+
+
+class Job:
+    """The samples of a request.
+
+    Args:
+        samples: The samples, nothing of them written.
+        notify: Told, in the engine's thread, which sample has come further, and what became final;
+            it must not wait.
+        fail: Told, in whatever thread, that the job was given up, and why.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[RequestSample],
+        notify: Callable[[int, Piece], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self.samples = list(samples)
+        self.notify = notify
+        self.fail = fail
+        self.cancelled = False
+        for number, sample in enumerate(samples):
+            sample.job, sample.number = self, number
 
 
 class QueueFull(Exception):
@@ -158,15 +114,15 @@ class QueueFull(Exception):
 
 
 class Engine:
-    """Continuous batching with a key-value cache.
+    """Continuous batching over one key-value cache.
 
-    While others wait, a sample gives its slot up after each `TURN` tokens and goes on when it is
+    While others wait, a sample gives its row up after each `TURN` tokens and goes on when it is
     its turn again: whoever asks for long texts, or does not read them, keeps nobody waiting long.
 
     Args:
         model: A causal language model in eval mode; nobody else may use it meanwhile.
         batch_size: Samples that are written at the same time.
-        max_queue: Jobs that wait for their first sample to begin, while all slots are taken.
+        max_queue: Jobs that wait for their first sample to begin, while all rows are taken.
     """
 
     def __init__(self, model: PreTrainedModel, *, batch_size: int, max_queue: int) -> None:
@@ -174,10 +130,10 @@ class Engine:
         self.batch_size = batch_size
         self.max_queue = max_queue
         self.prompt_tokens = self.new_tokens = self.steps = 0  # since the start
-        self.slots = Slots(batch_size, positions_of(model))
-        self._running: list[Row] = []  # the sample in each slot in use
-        self._joining: list[Row] = []  # out of the queue, on their way to a slot
-        self._waiting: deque[Row] = deque()
+        self.batch = Batch(model, batch_size)
+        self._running: dict[TokenSequence, RequestSample] = {}  # in the batch
+        self._joining: list[RequestSample] = []  # out of the queue, on their way to the batch
+        self._waiting: deque[RequestSample] = deque()
         self._closing = False
         self._work = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -199,11 +155,9 @@ class Engine:
 
     @torch.inference_mode()
     def _try(self) -> None:
-        ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
-        hidden, cache = self._read(ids, torch.ones_like(ids))
-        logits = self.model.get_output_embeddings()(hidden[:, -1])
-        self.slots.put(cache, 0, 1)
-        self.slots.drop(0)
+        sequence = TokenSequence([0], SamplingOptions(do_sample=False), 0, end_of_text=0)
+        logits = self.batch.join([sequence]).logits
+        self.batch.leave([sequence])
         if not bool(logits.isfinite().all()):
             raise UsageError(
                 "--model: its logits are not numbers (NaN or infinite). The weights are damaged, "
@@ -229,27 +183,24 @@ class Engine:
         """
         with self._work:
             free = max(0, self.batch_size - len(self._running) - len(self._joining))
-            if sum(row.is_first for row in islice(self._waiting, free, None)) >= self.max_queue:
+            if sum(it.is_first for it in islice(self._waiting, free, None)) >= self.max_queue:
                 raise QueueFull
-            self._waiting.extend(Row(job, number) for number in range(len(job.drafts)))
+            self._waiting.extend(job.samples)
             self._work.notify()
 
     def cancel(self, job: Job) -> None:
-        """Give a job up; its slots are free before the next token."""
+        """Give a job up; its rows are free before the next token."""
         with self._work:
             job.cancelled = True
-            if any(row.job is job for row in self._waiting):
-                self._waiting = deque(row for row in self._waiting if row.job is not job)
+            if any(it.job is job for it in self._waiting):
+                self._waiting = deque(it for it in self._waiting if it.job is not job)
             self._work.notify()
 
     def give_up(self, error: Exception) -> None:
         """Give up what is being written and what waits, and tell so."""
         with self._work:
-            rows = [*self._running, *self._joining, *self._waiting]
-            jobs = dict.fromkeys(row.job for row in rows)
-        for job in jobs:
-            self.cancel(job)
-            job.fail(error)
+            given_up = [*self._running.values(), *self._joining, *self._waiting]
+        self._fail(given_up, error)
 
     def close(self) -> None:
         """Finish what was queued, then end the thread."""
@@ -259,7 +210,7 @@ class Engine:
         self._thread.join()
 
     def _queued(self) -> int:
-        return sum(row.is_first for row in self._waiting)
+        return sum(it.is_first for it in self._waiting)
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -268,7 +219,7 @@ class Engine:
                     while not (self._waiting or self._running or self._closing):
                         self._work.wait()
                     joining = self._joining = self._next()
-                self._leave(lambda row: row.job.cancelled)
+                self._leave([it for it in self._running.values() if _is_cancelled(it)])
                 if not (joining or self._running) and self._closing:
                     return
                 try:
@@ -278,109 +229,116 @@ class Engine:
                         self._step()
                 except Exception as error:
                     log.exception("A batch of samples was given up.")
-                    self._clear(error)
+                    lost = list(self._running.values())
+                    self._leave(lost)
+                    self.batch.leave(self.batch.sequences)
+                    self._fail([*lost, *self._joining], error)
                 self._joining = []
 
-    def _next(self) -> list[Row]:
+    def _next(self) -> list[RequestSample]:
         """Take out of the queue what fits, first come, first served."""
         free = self.batch_size - len(self._running)
         count = longest = 0
-        for row in islice(self._waiting, free):
-            longest = max(longest, len(row.draft.ids))
+        for sample in islice(self._waiting, free):
+            longest = max(longest, len(sample.sequence.ids))
             if count and (count + 1) * longest > PROMPT_TOKENS_AT_A_TIME:
                 break
             count += 1
         return [self._waiting.popleft() for _ in range(count)]
 
-    def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
-        cache = DynamicCache(config=self.model.config)
-        output = self.model.base_model(ids, attention_mask=mask, cache=cache, use_cache=True)
-        return output.last_hidden_state, cache
+    def _join(self, joining: list[RequestSample]) -> None:
+        """Read texts, and write the next token after each."""
+        of = {it.sequence: it for it in joining}
+        beginning = {it.sequence for it in joining if not it.sequence.new}
+        self.prompt_tokens += sum(map(len, {tuple(it.prompt) for it in beginning}))
 
-    def _join(self, joining: list[Row]) -> None:
-        """Read texts, in one batch padded on the right, and write the next token after each."""
-        texts = list(dict.fromkeys(tuple(row.draft.ids) for row in joining))
-        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for line, text in enumerate(texts):
-            ids[line, : len(text)] = torch.tensor(text)
-            mask[line, : len(text)] = 1
-        hidden, cache = self._read(ids.to(self.model.device), mask.to(self.model.device))
-        line_of = {text: line for line, text in enumerate(texts)}
-        lines = {row: line_of[tuple(row.draft.ids)] for row in joining}
-        lengths = {row: len(row.draft.ids) for row in joining}
-        beginning = [row for row in joining if not row.draft.new]
-        self.prompt_tokens += sum(map(len, {tuple(row.draft.prompt) for row in beginning}))
-        for row in beginning:
-            draft, found = row.draft, None
-            if draft.echo and draft.logprobs is not None:
-                found = prompt_logprobs(
-                    self.model, hidden[lines[row]], draft.prompt, draft.logprobs
-                )
-            row.tell(draft.begin(found))
-        writing = [row for row in joining if not row.draft.ended]
-        if writing:
-            last = [lengths[row] - 1 for row in writing]
-            self._write(writing, hidden[[lines[row] for row in writing], last])
-        for row in writing:
-            if not row.draft.ended:
-                self.slots.put(cache, lines[row], lengths[row])
-                row.draft.turn_began = len(row.draft.new)
-                self._running.append(row)
+        def on_read(sequence: TokenSequence, hidden: Tensor) -> None:
+            sample, found = of[sequence], None
+            if sample.echo and sequence in beginning:
+                if sample.logprobs is not None:
+                    found = prompt_logprobs(self.model, hidden, sequence.prompt, sample.logprobs)
+                sample.echo_prompt(found)
+
+        drawn = self.batch.join(list(of), on_read)
+        for sequence in drawn.sequences:
+            of[sequence].turn_began = len(sequence.new)
+            self._running[sequence] = of[sequence]
+        self._write(drawn)
 
     def _step(self) -> None:
         """Write one more token of every sample under way."""
-        ids = torch.tensor([row.draft.new[-1] for row in self._running], device=self.model.device)
-        where = self.slots.step(self.model.device, self.model.dtype)
-        hidden = self.model.base_model(ids[:, None], **where).last_hidden_state
-        self._write(self._running, hidden[:, -1])
+        self._write(self.batch.step())
         self.steps += 1
-        self._leave(lambda row: row.draft.ended)
-        self._take_turns()
-
-    def _take_turns(self) -> None:
-        """Let samples that have had a turn wait again, as many as wait for their slots."""
-        with self._work:
+        with self._work:  # those that have had a turn wait again, as many as wait for their rows
             wanted = len(self._waiting) + len(self._running) - self.batch_size
             had = [
-                row
-                for row in self._running
-                if len(row.draft.new) - row.draft.turn_began >= TURN and not row.job.cancelled
+                it
+                for it in self._running.values()
+                if len(it.sequence.new) - it.turn_began >= TURN and not _is_cancelled(it)
             ][: max(0, wanted)]
             self._waiting.extend(had)
-            self._leave(lambda row: row in had)
+            self._leave(had)
 
-    def _write(self, rows: list[Row], hidden: Tensor) -> None:
-        """Draw a token of each sample from its last hidden state, ``(rows, width)``."""
-        logits = self.model.get_output_embeddings()(hidden)
-        drafts = [row.draft for row in rows]
-        ids = logits.argmax(-1).tolist()
-        for number, draft in enumerate(drafts):
-            if not draft.is_greedy:
-                ids[number] = draft.draw(logits[number : number + 1])
+    def _write(self, drawn: Drawn) -> None:
+        """Give each sample its token; those that have ended leave."""
+        samples = [self._running[sequence] for sequence in drawn.sequences]
         logprobs: dict[int, Logprob] = {}
-        asked = [number for number, draft in enumerate(drafts) if draft.logprobs is not None]
+        asked = [row for row, it in enumerate(samples) if it.logprobs is not None]
         if asked:
-            top = max(drafts[number].logprobs or 0 for number in asked)
-            found = logprobs_of(logits[asked], [ids[number] for number in asked], top)
+            top = max(samples[row].logprobs or 0 for row in asked)
+            found = logprobs_of(drawn.logits[asked], [drawn.tokens[row] for row in asked], top)
             logprobs = dict(zip(asked, found, strict=True))
-        self.new_tokens += len(ids)
-        for number, row in enumerate(rows):
-            row.tell(row.draft.add(ids[number], logprobs.get(number)))
+        self.new_tokens += len(samples)
+        for row, (sample, token) in enumerate(zip(samples, drawn.tokens, strict=True)):
+            sample.add(token, logprobs.get(row))
+        self._leave([it for it in samples if it.sequence.ended])
 
-    def _leave(self, leaves: Callable[[Row], bool]) -> None:
-        for slot in reversed(range(len(self._running))):
-            if leaves(self._running[slot]):
-                self.slots.drop(slot)
-                last = self._running.pop()
-                if slot < len(self._running):
-                    self._running[slot] = last
+    def _leave(self, samples: Sequence[RequestSample]) -> None:
+        self.batch.leave([it.sequence for it in samples])
+        for sample in samples:
+            del self._running[sample.sequence]
 
-    def _clear(self, error: Exception) -> None:
-        jobs = list(dict.fromkeys(row.job for row in [*self._running, *self._joining]))
-        for job in jobs:
-            self.cancel(job)
-            job.fail(error)
-        while self.slots.used:
-            self.slots.drop(self.slots.used - 1)
-        self._running = []
+    def _fail(self, samples: Sequence[RequestSample], error: Exception) -> None:
+        for job in dict.fromkeys(it.job for it in samples):
+            if job is not None:
+                self.cancel(job)
+                job.fail(error)
+
+
+def _is_cancelled(sample: RequestSample) -> bool:
+    return sample.job is not None and sample.job.cancelled
+
+
+def logprobs_of(logits: Tensor, ids: Sequence[int], top: int) -> list[Logprob]:
+    """Return the logarithms of the probabilities of ids, and of the likeliest.
+
+    Args:
+        logits: The model's own, untouched by temperature and the like, ``(rows, vocabulary)``.
+        ids: The token of each row.
+        top: How many of the likeliest.
+    """
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)
+    chosen = logits.gather(-1, torch.tensor(ids, device=logits.device)[:, None]) - total
+    best, which = logits.topk(min(top, logits.shape[-1]), dim=-1)
+    rows = zip(chosen[:, 0].tolist(), which.tolist(), (best - total).tolist(), strict=True)
+    return [Logprob(own, list(zip(ranked, values, strict=True))) for own, ranked, values in rows]
+
+
+def prompt_logprobs(
+    model: PreTrainedModel, hidden: Tensor, prompt: Sequence[int], top: int
+) -> list[Logprob]:
+    """Return what the model gave each token of a prompt; its first one follows nothing.
+
+    Args:
+        model: The model.
+        hidden: Last hidden states, shape ``(tokens, width)``.
+        prompt: The ids.
+        top: How many of the likeliest tokens beside each.
+    """
+    found = [Logprob(None, [])]
+    head = model.get_output_embeddings()
+    for begin in range(0, len(prompt) - 1, LOGITS_ROWS_AT_A_TIME):
+        targets = prompt[begin + 1 : begin + 1 + LOGITS_ROWS_AT_A_TIME]
+        found += logprobs_of(head(hidden[begin : begin + len(targets)]), targets, top)
+    return found

@@ -36,8 +36,12 @@ HEADERS = {
 }
 
 
-class Gate:
-    """ASGI middleware around all routes.
+class RequestGuard:
+    """ASGI middleware around all routes: host, key, content type, size and time of a request.
+
+    Starlette and uvicorn do less of it: TrustedHostMiddleware and uvicorn's limits answer in plain
+    text instead of the protocol's JSON, and neither bounds the bytes of a body, the seconds of a
+    request, or notices a client that left while its answer is computed.
 
     Args:
         app: The routes.
@@ -94,7 +98,7 @@ class Gate:
             return
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             # a page elsewhere may send other types to this server unasked, but not this one
-            raise Refusal(415, "Content-Type has to be application/json.", code="not_json")
+            raise Refusal(415, "Content-Type must be application/json.", code="not_json")
         body = await self._read(headers, receive)
         if body is not None:
             await _while_listening(self.app, scope, body, receive, answer)

@@ -60,7 +60,7 @@ Prompt = Annotated[
     | Annotated[list[Text], SOME, Tag("texts")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[list[Ids], SOME, Tag("id_lists")],
-    Discriminator(_kind, custom_error_type="prompt", custom_error_message=f"it has to be {KINDS}"),
+    Discriminator(_kind, custom_error_type="prompt", custom_error_message=f"must be {KINDS}"),
 ]
 
 StopString = Annotated[Text, Len(1, 256)]
@@ -75,7 +75,7 @@ Stop = Annotated[
     Discriminator(
         _stop_kind,
         custom_error_type="stop",
-        custom_error_message="it has to be a string or a list of at most four",
+        custom_error_message="must be a string or a list of at most four",
     ),
 ]
 

@@ -23,7 +23,7 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.generate.text_model import TextModel
 from gpt2_lightning.model.gpt2 import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
-from gpt2_lightning.serve.engine import Engine, QueueFull
+from gpt2_lightning.serve.engine import Engine, Job, QueueFull, RequestSample
 from gpt2_lightning.serve.protocol import (
     Choice,
     Completion,
@@ -33,7 +33,21 @@ from gpt2_lightning.serve.protocol import (
     Refusal,
     Usage,
 )
-from gpt2_lightning.serve.sequence import Draft, Job
+
+LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds
+
+LOWEST_TEMPERATURE = 1e-6  # logits over less are no numbers any more: the likeliest token
+
+# One thread: a tokenizer is not made for several, and a long text must not hold up the others.
+_encoding = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+RETRY_AFTER = {"Retry-After": "1"}  # seconds
+
+DONE = b"data: [DONE]\n\n"
+
+OBFUSCATED_LENGTH = 64  # characters of text and obfuscation together, or a multiple of them
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Limits:
         for name, value in vars(self).items():
             if value is not None and not 0 < value < math.inf:
                 finite = "" if value <= 0 else " and finite"
-                raise UsageError(f"--{name} {value}: it has to be above 0{finite}.")
+                raise UsageError(f"--{name} {value}: must be > 0{finite}.")
 
 
 class Served:
@@ -133,9 +147,6 @@ class Service:
         )
 
 
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-
 class Metrics:
     """Counters and times of a server, with a registry of its own.
 
@@ -155,13 +166,13 @@ class Metrics:
         self.seconds = Histogram(
             "gpt2_lightning_request_seconds",
             "From a completion request's first byte to its answer's last.",
-            buckets=SECONDS,
+            buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
         self.first_token = Histogram(
             "gpt2_lightning_first_token_seconds",
             "From a completion request's body to the first of its answer's text.",
-            buckets=SECONDS,
+            buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
 
@@ -202,15 +213,9 @@ class _Engines(Collector):
         return [running, waiting, prompts, written, steps]
 
 
-LOWEST_TEMPERATURE = 1e-6  # logits over less are no numbers any more: the likeliest token
-
-# One thread: a tokenizer is not made for several, and a long text must not hold up the others.
-_encoding = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-
-Value = TypeVar("Value")
-
-
-async def drafts_of(request: CompletionRequest, served: Served, limits: Limits) -> list[Draft]:
+async def samples_of(
+    request: CompletionRequest, served: Served, limits: Limits
+) -> list[RequestSample]:
     """Return the samples of a request: those of the first prompt, those of the second, and so on.
 
     Raises:
@@ -238,7 +243,7 @@ async def drafts_of(request: CompletionRequest, served: Served, limits: Limits) 
     _check(ids, options.max_new_tokens, served, limits, longest)
     first = secrets.randbits(63) if request.seed is None else request.seed
     return [
-        Draft(
+        RequestSample(
             prompt,
             options,
             (first + copy) % 2**64,
@@ -321,13 +326,6 @@ def _or(value: Value | None, default: Value) -> Value:
     return default if value is None else value
 
 
-RETRY_AFTER = {"Retry-After": "1"}  # seconds
-
-DONE = b"data: [DONE]\n\n"
-
-OBFUSCATED_LENGTH = 64  # characters of text and obfuscation together, or a multiple of them
-
-
 class Answer:
     """The samples of a request on their way; queued as it is made.
 
@@ -335,7 +333,7 @@ class Answer:
     slow reader holds up nobody.
 
     Args:
-        drafts: What is asked for: those of the first prompt, those of the second, and so on.
+        samples: What is asked for: those of the first prompt, those of the second, and so on.
         copies: Samples of each prompt.
         served: Of which model.
         metrics: Where times are noted.
@@ -345,18 +343,18 @@ class Answer:
     """
 
     def __init__(
-        self, drafts: Sequence[Draft], copies: int, served: Served, metrics: Metrics
+        self, samples: Sequence[RequestSample], copies: int, served: Served, metrics: Metrics
     ) -> None:
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self._drafts = drafts
+        self._samples = samples
         self._copies = copies
         self._served = served
         self._metrics = metrics
         self._began = time.perf_counter()
         self._come: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._job = Job(drafts, lambda number, piece: self._post((number, piece)), self._post)
+        self._job = Job(samples, lambda number, piece: self._post((number, piece)), self._post)
         try:
             served.engine.submit(self._job)
         except QueueFull:
@@ -373,7 +371,7 @@ class Answer:
 
     async def whole(self) -> Completion:
         """Return the answer once all of it is there."""
-        pieces: list[list[Piece]] = [[] for _ in self._drafts]
+        pieces: list[list[Piece]] = [[] for _ in self._samples]
         async with aclosing(self._pieces()) as arriving:
             async for number, piece in arriving:
                 pieces[number].append(piece)
@@ -406,7 +404,7 @@ class Answer:
             yield f"data: {ErrorAnswer(error=refusal.body).model_dump_json()}\n\n".encode()
 
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
-        unfinished = len(self._drafts)
+        unfinished = len(self._samples)
         while unfinished:
             arrived = [await self._come.get()]
             while not self._come.empty():
@@ -440,7 +438,7 @@ class Answer:
         )
 
     def _choice(self, number: int, piece: Piece) -> Choice:
-        asked = self._drafts[number].logprobs
+        asked = self._samples[number].logprobs
         return Choice(
             index=number,
             text=piece.text,
@@ -449,8 +447,8 @@ class Answer:
         )
 
     def _usage(self) -> Usage:
-        read = sum(len(draft.prompt) for draft in self._drafts[:: self._copies])
-        written = sum(len(draft.new) for draft in self._drafts)
+        read = sum(len(it.sequence.prompt) for it in self._samples[:: self._copies])
+        written = sum(len(it.sequence.new) for it in self._samples)
         return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
