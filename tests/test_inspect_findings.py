@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -6,15 +7,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from gpt2_lightning.data.articles import Row, Rows, as_articles
-from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
+from gpt2_lightning.data.cleaning import Cleaner, CleaningName, get_cleaner
 from gpt2_lightning.data.token_store import TokenStore, write_token_store
 from gpt2_lightning.evaluate.text import count_text
 from gpt2_lightning.inspect.rows import (
     CleaningLoss,
+    CleaningMeter,
     Duplicate,
     Reader,
     find_duplicates,
-    measure_cleaning,
 )
 from gpt2_lightning.inspect.tokens import (
     Bin,
@@ -35,8 +36,17 @@ def rows_of(texts: list[str], *, begins: bool = True) -> Rows:
 
 def read(rows: Rows) -> Reader:
     reader = Reader()
-    assert list(reader.watch(rows)) == list(rows)
+    for row in rows:
+        reader.add(row)
+    reader.end_article()
     return reader
+
+
+def measure_cleaning(rows: Iterable[Row], cleaner: Cleaner, samples: int) -> CleaningLoss:
+    meter = CleaningMeter(cleaner, samples)
+    for row in rows:
+        meter.add(row.text)
+    return meter.loss
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -51,6 +51,19 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """A file that rows are read from; it is hashed once, whatever splits are read from it."""
+
+    path: Path
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """The SHA-256 of its content; no size and no time of a file tells that it is the same."""
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of one split: read from the start at each iteration, never held in memory.
 
@@ -61,7 +74,7 @@ class Rows:
     """
 
     read: Callable[[], Iterator[Row]]
-    files: tuple[Path, ...] = ()
+    files: tuple[SourceFile, ...] = ()
     identity: str = ""
 
     def __iter__(self) -> Iterator[Row]:
@@ -71,8 +84,7 @@ class Rows:
         """Return the SHA-256 of the files' content and the identity, in hexadecimal."""
         total = hashlib.sha256(self.identity.encode())
         for file in self.files:
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
+            total.update(file.sha256)
         return total.hexdigest()
 
 
@@ -209,6 +221,24 @@ AFTER_WORD = re.compile(r"\S()\s")
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What of a text goes to each split, in plain values: read off the text once, then kept.
+
+    Attributes:
+        articles: Articles of the text.
+        held_out: Of each held-out split the articles, counted from 0; null where the text is cut
+            by position.
+        bytes: UTF-8 bytes of the text.
+        longest_line: Bytes.
+    """
+
+    articles: int
+    held_out: dict[str, list[int]] | None
+    bytes: int
+    longest_line: int
+
+
+@dataclass(frozen=True)
 class Splitting:
     """How a source's only rows were shared out.
 
@@ -216,10 +246,12 @@ class Splitting:
         rows: The marked rows of every split.
         articles: How many articles of the source went to each split; null where the text was cut
             by position instead.
+        deal: Yields all rows in the source's order, each with the split that it belongs to.
     """
 
     rows: dict[SplitName, Rows]
     articles: dict[SplitName, int] | None
+    deal: Callable[[], Iterator[tuple[SplitName, Row]]]
 
     def __str__(self) -> str:
         held_out = [name for name in self.rows if name != "train"]
@@ -230,24 +262,20 @@ class Splitting:
         return f"about {share}, {counts} of {sum(self.articles.values())} articles"
 
 
-def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
-    """Take the missing splits, each 5 % of the bytes, out of the training rows.
+def share_out(rows: Iterable[Row], missing: list[SplitName]) -> Shares:
+    """Read a text, and choose what of it makes the missing splits, each 5 % of the bytes.
 
     Articles are ordered by the SHA-256 of their text, so neither their order nor a copy under
     another name changes the choice; the first ones go to the held-out splits. With fewer than 20
-    articles, the held-out splits are the text's end, cut where a line ends, or between words if
-    a line is longer than a split, or between characters if a word is.
+    articles, the text is cut by position (see `split_rows`).
 
     Args:
         rows: The training rows, marked where an article begins.
         missing: The splits to make, in the order in which they are taken.
-
-    Returns:
-        The rows of the training split and of the missing ones.
     """
     sizes, hashes = array("Q"), array("Q")  # 16 bytes an article, of which there may be millions
     running = hashlib.sha256()
-    longest_line = 0  # bytes
+    longest_line = 0
     for row in rows:
         if row.begins and sizes:
             hashes.append(int.from_bytes(running.digest()[:8], "big"))
@@ -260,83 +288,92 @@ def split_rows(rows: Rows, missing: list[SplitName]) -> Splitting:
         for line in LINE.finditer(encoded):
             longest_line = max(longest_line, line.end() - line.start())
     hashes.append(int.from_bytes(running.digest()[:8], "big"))
+    held_out = None if len(sizes) < FEWEST_ARTICLES else _choose(sizes, hashes, missing)
+    return Shares(len(sizes), held_out, sum(sizes), longest_line)
+
+
+def split_rows(rows: Rows, missing: list[SplitName], shares: Shares | None = None) -> Splitting:
+    """Take the missing splits out of the training rows.
+
+    They are whole articles, or where these are few the text's end, cut where a line ends, or
+    between words if a line is longer than a split, or between characters if a word is.
+
+    Args:
+        rows: The training rows, marked where an article begins.
+        missing: The splits to make, in the order in which they are taken.
+        shares: What `share_out` found of the same rows; null reads them for it.
+
+    Returns:
+        The rows of the training split and of the missing ones.
+    """
+    found = shares or share_out(rows, missing)
     names: list[SplitName] = ["train", *missing]
-    identity = f"{rows.identity} split {SPLITTING_VERSION} {missing}"
-    if len(sizes) >= FEWEST_ARTICLES:
-        owners = _owners(sizes, hashes, missing)
-        by_split = {
-            name: Rows(partial(_of_articles, rows, owners, name), rows.files, f"{identity} {name}")
-            for name in names
-        }
-        return Splitting(by_split, {name: owners.count(name) for name in names})
-    edges = _edges(sum(sizes), names)
-    # in a stretch as long as the longest line, a line begins
-    share = int(HELD_OUT_SHARE * sum(sizes))
-    # not all of a share is searched for a word's end, so that each split gets some of it
-    ends = (AFTER_LINE, sum(sizes)) if longest_line <= share else (AFTER_WORD, 3 * share // 4)
-    by_split = {
-        name: Rows(
-            partial(_of_positions, rows, *ends, *edges[name]), rows.files, f"{identity} {name}"
-        )
-        for name in names
-    }
-    return Splitting(by_split, None)
+    articles: dict[SplitName, int] | None = None
+    deal = partial(_by_position, rows, found, names)
+    if found.held_out is not None:
+        owners = {at: name for name in missing for at in found.held_out[name]}
+        counts = {name: len(found.held_out[name]) for name in missing}
+        articles = {"train": found.articles - len(owners), **counts}
+        deal = partial(_by_article, rows, owners)
+
+    def only(name: SplitName) -> Rows:
+        identity = f"{rows.identity} split {SPLITTING_VERSION} {missing} {name}"
+        return Rows(lambda: (row for of, row in deal() if of == name), rows.files, identity)
+
+    return Splitting({name: only(name) for name in names}, articles, deal)
 
 
-def _owners(sizes: "array[int]", hashes: "array[int]", missing: list[SplitName]) -> list[SplitName]:
-    """Give every article to a split."""
-    owners: list[SplitName] = ["train"] * len(sizes)
+def _choose(
+    sizes: "array[int]", hashes: "array[int]", missing: list[SplitName]
+) -> dict[str, list[int]]:
+    """Return the articles of each held-out split."""
+    chosen: dict[str, list[int]] = {name: [] for name in missing}
     share = HELD_OUT_SHARE * sum(sizes)
     filled: dict[SplitName, int] = dict.fromkeys(missing, 0)
     for article in sorted(range(len(sizes)), key=hashes.__getitem__):
         for name in missing:
             # One long article must not become the whole split: it would say little of the rest.
             if filled[name] < share and filled[name] + sizes[article] <= 1.5 * share:
-                owners[article] = name
+                chosen[name].append(article)
                 filled[name] += sizes[article]
                 break
     if any(size == 0 for size in filled.values()):  # every article is longer than a share
-        for name, article in zip(
-            missing, sorted(range(len(sizes)), key=sizes.__getitem__), strict=False
-        ):
-            owners[article] = name
-    return owners
+        shortest = sorted(range(len(sizes)), key=sizes.__getitem__)
+        taken = {article: name for name in missing for article in chosen[name]}
+        taken |= dict(zip(shortest, missing, strict=False))
+        chosen = {name: [at for at, of in taken.items() if of == name] for name in missing}
+    return chosen
 
 
-def _edges(total: int, names: list[SplitName]) -> dict[SplitName, tuple[int, int]]:
-    """Return first and last byte of each split: the training text, then the held-out ends."""
-    held_out = int(HELD_OUT_SHARE * total)
-    begin = total - held_out * (len(names) - 1)
-    edges = {names[0]: (0, begin)}
-    for name in names[1:]:
-        edges[name] = (begin, begin + held_out)
-        begin += held_out
-    edges[names[-1]] = (edges[names[-1]][0], total + 1)
-    return edges
-
-
-def _of_articles(rows: Rows, owners: list[SplitName], name: SplitName) -> Iterator[Row]:
+def _by_article(rows: Rows, owners: dict[int, SplitName]) -> Iterator[tuple[SplitName, Row]]:
     article = -1
     for row in rows:
         article += row.begins
-        if owners[max(article, 0)] == name:
-            yield row
+        yield owners.get(max(article, 0), "train"), row
 
 
-def _of_positions(
-    rows: Rows, part_ends: re.Pattern[str], reach: int, begin: int, end: int
-) -> Iterator[Row]:
-    """Yield the lines or words that begin at a byte from ``begin`` to before ``end``."""
-    position, first = 0, True
+def _by_position(
+    rows: Rows, shares: Shares, names: list[SplitName]
+) -> Iterator[tuple[SplitName, Row]]:
+    """Yield the lines or words of each split: the training text, then the held-out ends."""
+    share = int(HELD_OUT_SHARE * shares.bytes)
+    # in a stretch as long as the longest line, a line begins; of words not all of a share is
+    # searched, so that each split gets some of it
+    by_line = shares.longest_line <= share
+    part_ends, reach = (AFTER_LINE, shares.bytes) if by_line else (AFTER_WORD, 3 * share // 4)
+    edges = [shares.bytes - share * left for left in range(len(names) - 1, 0, -1)]
+    position, begun = 0, set[SplitName]()
     for row in rows:
         size = len(row.text) if row.text.isascii() else len(row.text.encode())
-        start, stop = (
-            _cut(row.text, size, edge - position, part_ends, reach) for edge in (begin, end)
-        )
+        cuts = (_cut(row.text, size, edge - position, part_ends, reach) for edge in edges)
         position += size
-        if start < stop:
-            yield Row(row.text[start:stop], begins=first or (row.begins and start == 0))
-            first = False
+        start = 0
+        for name, stop in zip(names, (*cuts, len(row.text)), strict=True):
+            if start < stop:
+                text = row.text[start:stop]
+                yield name, Row(text, begins=name not in begun or (row.begins and start == 0))
+                begun.add(name)
+                start = stop
 
 
 def _cut(text: str, size: int, edge: int, part_ends: re.Pattern[str], reach: int) -> int:

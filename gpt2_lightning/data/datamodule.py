@@ -1,14 +1,26 @@
 """WikiTextDataModule: a source of text in, loaders of blocks out."""
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.data.articles import DocumentsName, Rows, SplitName, as_articles, split_rows
+from gpt2_lightning.data.articles import (
+    SPLITTING_VERSION,
+    DocumentsName,
+    Row,
+    Rows,
+    Shares,
+    SplitName,
+    as_articles,
+    share_out,
+    split_rows,
+)
 from gpt2_lightning.data.batches import (
     BlockName,
     Blocks,
@@ -32,6 +44,8 @@ from gpt2_lightning.data.tokenizer import (
     train_tokenizer,
 )
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.storage import write_text
+from gpt2_lightning.untrusted import read_json
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +127,7 @@ class WikiTextDataModule(LightningDataModule):
         self.test_source = test_source
         self._opened: dict[SplitName, Rows] | None = None
         self._splits: dict[SplitName, Rows] | None = None
+        self._deal: Callable[[], Iterator[tuple[SplitName, Row]]] | None = None
         self.cleaner = get_cleaner(cleaning)
         self.tokenizer_name = tokenizer
         self.tokenizer_revision = tokenizer_revision
@@ -124,7 +139,7 @@ class WikiTextDataModule(LightningDataModule):
         self.seed = seed
         self.cache_dir = cache_folder(cache_dir)
         self.stores: dict[SplitName, TokenStore] = {}
-        self.taken: set[SplitName] = set()  # splits that are cut out of the training text
+        self.held_out_from_train: list[SplitName] = []  # splits that the source does not have
         self._prepared: tuple[str, dict[SplitName, str]] | UsageError | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -218,7 +233,8 @@ class WikiTextDataModule(LightningDataModule):
         Args:
             other: Of the same source and splits; its cleaning and tokenizer may differ.
         """
-        self._opened, self._splits, self.taken = other._opened, other._splits, other.taken
+        self._opened, self._splits, self._deal = other._opened, other._splits, other._deal
+        self.held_out_from_train = other.held_out_from_train
 
     def _find_splits(self) -> dict[SplitName, Rows]:
         found = self.open()
@@ -227,12 +243,32 @@ class WikiTextDataModule(LightningDataModule):
         missing = [name for name in held_out if name not in splits]
         # Whatever is asked for, both are taken, so that test text never was training text.
         if missing and "train" in splits:
-            splitting = split_rows(splits["train"], missing)
+            splitting = split_rows(splits["train"], missing, self._shares(splits["train"], missing))
             lacking = " and no ".join(missing)
             log.info("%s has no %s split: taking %s.", self.source, lacking, splitting)
             splits |= splitting.rows
-            self.taken = set(missing)
+            self.held_out_from_train, self._deal = missing, splitting.deal
         return splits
+
+    def _shares(self, rows: Rows, missing: list[SplitName]) -> Shares:
+        """Return what of the training text goes to the missing splits, from the cache if known."""
+        name = store_name({"rows": rows.digest(), "missing": missing, "splits": SPLITTING_VERSION})
+        file = self.cache_dir / "splits" / f"{name}.json"
+        try:
+            return Shares(**read_json(file))
+        except (OSError, ValueError, TypeError):  # not there, or damaged: found again
+            shares = share_out(rows, missing)
+        write_text(file, json.dumps(asdict(shares)) + "\n")
+        return shares
+
+    def each_row(self, wanted: Collection[SplitName]) -> Iterator[tuple[SplitName, Row]]:
+        """Yield the rows of some splits, each with its split; every file is read once."""
+        dealt = {"train", *self.held_out_from_train} if self._deal else set()
+        for split, rows in self.splits([]).items():
+            if split in wanted and split not in dealt:
+                yield from ((split, row) for row in rows)
+        if self._deal and dealt & set(wanted):
+            yield from (one for one in self._deal() if one[0] in wanted)
 
     def _train_tokenizer(self, splits: dict[SplitName, Rows]) -> str:
         if "train" not in splits:
@@ -286,7 +322,7 @@ class WikiTextDataModule(LightningDataModule):
                     + (
                         f"the text is too short to hold out a {split} split. Give more of it, or "
                         "a source that has its own."
-                        if split in self.taken
+                        if split in self.held_out_from_train
                         else f"its {split} split is empty."
                     )
                 )

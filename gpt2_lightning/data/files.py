@@ -16,6 +16,7 @@ from gpt2_lightning.data.articles import (
     DocumentsName,
     Row,
     Rows,
+    SourceFile,
     SplitName,
     counted,
     say_splits,
@@ -185,7 +186,7 @@ def rows_of_files(
             yield from read_file(file, text_column, documents)
 
     identity = " ".join(file.identity(text_column, documents) for file in files)
-    return Rows(read, tuple(dict.fromkeys(file.path for file in files)), identity)
+    return Rows(read, tuple(dict.fromkeys(SourceFile(file.path) for file in files)), identity)
 
 
 def flag_of(split: SplitName) -> str:

@@ -26,6 +26,7 @@ from gpt2_lightning.data.articles import (
     DocumentsName,
     Row,
     Rows,
+    SourceFile,
     SplitName,
     say_splits,
 )
@@ -592,7 +593,7 @@ def _rows_of_datasets(
             for batch in dataset.iter(batch_size=ROWS_PER_READ):
                 yield from rows_of_column(batch[text_column], text_column, path)
 
-        files = tuple(Path(entry["filename"]) for entry in dataset.cache_files)
+        files = tuple(SourceFile(Path(entry["filename"])) for entry in dataset.cache_files)
         found[split] = Rows(read, files, f"arrow {text_column} 2")
         called = "" if name == split else f" ({name})"
         said[split] = f"{dataset.num_rows:,} rows{called}"

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -193,7 +194,11 @@ def open_source(
     for split, name in held_out.items():
         if name != "none":
             found[split] = open_held_out(flag_of(split), name, text_column, documents)
-    return found
+    files = {file: file for rows in found.values() for file in rows.files}
+    return {  # an archive that holds several splits is one file: hashed once
+        split: replace(rows, files=tuple(files[file] for file in rows.files))
+        for split, rows in found.items()
+    }
 
 
 def _open(

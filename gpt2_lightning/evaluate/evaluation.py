@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_lightning.data.articles import Rows, SplitName, as_articles, has_titles
+from gpt2_lightning.data.articles import Rows, SplitName, as_articles
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.tokenizer import lost_by_tokens
 from gpt2_lightning.errors import UsageError
@@ -151,7 +151,7 @@ def _read_blocks(data: WikiTextDataModule, split: SplitName) -> tuple[ScoredText
         raise UsageError(f"--split {split}: there is nothing to predict in it.")
     how = f"blocks of {data.block_size} tokens, --data.blocks {data.blocks}"
     tokens = np.asarray([len(store.ids) - (data.blocks == "pack")])
-    counts = count_text(data.splits([split])[split], by_article=False)
+    counts = count_text(data.splits([split])[split], by_article=False, store=store.folder)
     lost = store.manifest.lost
     return ScoredText(store.ids, np.zeros(1, np.int64), tokens, how, counts, lost), windows
 
@@ -202,7 +202,7 @@ def _card(
         text=known,
         sha256=counts.sha256,
         reading=text.reading
-        + (", held out of the training text here" if split in data.taken else ""),
+        + (", held out of the training text here" if split in data.held_out_from_train else ""),
         cleaning=data.cleaner.name,
         protocol=protocol.name,
         context=data.block_size if training else protocol.context or 0,
@@ -272,7 +272,7 @@ def _lost_on_the_way(
         return data.original_bytes(split)[1] or None
     if not data.cleaner.lossless:
         return f"--data.cleaning {data.cleaner.name} loses text"
-    if data.cleaner.name == "detokenize" and not has_titles(rows_of(data, split)):
+    if data.cleaner.name == "detokenize" and not text.wikitext:
         return "--data.cleaning detokenize loses nothing of WikiText, which this is not"
     if lost := lost_by_tokens(text.lost, loaded.tokenizer):
         return f"the tokenizer loses text ({lost})"

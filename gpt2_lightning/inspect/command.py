@@ -218,8 +218,8 @@ def _print_source(console: Console, findings: Findings, data: WikiTextDataModule
         "tokenizer": f"{data.tokenizer_name or 'trained on the training split'}, "
         f"{len(data.tokenizer):,} ids",
     }
-    if findings.taken:
-        lines["not in it"] = f"{' and '.join(findings.taken)}: taken out of the training text"
+    if held_out := findings.held_out_from_train:
+        lines["not in it"] = f"{' and '.join(held_out)}: taken out of the training text"
     if findings.missing:
         lines["missing"] = f"{' and '.join(findings.missing)}: no such split in this source"
     for label, value in lines.items():
@@ -355,18 +355,13 @@ def inspect(
     cleaners: list[CleaningName] = [given["cleaning"]]
     if compare:
         cleaners += [name for name in CLEANERS if name not in cleaners]
-    found: dict[CleaningName, tuple[Findings, WikiTextDataModule]] = {}
-    messages = Console(stderr=True)
-    # what others print goes where messages go
-    with redirect_stdout(sys.stderr):
-        for name in cleaners:
-            data = WikiTextDataModule(**given | {"cleaning": name})
-            for _, before in found.values():
-                data.share_source(before)
-            findings = find(data, split=wanted, ngram=ngram, samples=rows, working=messages.status)
-            found[name] = findings, data
+    cleanings = [WikiTextDataModule(**given | {"cleaning": name}) for name in cleaners]
+    working = Console(stderr=True).status
+    with redirect_stdout(sys.stderr):  # what others print goes where messages go
+        findings = find(cleanings, split=wanted, ngram=ngram, samples=rows, working=working)
     chosen = cleaners[0]
-    found = {name: found[name] for name in CLEANERS if name in found}
+    by_name = dict(zip(cleaners, zip(findings, cleanings, strict=True), strict=True))
+    found = {name: by_name[name] for name in CLEANERS if name in by_name}
     if json:
         document = as_document(*found[chosen])
         if compare:

@@ -1,22 +1,21 @@
 """All figures of a source, split by split; what is amiss, and what would mend it."""
 
-from array import array
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpt2_lightning.data.articles import Rows, SplitName
+from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_text import unsuited_vocabulary
 from gpt2_lightning.evaluate.ngrams import Overlap, measure_overlap, unit_lengths
 from gpt2_lightning.inspect.rows import (
     CleaningLoss,
+    CleaningMeter,
     Duplicates,
     OriginalText,
     Reader,
     find_duplicates,
-    measure_cleaning,
 )
 from gpt2_lightning.inspect.tokens import (
     Fill,
@@ -65,71 +64,96 @@ class Findings:
     Attributes:
         splits: The figures of every split that was looked at.
         missing: Splits that the source does not have, and that cannot be taken out of another.
-        taken: Splits that are taken out of the training text, as the source does not have them.
+        held_out_from_train: Splits that are taken out of the training text, as the source does not
+            have them.
     """
 
     splits: dict[SplitName, SplitFigures]
     missing: list[SplitName]
-    taken: list[SplitName]
+    held_out_from_train: list[SplitName]
 
 
 def find(
-    data: WikiTextDataModule,
+    cleanings: list[WikiTextDataModule],
     *,
     split: SplitName | None = None,
     ngram: int,
     samples: int,
     working: Callable[[str], AbstractContextManager[Any]] = nullcontext,
-) -> Findings:
+) -> list[Findings]:
     """Measure a source on the token stores and blocks that `fit` would use.
 
     The stores are written where they are not yet there; no model is needed. What is held in
-    memory does not grow with the text, but for eight bytes an article and what `data` itself holds
-    of its blocks.
+    memory does not grow with the text, but for eight bytes an article and what `cleanings` hold
+    of their blocks.
 
     Args:
-        data: Not yet set up.
+        cleanings: The source under one cleaner or several, which share one reading; not set up.
         split: Look at this one alone, and at what of it stands in the training split; None looks
             at all that there are.
         ngram: Tokens of an n-gram, for the overlap with the training split.
         samples: Rows to show before and after cleaning.
         working: Makes a context, in which something is done that takes its time.
 
+    Returns:
+        The figures under each cleaner.
+
     Raises:
         UsageError: If the source cannot be read, or has no such split.
     """
-    there = data.splits([])
+    first = cleanings[0]
+    there = first.splits([])
     looked_at = [name for name in SPLITS if name in there] if split is None else [split]
     # the training split, too, since what is held out is compared with it
     needed = {*looked_at, "train"} & there.keys() | set(looked_at)
-    data.prepare([name for name in SPLITS if name in needed])
-    data.setup("fit")
-    digests: dict[SplitName, array[int]] = {}
-    splits: dict[SplitName, SplitFigures] = {}
-    for name in data.stores:
-        reader = Reader()
-        with working(f"Reading the {name} split"):
-            if name not in looked_at:
-                for _ in reader.watch(there[name]):
-                    pass
-            else:
-                cleaning = measure_cleaning(reader.watch(there[name]), data.cleaner, samples)
-                splits[name] = _figures(data, name, there[name], reader, cleaning, digests, ngram)
-        digests[name] = reader.digests
-    return Findings(
-        splits=splits,
-        missing=[name for name in SPLITS if name not in there],
-        taken=[name for name in SPLITS if name in data.taken],
-    )
+    for data in cleanings:
+        data.share_source(first)
+        data.prepare([name for name in SPLITS if name in needed])
+        data.setup("fit")
+    readers = {name: Reader() for name in first.stores}
+    meters = {
+        name: [CleaningMeter(data.cleaner, samples) for data in cleanings] for name in looked_at
+    }
+    with working("Measuring the text"):
+        for name, row in first.each_row(readers):
+            readers[name].add(row)
+            for meter in meters.get(name, ()):
+                meter.add(row.text)
+        for reader in readers.values():
+            reader.end_article()
+        training = readers["train"].digests if "train" in readers else None
+        duplicates = {
+            name: find_duplicates(
+                there[name], readers[name].digests, None if name == "train" else training
+            )
+            for name in looked_at
+        }
+        return [
+            Findings(
+                splits={
+                    name: _figures(
+                        data,
+                        name,
+                        readers[name].text,
+                        meters[name][at].loss,
+                        duplicates[name],
+                        ngram,
+                    )
+                    for name in looked_at
+                },
+                missing=[name for name in SPLITS if name not in there],
+                held_out_from_train=first.held_out_from_train,
+            )
+            for at, data in enumerate(cleanings)
+        ]
 
 
 def _figures(
     data: WikiTextDataModule,
     name: SplitName,
-    rows: Rows,
-    reader: Reader,
+    original: OriginalText,
     cleaning: CleaningLoss,
-    digests: "dict[SplitName, array[int]]",
+    duplicates: Duplicates,
     ngram: int,
 ) -> SplitFigures:
     store = data.stores[name]
@@ -138,12 +162,12 @@ def _figures(
     if name != "train" and "train" in data.stores:
         overlap = measure_overlap(store, data.stores["train"], data.tokenizer, n=ngram)
     return SplitFigures(
-        original=reader.text,
+        original=original,
         cleaning=cleaning,
         vocabulary=measure_vocabulary(store, data.tokenizer, cleaning),
         lengths=lengths,
         fill=measure_fill(data, name, counts),
-        duplicates=find_duplicates(rows, reader.digests, digests.get("train")),
+        duplicates=duplicates,
         overlap=overlap,
         first_block=first_block(data, name),
     )
@@ -293,7 +317,7 @@ def as_document(findings: Findings, data: WikiTextDataModule) -> dict[str, Any]:
         "blocks": data.blocks,
         "block_size": data.block_size,
         "missing": findings.missing,
-        "taken": findings.taken,
+        "taken": findings.held_out_from_train,
         "warnings": advice(findings, data),
         "splits": {name: _as_dict(figures) for name, figures in findings.splits.items()},
     }

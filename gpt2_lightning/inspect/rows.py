@@ -6,8 +6,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -45,9 +44,7 @@ class OriginalText:
 
 
 class Reader:
-    """Counts rows, and takes each article's digest, on their way to somebody else.
-
-    Memory grows by eight bytes an article.
+    """Counts rows, and takes each article's digest; memory grows by eight bytes an article.
 
     Attributes:
         text: The counts.
@@ -58,43 +55,40 @@ class Reader:
     def __init__(self) -> None:
         self.text = OriginalText()
         self.digests = array("Q")
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._before = 0, 0  # words and bytes before the article
+        self._last = ""
 
-    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield rows, articles marked, as they are."""
+    def add(self, row: Row) -> None:
+        """Count a row, marked if an article begins with it."""
         text = self.text
-        digest = hashlib.blake2b(digest_size=8)
-        begun = 0, 0  # words and bytes before the article
-        last = ""
-        for row in rows:
-            if row.begins or not text.rows:
-                if text.rows:
-                    self._close(digest, last, *begun)
-                digest = hashlib.blake2b(digest_size=8)
-                begun = text.words, text.bytes
-                text.articles += 1
-                text.harness_words += row.text[:1].isspace()
-            words = 0
-            for part in stretches(row.text):
-                if found := part.split():
-                    digest.update(" ".join([*found, ""]).encode())
-                    words += len(found)
-            text.rows += 1
-            text.blank_rows += not words
-            text.words += words
-            text.harness_words += words
-            text.characters += len(row.text)
-            text.bytes += len(row.text.encode())
-            last = row.text
-            yield row
-        if text.rows:
-            self._close(digest, last, *begun)
+        if row.begins or not text.rows:
+            self.end_article()
+            text.articles += 1
+            text.harness_words += row.text[:1].isspace()
+        words = 0
+        for part in stretches(row.text):
+            if found := part.split():
+                self._digest.update(" ".join([*found, ""]).encode())
+                words += len(found)
+        text.rows += 1
+        text.blank_rows += not words
+        text.words += words
+        text.harness_words += words
+        text.characters += len(row.text)
+        text.bytes += len(row.text.encode())
+        self._last = row.text
 
-    def _close(self, digest: "hashlib.blake2b", last: str, words: int, size: int) -> None:
-        """End an article, before which there were so many words and bytes."""
-        self.text.harness_words += last[-1:].isspace() or self.text.bytes == size
-        has_words = self.text.words > words
-        number = int.from_bytes(digest.digest(), "big") or 1
-        self.digests.append(number if has_words else NO_WORDS)
+    def end_article(self) -> None:
+        """Take the digest of the article that was begun; to be called after the last row too."""
+        text = self.text
+        words, size = self._before
+        if text.rows:
+            text.harness_words += self._last[-1:].isspace() or text.bytes == size
+            number = int.from_bytes(self._digest.digest(), "big") or 1
+            self.digests.append(number if text.words > words else NO_WORDS)
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._before = text.words, text.bytes
 
 
 TOLD = 3  # duplicates that are named
@@ -137,7 +131,7 @@ def find_duplicates(rows: Rows, digests: "array[int]", training: "array[int] | N
 
     Args:
         rows: The split, articles marked; read again, up to the last example, where there is one.
-        digests: Of its articles (see `original_text.Reader`).
+        digests: Of its articles (see `Reader`).
         training: Those of the training split, if this is another one.
     """
     own = _as_numbers(digests)
@@ -155,7 +149,8 @@ def find_duplicates(rows: Rows, digests: "array[int]", training: "array[int] | N
         else np.empty(0, np.int64)
     )
     standing = [(int(place), int(place_of[nearest[place]])) for place in found[:TOLD]]
-    return Duplicates(len(repeated), len(found), _told(rows, pairs), _told(rows, standing))
+    told = _told(rows, pairs + standing)
+    return Duplicates(len(repeated), len(found), told[: len(pairs)], told[len(pairs) :])
 
 
 def _as_numbers(digests: "array[int]") -> npt.NDArray[np.uint64]:
@@ -256,49 +251,56 @@ class CleaningLoss:
         return self.numbers_lost / max(self.numbers, 1)
 
 
-def measure_cleaning(rows: Iterable[Row], cleaner: Cleaner, samples: int) -> CleaningLoss:
-    """Clean rows, and count what is lost; memory does not grow with the text.
+class CleaningMeter:
+    """Cleans rows, and counts what is lost; memory does not grow with the text.
 
     Args:
-        rows: The split.
         cleaner: What is done to each row.
         samples: Rows to keep for show.
     """
-    loss = CleaningLoss()
-    kinds = _Kinds()
-    drawn = _Drawn(samples)
-    for row in rows:
-        cleaned = cleaner.clean(row.text)
-        blank = not row.text.strip()
-        if cleaned.strip() or not cleaner.drops_empty:
+
+    def __init__(self, cleaner: Cleaner, samples: int) -> None:
+        self.cleaner = cleaner
+        self._loss = CleaningLoss()
+        self._kinds = _Kinds()
+        self._drawn = _Drawn(samples)
+
+    @property
+    def loss(self) -> CleaningLoss:
+        """What is lost of the rows so far, with some of them."""
+        samples = [SampleRow(text, self.cleaner.clean(text)) for text in self._drawn.rows]
+        return replace(self._loss, samples=samples)
+
+    def add(self, text: str) -> None:
+        """Count a row."""
+        loss = self._loss
+        cleaned = self.cleaner.clean(text)
+        if cleaned.strip() or not self.cleaner.drops_empty:
             loss.text_characters += len(cleaned)
             loss.text_words += sum(len(part.split()) for part in stretches(cleaned))
-        if blank:
-            continue
+        if not text.strip():
+            return
         loss.rows_emptied += not cleaned.strip()
-        drawn.offer(row.text)
-        unmarked = MARKS.sub(r"\1", row.text)
-        characters, punctuation = kinds.count(unmarked)
+        self._drawn.offer(text)
+        unmarked = MARKS.sub(r"\1", text)
+        characters, punctuation = self._kinds.count(unmarked)
         numbers = NUMBER.findall(unmarked)
         loss.characters += characters
         loss.punctuation += punctuation
         loss.numbers += len(numbers)
         loss.characters_without_spaces += sum(1 for _ in WITHOUT_SPACES.finditer(cleaned))
-        if cleaned != row.text:
-            for mark in ANGLE_MARKS.findall(row.text):
+        if cleaned != text:
+            for mark in ANGLE_MARKS.findall(text):
                 if mark not in cleaned and mark[1:-1] in cleaned:
                     _, count = loss.marks_made_words.get(mark, ("", 0))
                     loss.marks_made_words[mark] = mark[1:-1], count + 1
             unmarked = MARKS.sub(r"\1", cleaned)
-            characters, punctuation = kinds.count(unmarked)
+            characters, punctuation = self._kinds.count(unmarked)
             if numbers:
                 lost = Counter(numbers) - Counter(NUMBER.findall(unmarked))
                 loss.numbers_lost += lost.total()
         loss.characters_left += characters
         loss.punctuation_left += punctuation
-    for text in drawn.rows:
-        loss.samples.append(SampleRow(text, cleaner.clean(text)))
-    return loss
 
 
 class _Drawn:
