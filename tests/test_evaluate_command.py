@@ -4,17 +4,21 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, GPTJConfig, PreTrainedConfig
 
 from gpt2_lightning.cli import main
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate import compare
 from gpt2_lightning.evaluate import protocol as published
+from gpt2_lightning.evaluate.card import Card, read_cards
 from gpt2_lightning.evaluate.protocol import OFFICIAL_TEXTS, Published
 from tests.command_line import SMALL, Mistake, curves, fine_tuning, fit
 
@@ -81,6 +85,33 @@ def test_articles_come_with_intervals(wiki_folder: Path, tiny_model: Path) -> No
     assert card["words_rule"].startswith("re.split")
     for figure, (low, high) in card["intervals"].items():
         assert low < card[figure] < high
+    (back,) = read_cards(Path("card.json"), card["parameters"])
+    assert json.loads(json.dumps(asdict(back))) == card
+    assert back.intervals == {name: tuple(ends) for name, ends in card["intervals"].items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tokens": True}, "its tokens is of the wrong type"),
+        ({"stride": "8"}, "its stride is of the wrong type"),
+        ({"nats": math.inf}, "its nats is of the wrong type"),
+        ({"intervals": {"bits_per_byte": [1.0]}}, "its intervals is of the wrong type"),
+        ({"protocol": "guessing"}, "its protocol is of the wrong type"),
+    ],
+)
+def test_what_is_no_card_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    types = get_type_hints(Card)
+    card = {name: 1 if of in (int, float) else {} for name, of in types.items()}
+    card |= {name: "text" for name, of in types.items() if of is str}
+    card |= {name: None for name, of in types.items() if NoneType in get_args(of)}
+    card |= {"protocol": "sliding"}
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(card))
+    assert read_cards(file, 1)[0].stride is None
+    file.write_text(json.dumps(card | change))
+    with pytest.raises(UsageError, match=f"holds no card \\({told}"):
+        read_cards(file, 1)
 
 
 @pytest.mark.slow

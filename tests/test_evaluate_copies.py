@@ -41,15 +41,15 @@ def stands(run: list[int], text: list[int]) -> bool:
         ([0, *TEXT], 14),
     ],
 )
-@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("piece", [1, 3, 100])
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_a_table_of_copies(
-    sample: list[int], tokens: int, chunk: int, dtype: type[np.unsignedinteger[Any]]
+    sample: list[int], tokens: int, piece: int, dtype: type[np.unsignedinteger[Any]]
 ) -> None:
     text = np.array(TEXT, dtype)
-    assert longest_copies([sample], text, chunk=chunk) == [tokens]
+    assert longest_copies([sample], text, piece=piece) == [tokens]
     # each sample by itself, whatever stands beside it
-    assert longest_copies([[5, 6], sample, [3]], text, chunk=chunk) == [2, tokens, 0]
+    assert longest_copies([[5, 6], sample, [3]], text, piece=piece) == [2, tokens, 0]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -67,17 +67,17 @@ def test_copies_as_trying_every_place_finds_them(
             chance.integers(0, ids + 1, chance.integers(0, 25)).tolist()  # one id is unknown
             for _ in range(chance.integers(0, 5))
         ]
-        found = longest_copies(samples, text.astype(np.uint16), chunk=int(chance.integers(1, 70)))
+        found = longest_copies(samples, text.astype(np.uint16), piece=int(chance.integers(1, 70)))
         assert found == [by_hand(sample, text.tolist()) for sample in samples]
 
 
-@pytest.mark.parametrize("chunk", [7, 8, 9, 64, 1000])
-def test_a_copy_across_the_border_of_chunks(chunk: int) -> None:
+@pytest.mark.parametrize("piece", [7, 8, 9, 64, 1000])
+def test_a_copy_across_the_border_of_chunks(piece: int) -> None:
     text = np.arange(1000, dtype=np.uint16)
     for start in range(0, 40):
         sample = [1000, *range(start, start + 30), 1000]
-        assert longest_copies([sample], text, chunk=chunk) == [30]
-    assert longest_copies([[*range(990, 1000), 0]], text, chunk=chunk) == [10]  # the text's end
+        assert longest_copies([sample], text, piece=piece) == [30]
+    assert longest_copies([[*range(990, 1000), 0]], text, piece=piece) == [10]  # the text's end
 
 
 def test_repetition_takes_no_longer() -> None:

@@ -33,7 +33,11 @@ WINDOW = 1 << 16  # characters
 
 OVERLAP = 1 << 10
 
+IDS_PER_PIECE = 1 << 18  # ids or units read together
+
 MOST_EXAMINED = 1000  # pieces, to say what is lost; that something is, one tells
+
+LONGEST_FOR_XZ = 4_000_000  # bytes; xz takes some seconds for them
 
 Unit = Literal["article", "row"]
 
@@ -108,6 +112,32 @@ class TokenStore:
             raise _damaged(folder, "it holds other than its manifest says")
         return store
 
+    @property
+    def closing(self) -> int:
+        """Tokens that end a unit without being its text: an article's end-of-text."""
+        return int(self.manifest.shaped_by["unit"] == "article")
+
+    # read, not mapped: what is mapped counts as memory once it was looked at
+
+    def ids_between(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Read the ids from ``start`` to before ``stop``, shape ``(stop - start,)``."""
+        return _read(self.folder / "ids.bin", self.manifest.dtype, start, stop)
+
+    def starts_between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Read entries of ``starts``, shape ``(stop - start,)``."""
+        return _read(self.folder / "starts.bin", "int64", start, stop)
+
+    def each_piece(self) -> Iterator[npt.NDArray[np.unsignedinteger[Any]]]:
+        """Yield all ids in order, a piece at a time."""
+        for start in range(0, self.manifest.tokens, IDS_PER_PIECE):
+            yield self.ids_between(start, min(start + IDS_PER_PIECE, self.manifest.tokens))
+
+    def unit_lengths(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the tokens of every unit, its end-of-text aside, a piece at a time."""
+        for start in range(0, self.manifest.units, IDS_PER_PIECE):
+            stop = min(start + IDS_PER_PIECE, self.manifest.units)
+            yield np.diff(self.starts_between(start, stop + 1)) - self.closing
+
 
 def _damaged(folder: Path, why: str) -> UsageError:
     return UsageError(
@@ -124,6 +154,10 @@ def _map(file: Path, dtype: str) -> npt.NDArray[Any]:
 
 def _map_starts(folder: Path) -> npt.NDArray[np.int64]:
     return _map(folder / "starts.bin", "int64")
+
+
+def _read(file: Path, dtype: str, start: int, stop: int) -> npt.NDArray[Any]:
+    return np.fromfile(file, dtype, stop - start, offset=start * np.dtype(dtype).itemsize)
 
 
 def store_name(shaped_by: dict[str, Any]) -> str:
@@ -406,9 +440,6 @@ def _seam(
     one, other = around(before), around(after)
     shared = min(one.keys() & other.keys(), key=lambda it: (abs(it[2] - middle), it), default=None)
     return None if shared is None else (one[shared], other[shared], shared[2])
-
-
-LONGEST_FOR_XZ = 4_000_000  # bytes; xz takes some seconds for them
 
 
 def xz_bits_per_byte(

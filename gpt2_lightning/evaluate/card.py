@@ -3,9 +3,10 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +112,7 @@ class Card:
         words_by_harness: Words by lm-evaluation-harness' rule.
         bytes: UTF-8 bytes of the original text.
         nats: Summed negative log-likelihood of the predicted tokens.
-        token_perplexity: Per predicted token.
+        token_perplexity: Per predicted token; null where it is beyond numbers.
         lost: Why word and byte figures of the original text cannot be given; null where they can.
         no_words: Why word figures alone say nothing; null where they do.
         word_perplexity: Per word of the original text; null where text is lost on the way, it has
@@ -153,8 +154,7 @@ class Card:
     words_by_harness: int
     bytes: int
     nats: float
-    lost: str | None
-    token_perplexity: float
+    token_perplexity: float | None
     word_perplexity: float | None
     byte_perplexity: float | None
     bits_per_byte: float | None
@@ -167,7 +167,9 @@ class Card:
     seconds: float
     tokens_per_second: float
     comparable: str
-    no_words: str | None = None  # cards of earlier versions have none
+    # cards of earlier versions have neither
+    lost: str | None = None
+    no_words: str | None = None
 
 
 def figures(score: Score, *, tokens: Units, words: Units, bytes_: Units) -> dict[str, Any]:
@@ -275,11 +277,6 @@ def _short(value: float) -> str:
     return f"{value:,.2f}" if value >= 100 else f"{value:.4f}"
 
 
-def as_dict(card: Card) -> dict[str, Any]:
-    """Return a card as plain data."""
-    return asdict(card)
-
-
 FIGURES = {
     "token_perplexity": "token perplexity",
     "word_perplexity": "word perplexity",
@@ -287,23 +284,8 @@ FIGURES = {
     "bits_per_byte": "bits per byte",
 }
 
-WORDS = {
-    "source",
-    "split",
-    "sha256",
-    "reading",
-    "cleaning",
-    "protocol",
-    "first_token",
-    "words_rule",
-    "dtype",
-    "comparable",
-}
 
-COUNTS = {"parameters", "context", "tokens", "tokens_predicted", "words", "bytes"}
-
-
-def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[dict[str, Any]]:
+def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[Card]:
     """Read the cards of a model.
 
     Args:
@@ -322,40 +304,59 @@ def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[dic
         ) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{flag} {file}: it cannot be read as JSON ({error}).") from error
-    found: Any = [document]
+    found: list[Any] = [document]
     if isinstance(document, dict) and isinstance(document.get("reference"), list):
         found = [row.get("card") for row in document["reference"] if isinstance(row, dict)]
-    if not found or not all(_is_card(card) for card in found):
+    try:
+        cards = [_as_card(one) for one in found]
+        if not cards:
+            raise ValueError("its list is empty")
+    except ValueError as error:
         raise UsageError(
-            f"{flag} {file}: it holds no card. Give a file that `evaluate --output` wrote."
-        )
-    for card in found:
-        if card["parameters"] != parameters:
+            f"{flag} {file}: it holds no card ({error}). Give a file that `evaluate --output` "
+            "wrote."
+        ) from error
+    for card in cards:
+        if card.parameters != parameters:
             raise UsageError(
-                f"{flag} {file}: it is of a model with {card['parameters']:,} parameters, and this "
+                f"{flag} {file}: it is of a model with {card.parameters:,} parameters, and this "
                 f"one has {parameters:,}. Evaluate the model that is exported."
             )
-    return list(found)
+    return cards
 
 
-def _is_card(card: Any) -> bool:
-    return (
-        isinstance(card, dict)
-        and all(isinstance(card.get(name), str) for name in WORDS)
-        and all(type(card.get(name)) is int for name in COUNTS)
-        and all(card.get(name) is None or _is_figure(card[name]) for name in FIGURES)
-        and (card.get("stride") is None or type(card["stride"]) is int)
-        and (card.get("intervals") is None or _are_intervals(card["intervals"]))
-        and all(isinstance(card.get(name), str | None) for name in ("subset", "text", "revision"))
-    )
+def _as_card(document: Any) -> Card:
+    """Make a card of its JSON; what it does not know (of a later version, or samples) is left out.
+
+    Raises:
+        ValueError: If a value is missing, or of another type than the card's.
+    """
+    if not isinstance(document, dict):
+        raise ValueError("it is no object")
+    types = get_type_hints(Card)
+    values = {name: document[name] for name in types if name in document}
+    for name, value in values.items():
+        if not _is(value, types[name]):
+            raise ValueError(f"its {name} is of the wrong type")
+    if intervals := values.get("intervals"):
+        values["intervals"] = {name: ends and tuple(ends) for name, ends in intervals.items()}
+    try:
+        return Card(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
-def _are_intervals(intervals: Any) -> bool:
-    return isinstance(intervals, dict) and all(
-        ends is None or (isinstance(ends, list) and len(ends) == 2 and all(map(_is_figure, ends)))
-        for ends in intervals.values()
-    )
-
-
-def _is_figure(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is(value: Any, wanted: Any) -> bool:
+    """Tell whether a value of JSON is of a type that a card's fields have."""
+    kind, inner = get_origin(wanted), get_args(wanted)
+    if kind in (Union, UnionType):
+        return any(_is(value, one) for one in inner)
+    if kind is Literal:
+        return value in inner
+    if kind is dict:
+        return isinstance(value, dict) and all(_is(one, inner[1]) for one in value.values())
+    if kind is tuple:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(_is, value, inner))
+    if wanted is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is wanted

@@ -125,14 +125,13 @@ def _named_text(data: EvaluatedText, model: str, *, reference: bool) -> Evaluate
 def _alone(
     scorer: "Scorer", model: str, revision: str | None, protocol: Protocol, samples: int
 ) -> dict[str, Any]:
-    from gpt2_lightning.evaluate.card import as_dict
     from gpt2_lightning.evaluate.quality import draw_samples
 
     with scorer.processes.sharing_mistakes():
         loaded = scorer.load(model, revision)
     card, _, text = scorer.score(loaded, model, protocol)
     scorer.screen.card(card)
-    document = as_dict(card)
+    document = asdict(card)
     if samples and scorer.processes.rank == 0:
         data = scorer.datamodule(loaded)
         drawn = draw_samples(loaded, text, data, count=samples, batch_size=scorer.batch_size)
@@ -144,7 +143,6 @@ def _alone(
 def _against(
     scorer: "Scorer", model: str, revision: str | None, against: str, protocol: Protocol
 ) -> dict[str, Any]:
-    from gpt2_lightning.evaluate.card import as_dict
     from gpt2_lightning.evaluate.compare import compare
     from gpt2_lightning.evaluate.screen import loses_text
 
@@ -163,11 +161,10 @@ def _against(
     first, second = cards
     difference = compare(scores[0], scores[1], text.counts.bytes)
     scorer.screen.difference(difference, model, against)
-    return as_dict(first) | {"against": as_dict(second), "difference": asdict(difference)}
+    return asdict(first) | {"against": asdict(second), "difference": asdict(difference)}
 
 
 def _reference(scorer: "Scorer", model: str, revision: str | None) -> dict[str, Any]:
-    from gpt2_lightning.evaluate.card import as_dict
     from gpt2_lightning.evaluate.compare import check, wanted_figures
 
     wanted = wanted_figures(model)
@@ -179,7 +176,7 @@ def _reference(scorer: "Scorer", model: str, revision: str | None) -> dict[str, 
         card, _, _ = scorer.score(loaded, model, protocol)
         finding = check(row, card, scorer.dtype)
         scorer.screen.finding(finding)
-        findings.append(asdict(finding) | {"card": as_dict(card)})
+        findings.append(asdict(finding) | {"card": asdict(card)})
     if not all(finding["agrees"] for finding in findings):
         scorer.screen.causes()
     return {"reference": findings}

@@ -1,4 +1,10 @@
-"""Nats of every unit of a text: windows over its tokens, shared by the processes of torchrun."""
+"""Nats of every unit of a text: windows over its tokens, shared by the processes of torchrun.
+
+Lightning Fabric would start the same process group, and loses two things. Where rank 0 alone finds
+a mistake (a full disk, no network) inside ``rank_zero_first``, the other ranks go on to a barrier
+to which it never comes; here all of them raise it. And Fabric takes the variables of SLURM for a
+call to start, so that one process in an allocation for several is refused or waits.
+"""
 
 import os
 import time

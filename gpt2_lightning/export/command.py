@@ -100,6 +100,7 @@ def _readme(
     dtype: str,
     labels: dict[str, str | None],
 ) -> str:
+    from dataclasses import asdict
     from pathlib import Path
 
     from gpt2_lightning.evaluate.card import read_cards
@@ -107,11 +108,10 @@ def _readme(
     from gpt2_lightning.model.gpt2 import count_parameters, positions_of
 
     parameters = count_parameters(loaded.model)
-    cards: list[dict[str, Any]] = []
-    if card is not None:
-        cards = read_cards(Path(card).expanduser(), parameters)
-    elif origin.run is not None and (origin.run / "card.json").is_file():
-        cards = read_cards(origin.run / "card.json", parameters)
+    file = None if card is None else Path(card).expanduser()
+    if file is None and origin.run is not None and (origin.run / "card.json").is_file():
+        file = origin.run / "card.json"
+    cards = [] if file is None else [asdict(one) for one in read_cards(file, parameters)]
     exported = Exported(
         name=name,
         model_type=loaded.model.config.model_type,

@@ -8,7 +8,7 @@ from typing import Any
 from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_text import unsuited_vocabulary
-from gpt2_lightning.evaluate.ngrams import Overlap, measure_overlap, unit_lengths
+from gpt2_lightning.evaluate.ngrams import Overlap, measure_overlap
 from gpt2_lightning.inspect.rows import (
     CleaningLoss,
     CleaningMeter,
@@ -157,7 +157,7 @@ def _figures(
     ngram: int,
 ) -> SplitFigures:
     store = data.stores[name]
-    lengths, counts = measure_lengths(unit_lengths(store))
+    lengths, counts = measure_lengths(store.unit_lengths())
     overlap = None
     if name != "train" and "train" in data.stores:
         overlap = measure_overlap(store, data.stores["train"], data.tokenizer, n=ngram)

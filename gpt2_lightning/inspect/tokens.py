@@ -14,7 +14,6 @@ from gpt2_lightning.data.batches import IGNORED
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_store import TokenStore
 from gpt2_lightning.data.token_text import CUT_CHARACTER, pieces_of_characters, whole_characters
-from gpt2_lightning.evaluate.ngrams import closing, each_piece
 from gpt2_lightning.inspect.rows import CleaningLoss
 
 
@@ -56,10 +55,10 @@ def measure_vocabulary(
         cleaned: The split's text after cleaning.
     """
     counts = np.zeros(len(tokenizer), np.int64)
-    for piece in each_piece(store):
+    for piece in store.each_piece():
         counts += np.bincount(piece, minlength=len(tokenizer))
     used = np.flatnonzero(counts)
-    ends = store.manifest.units + 1 if closing(store) else 0
+    ends = store.manifest.units + 1 if store.closing else 0
     tokens = store.manifest.tokens - ends
     of_text = counts.copy()
     of_text[int(tokenizer.eos_token_id)] -= ends
