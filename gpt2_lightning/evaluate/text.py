@@ -221,7 +221,7 @@ def _kept_counts(store: Path) -> TextCounts | None:
                 kept["bytes"],
                 bool(kept["without_spaces"]),
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
         return None
 
 
@@ -315,7 +315,7 @@ def read_articles(
     return _tokenized(rows, ["articles"], read, reading, True, cleaner, tokenizer, cache)
 
 
-def _cleaned(rows: Rows, cleaner: Cleaner) -> Iterator[Row]:
+def _cleaned(rows: Iterable[Row], cleaner: Cleaner) -> Iterator[Row]:
     """Clean rows; of those that are left empty, only the first of an article stays."""
     for row in rows:
         text = cleaner.clean(row.text)
