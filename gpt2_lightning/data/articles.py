@@ -365,10 +365,10 @@ def _by_position(
     position, begun = 0, set[SplitName]()
     for row in rows:
         size = len(row.text) if row.text.isascii() else len(row.text.encode())
-        cuts = (_cut(row.text, size, edge - position, part_ends, reach) for edge in edges)
+        cuts = [_cut(row.text, size, edge - position, part_ends, reach) for edge in edges]
         position += size
         start = 0
-        for name, stop in zip(names, (*cuts, len(row.text)), strict=True):
+        for name, stop in zip(names, [*cuts, len(row.text)], strict=True):
             if start < stop:
                 text = row.text[start:stop]
                 yield name, Row(text, begins=name not in begun or (row.begins and start == 0))
