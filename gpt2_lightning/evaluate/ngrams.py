@@ -134,7 +134,8 @@ def measure_overlap(
         stands = np.zeros(len(table.own), np.bool_)
         if len(stands):
             for _, hashes, _, valid in ngrams_of(training, 0, training.manifest.tokens):
-                stands[table.find(hashes[valid])[1]] = True
+                places, which = table.find(hashes)
+                stands[which[valid[places]]] = True
         for place, hashes, unit, valid in ngrams_of(held_out, start, stop):
             known = np.zeros(len(hashes), np.bool_)
             places, which = table.find(hashes)
