@@ -287,7 +287,7 @@ def printed(findings: Findings, data: WikiTextDataModule, encoding: str, **optio
 
 def test_other_terminals(wiki_folder: Path, tiny_model: Path) -> None:
     data = WikiTextDataModule(str(wiki_folder), tokenizer=str(tiny_model), cleaning="tutorial")
-    findings = find(data, ngram=13, samples=2)
+    (findings,) = find([data], ngram=13, samples=2)
     ascii_ = printed(findings, data, "ascii")
     assert re.search(r"\| -{5,} +\| +\d+\.\d %", ascii_)  # the histogram's bars
     assert "━" in printed(findings, data, "utf-8")
