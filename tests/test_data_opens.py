@@ -56,8 +56,9 @@ def test_fit_reads_a_cached_text_for_its_digest_alone(book: Path, tiny_model: Pa
 
 
 def test_fit_from_scratch_reads_the_text_once_more_for_its_tokenizer(book: Path) -> None:
-    words = (f"--data.source={book}", "--data.vocab_size=300", "--trainer.max_steps=1", *SMALL)
-    words += tuple(f"--model.architecture.{flag}" for flag in ("layers=1", "heads=2", "width=32"))
+    shape = (f"--model.architecture.{flag}" for flag in ("layers=1", "heads=2", "width=32"))
+    text = (f"--data.source={book}", "--data.vocab_size=300")
+    words = (*text, "--trainer.max_steps=1", *SMALL, *shape)
     with opens() as cold:
         fit(*words)
     with opens() as cached:

@@ -183,7 +183,8 @@ def test_the_words_of_a_giant_line_are_not_listed(tmp_path: Path) -> None:
     reader = Reader()
     tracemalloc.start()
     try:
-        assert list(reader.watch([Row(line, True)])) == [Row(line, True)]
+        reader.add(Row(line, True))
+        reader.end_article()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

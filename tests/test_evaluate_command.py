@@ -102,7 +102,7 @@ def test_articles_come_with_intervals(wiki_folder: Path, tiny_model: Path) -> No
 )
 def test_what_is_no_card_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
     types = get_type_hints(Card)
-    card = {name: 1 if of in (int, float) else {} for name, of in types.items()}
+    card: dict[str, Any] = {name: 1 if of in (int, float) else {} for name, of in types.items()}
     card |= {name: "text" for name, of in types.items() if of is str}
     card |= {name: None for name, of in types.items() if NoneType in get_args(of)}
     card |= {"protocol": "sliding"}

@@ -156,10 +156,11 @@ def is_title(text: str) -> bool:
 
 def has_titles(rows: Iterable[Row]) -> bool:
     """Tell whether a text is in WikiText's manner: a title stands among its first rows."""
-    return any(is_title(row.text) for row in _first_rows(rows))
+    return any(is_title(row.text) for row in first_rows(rows))
 
 
-def _first_rows(rows: Iterable[Row]) -> Iterator[Row]:
+def first_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows among which a title is looked for."""
     characters = 0
     for row in islice(rows, ROWS_SEARCHED_FOR_TITLE):
         characters += len(row.text)
@@ -183,7 +184,7 @@ def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
         The rows in the same order, ``begins`` marking articles.
     """
     stream = iter(rows)
-    head = list(_first_rows(stream))
+    head = list(first_rows(stream))
     if not has_titles(head):
         yield from head
         yield from stream

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.articles import (
-    ROWS_SEARCHED_FOR_TITLE,
     JoinerName,
     Row,
     Rows,
+    first_rows,
     has_titles,
     stretches,
 )
@@ -357,7 +357,7 @@ def _tokenized(
     if not folder.is_dir():
         counter = _Counter(by_article=by_article)
         stream = counter.watch(rows)
-        head = list(islice(stream, ROWS_SEARCHED_FOR_TITLE))
+        head = list(first_rows(stream))
         wikitext = has_titles(head)
         write_token_store(
             folder,
