@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2_lightning import checkpoint
+from gpt2_lightning import run_folder
 from gpt2_lightning.cli import main
 from gpt2_lightning.export.model_card import find_origin
 from gpt2_lightning.run_folder import (
@@ -98,7 +98,7 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_passed_over_without_a_wo
     assert newest_checkpoint([last.parent]) == last
     gone.touch()
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone])
-    monkeypatch.setattr(checkpoint, "is_whole", lambda file: gone.unlink())
+    monkeypatch.setattr(run_folder, "is_whole", lambda file: gone.unlink())
     assert last_checkpoint(tmp_path / "another") is None
     assert not caplog.messages
 
