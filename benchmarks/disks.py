@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-import gpt2_lightning.fit.settings  # noqa: F401 - imported once, for all children
+import gpt2_lightning.fit.train  # noqa: F401 - imported once, for all children
 from gpt2_lightning.cli import main
 from gpt2_lightning.generate.text_model import load_checkpoint
 

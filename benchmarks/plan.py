@@ -72,7 +72,7 @@ def flags(size: Size, precision: Precision, checkpointing: bool, model: str | No
 
 def fit(words: list[str]) -> dict[str, float]:
     """Train in this process, and measure; a step's time is that of its targets at its speed."""
-    from gpt2_lightning.fit.settings import run
+    from gpt2_lightning.fit.train import run
 
     before = high_water()
     with contextlib.redirect_stdout(sys.stderr):

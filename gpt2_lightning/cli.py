@@ -129,7 +129,7 @@ def _dispatch(words: list[str]) -> None:
             f"{verb} stands before the verb. Write: python -m gpt2_lightning {found} {verb} ..."
         )
     if verb in LIGHTNING_VERBS:
-        from gpt2_lightning.fit.settings import run
+        from gpt2_lightning.fit.train import run
 
         run(words)
     elif verb in BEFORE_VERBS or verb in OUR_VERBS:

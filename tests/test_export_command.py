@@ -177,7 +177,9 @@ def test_a_run_goes_on_from_its_shards(sharded: Path, tmp_path: Path) -> None:
     assert find_checkpoint(str(sharded)) == sharded
     shutil.copytree(sharded, tmp_path / "run/checkpoints/last.ckpt")
     assert find_checkpoint(str(tmp_path / "run")) == tmp_path / "run/checkpoints/last.ckpt"
-    assert run_of(tmp_path / "run/checkpoints/last.ckpt") == tmp_path / "run"
+    found = run_of(tmp_path / "run/checkpoints/last.ckpt")
+    assert found is not None
+    assert found.folder == tmp_path / "run"
 
 
 def test_shards_run_no_code(sharded: Path, tmp_path: Path, mistake: Mistake) -> None:
@@ -395,12 +397,12 @@ def test_names_of_the_hub_are_told_whole(run: Path, tmp_path: Path) -> None:
     state["hyper_parameters"]["pretrained"] = "openai-community/gpt2"
     state["datamodule_hyper_parameters"]["source"] = "Salesforce/wikitext"
     state["datamodule_hyper_parameters"]["subset"] = "wikitext-2-v1"
-    assert state["callbacks"]["Facts"]["local"] == ["data.source", "model.pretrained"]
+    assert state["callbacks"]["run.facts"]["local"] == ["data.source", "model.pretrained"]
     torch.save(state, tmp_path / "local.ckpt")  # folders of this name lay where the run began
     text = (export("local.ckpt", to="local") / "README.md").read_text(encoding="utf-8")
     assert "Salesforce" not in text
     assert "openai-community" not in text
-    state["callbacks"]["Facts"]["local"] = []
+    state["callbacks"]["run.facts"]["local"] = []
     torch.save(state, tmp_path / "a.ckpt")
     text = (export("a.ckpt") / "README.md").read_text(encoding="utf-8")
     metadata = yaml.safe_load(text.split("---")[1])

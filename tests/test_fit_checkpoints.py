@@ -15,11 +15,12 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gpt2_lightning.checkpoint import TRAINER_FLAGS
 from gpt2_lightning.cli import main
 from gpt2_lightning.export.model_card import find_origin
 from gpt2_lightning.generate.text_model import load
 from gpt2_lightning.report.tables import figure
-from gpt2_lightning.run_folder import best_checkpoint, find_checkpoint, newer_than_hf, read_run
+from gpt2_lightning.run_folder import Run, find_checkpoint
 from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
 
 # four validations
@@ -49,11 +50,11 @@ def assert_one_best(run: Path, step: int, screen: str) -> None:
     facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
     assert facts["best"]["step"] == step
     assert content(best_file(run))["global_step"] == step
-    assert best_checkpoint(run) == best_file(run)
+    assert Run(run).best_checkpoint() == best_file(run)
     assert find_checkpoint("best") == best_file(run)
     assert find_origin(str(run), "best").step == step
     assert find_origin(str(run / "hf"), "best").step == step
-    assert read_run(str(run)).best == step
+    assert Run(run).best_step == step
     ids = torch.arange(8)[None]
     ours, theirs = load(str(run)).model, load(str(best_file(run))).model
     assert torch.equal(ours(ids).logits, theirs(ids).logits)
@@ -63,7 +64,11 @@ def assert_one_best(run: Path, step: int, screen: str) -> None:
     (row,) = [row.split("│") for row in screen.splitlines() if row.startswith("│ best")]
     figures = facts["best"]["figures"]
     assert row[2].strip() == figure(figures["val/perplexity"])
-    table = read_run(str(run)).scalars[step]
+    assert Run(run).hf_record() == {"file": best_file(run).name, "step": step}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert f"Best is step {step}, the " in page
+    assert f" {monitor}, {figure(value)}, of all validations." in page
+    table = Run(run).scalars[step]
     assert figures["val/loss"] == pytest.approx(table["val/loss"])
     main(["export", f"--model={run}", "--to=exported"])
     card = Path("exported/README.md").read_text(encoding="utf-8")
@@ -126,35 +131,39 @@ def test_a_killed_run_goes_on_after_its_newest_validation(
     assert content(best_file(run))["global_step"] == epoch
 
 
+ANOTHER = "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {monitor: val/loss}}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "worst"),
+    ("monitor", "flags"),
     [
-        (("--checkpoint.mode=max",), True),
-        (("--checkpoint.monitor=val/perplexity", "--checkpoint.mode=max"), True),
-        (("--checkpoint.monitor=train/loss",), False),
+        ("val/loss", ()),
+        ("val/perplexity", ("--checkpoint.monitor=val/perplexity",)),
+        ("train/loss", ("--checkpoint.monitor=train/loss",)),
+        ("val/loss", ("--checkpoint.mode=max",)),
+        ("val/loss", ("--checkpoint.mode=max", ANOTHER)),
     ],
-    ids=["max", "highest perplexity", "train/loss"],
+    ids=["val/loss", "val/perplexity", "train/loss", "max", "another ModelCheckpoint"],
 )
 def test_the_best_is_one_step(
+    monitor: str,
     flags: tuple[str, ...],
-    worst: bool,
     wiki_folder: Path,
     tiny_model: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = fit(*fine_tuning(wiki_folder, tiny_model), *EVERY_3, "--model.learning_rate=3e-3", *flags)
     screen = capsys.readouterr().out
-    table = read_run(str(run)).scalars
-    name = "val/loss" if worst else "train/loss"
-    measured = {step: table[step][name] for step in (3, 6, 9, 12)}
-    step = (max if worst else min)(measured, key=measured.__getitem__)
+    table = Run(run).scalars
+    measured = {step: table[step][monitor] for step in (3, 6, 9, 12)}
+    order = max if "--checkpoint.mode=max" in flags else min
+    step = order(measured, key=measured.__getitem__)
+    assert max(measured.values()) > min(measured.values())  # there is something to choose
     assert_one_best(run, step, screen)
-    lowest = min((3, 6, 9, 12), key=lambda at: table[at]["val/loss"])
-    if worst:
-        assert step != lowest
+    assert bool(list((run / "checkpoints").glob("epoch=*.ckpt"))) == (ANOTHER in flags)
     (run / "facts.json").unlink()  # as of a run of earlier versions: settings and curves tell
-    assert read_run(str(run)).best == step
+    assert Run(run).best_step == step
 
 
 @pytest.mark.slow
@@ -201,13 +210,20 @@ def test_a_run_of_an_earlier_version_goes_on(
     run = fit(*fine_tuning(wiki_folder, tiny_model), *PAST_THE_BEST)
     for file in (run / "checkpoints").glob("*.ckpt"):
         old = content(file)
-        state = old["callbacks"].pop("RunCheckpoint")
+        state = old["callbacks"].pop("run.best")
         best = state.pop("best")
         del state["mode"]
         key = "ModelCheckpoint{'monitor': 'val/loss', 'mode': 'max', 'every_n_train_steps': 0, "
         key += "'every_n_epochs': 1, 'train_time_interval': None}"
         old["callbacks"][key] = state
-        old["callbacks"]["Outcome"]["best"] = best["figures"]
+        old["callbacks"]["Outcome"] = old["callbacks"].pop("run.figures") | {
+            "best": best["figures"]
+        }
+        old["callbacks"]["Facts"] = old["callbacks"].pop("run.facts")
+        old["WikiTextDataModule"] = {"tokenizer_files": old.pop("tokenizer_files")}
+        flags, kept = TRAINER_FLAGS, old["trainer_settings"]
+        old["trainer_settings"] = {flags[name]: value for name, value in kept.items()}
+        del old["format"], old["skipped_steps"], old["skipped_in_a_row"]
         torch.save(old, file)
     facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
     del facts["best"]
@@ -215,7 +231,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["checkpoint"]["save_last"] = "link"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert best_checkpoint(run) == best_file(run)
+    assert Run(run).best_checkpoint() == best_file(run)
     capsys.readouterr()
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=15", *CALM])
     screen = capsys.readouterr()
@@ -232,7 +248,7 @@ def test_without_a_best_the_last_is_the_model(
     assert "Last model:" in screen
     assert "│ best" not in screen
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
-    assert read_run(str(run)).best == 12
+    assert Run(run).best_step == 12
     assert "best, step" not in (run / "report.html").read_text(encoding="utf-8")
     ids = torch.arange(8)[None]
     last = load(str(run / "checkpoints/last.ckpt")).model
@@ -272,7 +288,7 @@ def test_between_validations_the_last_state_is_renewed(wiki_folder: Path, tiny_m
     assert saved["global_step"] == 5
     batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
     assert batches == 10  # whole steps
-    assert saved["callbacks"]["RunCheckpoint"]["best"] is None
+    assert saved["callbacks"]["run.best"]["best"] is None
 
 
 @pytest.mark.slow
@@ -304,7 +320,7 @@ def test_an_hf_folder_older_than_the_best_is_not_the_model(
     assert json.loads((run / "hf/checkpoint.json").read_text())["step"] == 6
     shutil.copytree(run / "hf", "earlier")
     main(["fit", f"--ckpt_path={run}", "--trainer.max_steps=12", *CALM])
-    assert newer_than_hf(run) is None
+    assert Run(run).newer_than_hf() is None
     shutil.rmtree(run / "hf")
     shutil.move("earlier", run / "hf")  # what a kill before the end leaves
     best = best_file(run)
@@ -323,7 +339,7 @@ def test_an_hf_folder_older_than_the_best_is_not_the_model(
     assert f"export --model {run} --to FOLDER" in message
     for file in (run / "checkpoints").iterdir():
         file.unlink()
-    assert newer_than_hf(run) is None  # hf/ is all that is left
+    assert Run(run).newer_than_hf() is None  # hf/ is all that is left
 
 
 @pytest.mark.slow
@@ -332,7 +348,7 @@ def test_an_hf_folder_whose_checkpoint_was_removed_is_the_model(
 ) -> None:
     run = fit(*fine_tuning(wiki_folder, tiny_model), *PAST_THE_BEST)
     best_file(run).unlink()
-    assert newer_than_hf(run) is None
+    assert Run(run).newer_than_hf() is None
 
 
 class Fail(Callback):

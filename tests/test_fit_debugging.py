@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.fit.records import as_markdown
+from gpt2_lightning.fit.samples import as_markdown
 from tests.command_line import CALM, SMALL, Mistake, curves, fine_tuning, fit
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

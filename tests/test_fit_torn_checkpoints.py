@@ -10,9 +10,8 @@ from gpt2_lightning import run_folder
 from gpt2_lightning.cli import main
 from gpt2_lightning.export.model_card import find_origin
 from gpt2_lightning.run_folder import (
-    best_checkpoint,
+    Run,
     find_checkpoint,
-    last_checkpoint,
     newest_checkpoint,
     newest_run,
 )
@@ -74,7 +73,11 @@ def test_a_torn_best_is_passed_over(run: Path, capsys: pytest.CaptureFixture[str
     assert "step4" in capsys.readouterr().out
     assert find_checkpoint(str(run)).name == "step4.ckpt"
     assert find_origin(str(run), "last").step == 4
-    assert best_checkpoint(run) == last_checkpoint(run) == run / "checkpoints" / "step4.ckpt"
+    assert (
+        Run(run).best_checkpoint()
+        == Run(run).last_checkpoint()
+        == run / "checkpoints" / "step4.ckpt"
+    )
 
 
 def test_a_run_with_nothing_whole_is_passed_over(run: Path, mistake: Mistake) -> None:
@@ -99,7 +102,7 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_passed_over_without_a_wo
     gone.touch()
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone])
     monkeypatch.setattr(run_folder, "is_whole", lambda file: gone.unlink())
-    assert last_checkpoint(tmp_path / "another") is None
+    assert Run(tmp_path / "another").last_checkpoint() is None
     assert not caplog.messages
 
 

@@ -15,9 +15,8 @@ MAP = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
 LAYERS = [
     {"errors"},
     {"storage", "untrusted"},
-    {"logs", "parser", "pretrained"},
+    {"logs", "parser", "pretrained", "checkpoint"},
     {"data", "model"},
-    {"checkpoint"},
     {"run_folder"},
     {"generate"},
     {"evaluate", "fetch", "report", "serve"},

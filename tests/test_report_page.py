@@ -22,7 +22,7 @@ from gpt2_lightning.fit.records import nats_of, passage_of, split_facts
 from gpt2_lightning.report.charts import shade_of
 from gpt2_lightning.report.page import render
 from gpt2_lightning.report.tables import duration, figure, share
-from gpt2_lightning.run_folder import read_run
+from gpt2_lightning.run_folder import Run
 from tests.command_line import CALM, curves, fine_tuning, fit
 
 SECTIONS = ["figures", "curves", "data", "samples", "quality", "surprisal", "settings"]
@@ -219,7 +219,7 @@ def test_a_run_leaves_a_page(
     main(["test", f"--ckpt_path={run}", *CALM])
     main(["report", str(run)])
     cells = Page((run / "report.html").read_text(encoding="utf-8")).cells
-    tested = [value for _, value in read_run(str(run)).curve("test/perplexity")]
+    tested = [value for _, value in Run(run).curve("test/perplexity")]
     assert cells[cells.index("test split") + 1] == figure(tested[0])
 
 
@@ -382,13 +382,13 @@ def test_a_line_that_a_kill_cut_is_left_out_and_said(
     (tmp_path / "config.yaml").write_text("seed_everything: 1\n")
     whole = '{"step": 0, "text": "桥\u2028"}\n'.encode()
     (tmp_path / "samples.jsonl").write_bytes(whole + '{"step": 1, "text": "桥'.encode()[:-1])
-    assert read_run(str(tmp_path)).samples == [{"step": 0, "text": "桥\u2028"}]
+    assert Run(tmp_path).samples == [{"step": 0, "text": "桥\u2028"}]
     assert f"{tmp_path / 'samples.jsonl'}: 1 line(s) left out" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_at_once_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed_everything: 1\n")
-    text = render([read_run(str(tmp_path))])
+    text = render([Run(tmp_path)])
     assert_stands_alone(text)
     assert "The validation split was not measured" in text
     assert "Nothing was logged." in text
@@ -406,12 +406,12 @@ def test_a_run_that_was_killed_at_once_has_a_page(tmp_path: Path) -> None:
 def test_outcomes(run: Path, metrics: str, said: str) -> None:
     rows = [f"{row},20" for row in metrics.split("\n")]
     (run / "metrics.csv").write_text("\n".join(["step,val/loss,val/perplexity", *rows]) + "\n")
-    assert said in render([read_run(str(run))])
+    assert said in render([Run(run)])
 
 
 def test_figures_that_need_a_remark(run: Path) -> None:
     def remarks() -> str:
-        return html.unescape(render([read_run(str(run))]))
+        return html.unescape(render([Run(run)]))
 
     assert "published" not in remarks()
     change(run, "data.cleaning", "tutorial")
@@ -427,7 +427,7 @@ def test_figures_that_need_a_remark(run: Path) -> None:
 
 def test_a_heat_map_is_shaded_by_bits(run: Path) -> None:
     write_passages(run, 3.0, 0.1)
-    text = render([read_run(str(run))])
+    text = render([Run(run)])
     assert f'<span class="s3" title="{3 / math.log(2):.1f} bits">a</span>' in text
     assert f'<span title="{0.1 / math.log(2):.1f} bits">a</span>' in text
     assert "&lt;b&gt;</span>" in text
@@ -446,7 +446,7 @@ def test_quality_of_samples_is_drawn(run: Path) -> None:
         writer = csv.DictWriter(stream, names)
         writer.writeheader()
         writer.writerows(row | {"samples/distinct_2": 0.5} for row in rows)
-    text = render([read_run(str(run))])
+    text = render([Run(run)])
     assert "samples/distinct_2: version_0 from 0.5 at step 0" in text
     assert "Different pairs of tokens" in text
     assert "samples/longest_copy" not in text
@@ -473,20 +473,20 @@ def test_several_runs_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]
     assert "before training" not in text
 
     change(other, "data.block_size", 32)
-    assert "Their contexts differ in length" in render([read_run(str(run)), read_run(str(other))])
+    assert "Their contexts differ in length" in render([Run(run), Run(other)])
     change(other, "data.tokenizer", "elsewhere")
     for digests, differ in ((["a", "a"], False), (["a", "b"], True), (["a", None], True)):
         for folder, digest in zip((run, other), digests, strict=True):
             (folder / "facts.json").write_text(json.dumps({"tokenizer": digest}), "utf-8")
-        text = render([read_run(str(run)), read_run(str(other))])
+        text = render([Run(run), Run(other)])
         assert ("cut the text differently" in text) is differ
     change(other, "data.source", "elsewhere")
-    assert "figures cannot be compared" in render([read_run(str(run)), read_run(str(other))])
+    assert "figures cannot be compared" in render([Run(run), Run(other)])
 
 
 def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run.parent, tmp_path / "elsewhere")
-    twins = [read_run(str(run)), read_run(str(tmp_path / "elsewhere/version_0"))]
+    twins = [Run(run), Run(tmp_path / "elsewhere/version_0")]
     assert "<title>lightning_logs/version_0, elsewhere/version_0</title>" in render(twins)
 
 

@@ -10,9 +10,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from gpt2_lightning.checkpoint import FORMAT, read_checkpoint, read_notes
 from gpt2_lightning.cli import main
-from tests.command_line import CALM, curves
+from tests.command_line import CALM, Mistake, curves
 
 OLD = Path(__file__).parent / "old_run"
 STOPPED_AFTER, STEPS = 133, 264
@@ -65,3 +67,42 @@ def test_it_is_reported(old_run: Path) -> None:
     main(["report", str(old_run)])
     page = (old_run / "report.html").read_text(encoding="utf-8")
     assert "50.84" in page  # the perplexity at step 132
+
+
+def test_its_checkpoints_are_read_by_the_present_names(old_run: Path) -> None:
+    file = old_run / "checkpoints" / "last.ckpt"
+    written = torch.load(file, weights_only=True)
+    assert "format" not in written
+    for read in (read_checkpoint(file), read_notes(file)):
+        assert read["format"] == FORMAT
+        assert read["tokenizer_files"] == written["WikiTextDataModule"]["tokenizer_files"]
+        assert read["trainer_settings"]["schedule_steps"] == STEPS
+        assert read["trainer_settings"]["processes"] == 1
+        assert len(read["trainer_settings"]) == len(written["trainer_settings"])
+        states, before = read["callbacks"], written["callbacks"]
+        assert states["run.best"]["best"]["step"] == 132
+        assert states["run.facts"] == before["Facts"]
+        assert states["run.figures"] == before["Outcome"]
+
+
+def test_its_trainer_is_held_to_what_it_was(old_run: Path, mistake: Mistake) -> None:
+    message = mistake("fit", f"--ckpt_path={old_run}", "--trainer.max_epochs=2", *CALM)
+    assert "--trainer.max_epochs or max_steps (steps of the schedule)" in message
+    assert f"trained with {STEPS}, now it is 176" in message
+
+
+def test_the_names_in_a_checkpoint_stay(old_run: Path, mistake: Mistake) -> None:
+    """Where one of these changes, the format takes a new number, and `upgrade` a step."""
+    main(["fit", f"--ckpt_path={old_run}", *CALM])
+    last = old_run / "checkpoints" / "last.ckpt"
+    written = torch.load(last, weights_only=True)
+    assert written["format"] == 2
+    assert {"hf_config", "tokenizer_files", "skipped_steps", "skipped_in_a_row"} <= written.keys()
+    assert {"run.best", "run.facts", "run.figures"} == written["callbacks"].keys()
+    assert written["trainer_settings"].keys() == {
+        *("accumulate_grad_batches", "processes", "precision", "gradient_clip_val"),
+        *("gradient_clip_algorithm", "limit_train_batches", "overfit_batches", "schedule_steps"),
+    }
+    torch.save(written | {"format": FORMAT + 1}, last)
+    for words in (("generate", f"--model={last}", "--prompt=a"), ("fit", f"--ckpt_path={last}")):
+        assert f"{last}: its format is {FORMAT + 1}, that of a later" in mistake(*words)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import lzma
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.articles import WORD_END, Row, stretches
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.token_text import decode_all, lost_text
-from gpt2_lightning.data.tokenizer import cuts_at_spaces
+from gpt2_lightning.data.tokenizer import cuts_at_spaces, save_tokenizer_files
 from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.storage import whole_folder
 from gpt2_lightning.untrusted import read_json
@@ -164,6 +164,13 @@ def store_name(shaped_by: dict[str, Any]) -> str:
     """Name a store by a hash of everything that shapes it."""
     text = json.dumps({"format": FORMAT_VERSION, **shaped_by}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def cache_tokenizer(files: Mapping[str, str], cache: Path) -> Path:
+    """Write the tokenizer that a checkpoint carries into a cache; return its folder."""
+    folder = cache / "tokenizers" / store_name(dict(files))
+    save_tokenizer_files(files, folder)
+    return folder
 
 
 def write_token_store(

@@ -254,12 +254,13 @@ def _data_settings(model: str) -> dict[str, Any]:
         from gpt2_lightning.checkpoint import read_checkpoint  # needs torch
 
         return dict(read_checkpoint(path)["datamodule_hyper_parameters"])
-    run = path.parent if path.name == "hf" else path
-    config = run / "config.yaml"
-    if not path.is_dir() or not config.is_file():
+    if not path.is_dir():
         return {}
-    from gpt2_lightning.checkpoint import read_settings  # needs torch
+    from gpt2_lightning.run_folder import Run, read_settings  # needs torch
 
+    config = Run(path.parent if path.name == "hf" else path).config
+    if not config.is_file():
+        return {}
     try:
         data: dict[str, Any] = read_settings(config).get("data") or {}
         for name, choices in CHOICES.items():

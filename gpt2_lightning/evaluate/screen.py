@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.data.token_store import store_name
-from gpt2_lightning.data.tokenizer import cache_folder, save_tokenizer_files, tokenizer_files
+from gpt2_lightning.data.token_store import cache_tokenizer
+from gpt2_lightning.data.tokenizer import cache_folder, tokenizer_files
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.card import Card, as_lines
 from gpt2_lightning.evaluate.compare import CAUSES, Difference, Finding
@@ -140,8 +140,7 @@ class Scorer:
     def datamodule(self, loaded: TextModel) -> WikiTextDataModule:
         """Return the text with the model's own tokenizer, which is read from a folder."""
         files = tokenizer_files(loaded.tokenizer)
-        folder = cache_folder(self.data.cache_dir) / "tokenizers" / store_name(files)
-        save_tokenizer_files(files, folder)
+        folder = cache_tokenizer(files, cache_folder(self.data.cache_dir))
         data = WikiTextDataModule(**self.data.given(), tokenizer=str(folder))
         if self.opened:
             data.share_source(self.opened[-1])

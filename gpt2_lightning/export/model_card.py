@@ -11,17 +11,19 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCardData
 
 from gpt2_lightning.checkpoint import (
-    best_state,
+    BEST_KEY,
+    FACTS_KEY,
+    FIGURES_KEY,
     extreme_of,
     is_sharded,
     read_checkpoint,
-    read_settings,
+    state_of,
 )
 from gpt2_lightning.data.sources import HUB_ID
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.card import FIGURES
 from gpt2_lightning.model.sampling import SamplingOptions
-from gpt2_lightning.run_folder import best_checkpoint, facts_of, hf_record, last_checkpoint, run_of
+from gpt2_lightning.run_folder import Run, run_of
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ def find_origin(name: str, which: Which) -> Origin:
     path = Path(name).expanduser()
     in_hf_format = (path / "config.json").is_file()
     if path.is_dir() and not in_hf_format and not is_sharded(path):
-        return _of_run(path, which)
+        return _of_run(Run(path), which)
     if which == "last":
         raise UsageError(
             f"--which last: --model {name} is no run folder. Leave --which out, or give the run "
@@ -135,47 +137,47 @@ def find_origin(name: str, which: Which) -> Origin:
     if path.is_file() or is_sharded(path):
         return _of_checkpoint(path, run_of(path))
     if in_hf_format and path.name == "hf":
-        return _of_hf_folder(path, path.parent)
+        return _of_hf_folder(Run(path.parent))
     return Origin(str(path) if path.is_dir() else name)
 
 
-def _of_run(run: Path, which: Which) -> Origin:
+def _of_run(run: Run, which: Which) -> Origin:
     if which == "last":
-        if (last := last_checkpoint(run)) is None:
-            raise UsageError(f"--which last: {run} has no checkpoints/last.ckpt.")
+        if (last := run.last_checkpoint()) is None:
+            raise UsageError(f"--which last: {run.folder} has no checkpoints/last.ckpt.")
         return _of_checkpoint(last, run)
-    best = best_checkpoint(run)
+    best = run.best_checkpoint()
     if best is not None and best.name != "last.ckpt":
         return _of_checkpoint(best, run)
-    if (run / "hf" / "config.json").is_file():
-        return _of_hf_folder(run / "hf", run)
+    if (run.hf / "config.json").is_file():
+        return _of_hf_folder(run)
     if best is not None:
         return _of_checkpoint(best, run)
     raise UsageError(
-        f"--model {run}: neither a model in Hugging Face format (config.json) nor a run folder "
-        "with hf/ or checkpoints/."
+        f"--model {run.folder}: neither a model in Hugging Face format (config.json) nor a run "
+        "folder with hf/ or checkpoints/."
     )
 
 
-def _of_checkpoint(file: Path, run: Path | None) -> Origin:
+def _of_checkpoint(file: Path, run: Run | None) -> Origin:
     checkpoint = read_checkpoint(file)
-    kept = checkpoint.get("trainer_settings") or {}  # by flag
     settings = {
-        "trainer": {flag.removeprefix("--trainer."): value for flag, value in kept.items()},
+        "trainer": checkpoint["trainer_settings"],
         "model": checkpoint.get("hyper_parameters") or {},
         "data": checkpoint.get("datamodule_hyper_parameters") or {},
     }
-    facts = facts_of(run)
-    states = checkpoint.get("callbacks") or {}
-    local = (states.get("Facts") or facts).get("local")
-    best = (best_state(checkpoint) or {}).get("best") or facts.get("best") or {}
+    facts = run.known("facts") if run else {}
+    local = (state_of(checkpoint, FACTS_KEY) or facts).get("local")
+    best = state_of(checkpoint, BEST_KEY).get("best") or facts.get("best") or {}
     step = checkpoint.get("global_step")
     of_best = best.get("step") == step and None not in (best.get("monitor"), best.get("value"))
-    figures = (states.get("Outcome") or {}).get("last") or {}
-    settings = _settings(run) | {name: group for name, group in settings.items() if group}
+    figures = state_of(checkpoint, FIGURES_KEY).get("last") or {}
+    settings = (run.known("settings") if run else {}) | {
+        name: group for name, group in settings.items() if group
+    }
     return Origin(
         weights=str(file),
-        run=run,
+        run=run.folder if run else None,
         settings=_with_paths(settings, local),
         facts=facts,
         step=step,
@@ -185,30 +187,19 @@ def _of_checkpoint(file: Path, run: Path | None) -> Origin:
     )
 
 
-def _of_hf_folder(folder: Path, run: Path) -> Origin:
-    facts = facts_of(run)
+def _of_hf_folder(run: Run) -> Origin:
+    facts = run.known("facts")
     outcome, best = facts.get("outcome") or {}, facts.get("best") or {}
     # earlier versions noted the figures of the best beside the others
     figures = best.get("figures") or outcome.get("best") or outcome.get("last") or {}
-    settings = _with_paths(_settings(run), facts.get("local"))
-    record = hf_record(folder)
+    settings = _with_paths(run.known("settings"), facts.get("local"))
+    record = run.hf_record()
     if record is not None and best and record["step"] != best.get("step"):  # the run went on since
-        return Origin(str(folder), run, settings, facts, record["step"])
+        return Origin(str(run.hf), run.folder, settings, facts, record["step"])
     known = None not in (best.get("monitor"), best.get("value"))
     return Origin(
-        str(folder), run, settings, facts, best.get("step"), figures, best if known else {}
+        str(run.hf), run.folder, settings, facts, best.get("step"), figures, best if known else {}
     )
-
-
-def _settings(run: Path | None) -> dict[str, Any]:
-    file = None if run is None else run / "config.yaml"
-    if file is None or not file.is_file():
-        return {}
-    try:
-        return read_settings(file)
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s) and is left out.", file, error)
-        return {}
 
 
 def _with_paths(settings: dict[str, Any], local: list[str] | None) -> dict[str, Any]:

@@ -5,24 +5,40 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from gpt2_lightning.checkpoint import (
     BEST_KEY,
+    FIGURES_KEY,
     WholeCheckpoints,
-    best_state,
     is_whole,
     read_checkpoint,
+    state_of,
 )
+from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import whole_file
+
+
+class TypedTrainer(Protocol):
+    """What Lightning's Trainer has without declaring it, so that a type checker misses it."""
+
+    callbacks: list[Callback]
+    datamodule: WikiTextDataModule
+    fast_dev_run: bool | int
+    log_every_n_steps: int
+
+
+def typed(trainer: Trainer) -> TypedTrainer:
+    """Return the same trainer, with the types of what it does not declare."""
+    return cast(TypedTrainer, trainer)
 
 
 def is_sharded(trainer: Trainer) -> bool:
@@ -93,7 +109,7 @@ class RunCheckpoint(ModelCheckpoint):
         """
         super().setup(trainer, pl_module, stage)
         self.last_model_path = ""
-        for other in cast(Any, trainer).callbacks:
+        for other in typed(trainer).callbacks:
             if not isinstance(other, ModelCheckpoint) or other is self or not other.save_last:
                 continue
             given = other.dirpath
@@ -110,7 +126,7 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             UsageError: If it cannot.
         """
-        _, reason = cast(Any, trainer).datamodule.original_bytes("validation")
+        _, reason = typed(trainer).datamodule.original_bytes("validation")
         named = {"monitor": [self.monitor or ""], "filename": names_in(self.filename or "")}
         for flag, names in named.items():
             if "val/bits_per_byte" in names and reason:
@@ -215,7 +231,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _saves(self, trainer: Trainer) -> bool:
         keeps = self.dirpath is not None and (self.keeps_last or self.save_top_k != 0)
-        return keeps and trainer.state.fn == "fit" and not cast(Any, trainer).fast_dev_run
+        return keeps and trainer.state.fn == "fit" and not typed(trainer).fast_dev_run
 
     def _warn(self, line: str) -> None:
         if (begin := line.split(":")[0]) not in self._warned:
@@ -291,13 +307,12 @@ class RunCheckpoint(ModelCheckpoint):
 
         Another monitor, or a checkpoint from outside the run folder, begins without a best.
         """
-        states, state = checkpoint["callbacks"], best_state(checkpoint)
-        states.pop(BEST_KEY, None)
+        state = checkpoint["callbacks"].pop(BEST_KEY, None)
         file = Path(str(trainer.ckpt_path)).absolute()
         if state is None or self.dirpath is None or file.parent != self.folder.absolute():
             return
-        if (state["monitor"], state.get("mode", self.mode)) == (self.monitor, self.mode):
-            states[BEST_KEY] = self._whole_ones(state)
+        if (state["monitor"], state["mode"]) == (self.monitor, self.mode):
+            checkpoint["callbacks"][BEST_KEY] = self._whole_ones(state)
 
     def _whole_ones(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a state whose checkpoints are all there, under the names that they have now."""
@@ -321,7 +336,7 @@ class RunCheckpoint(ModelCheckpoint):
             "kth_best_model_path": kth,
             "kth_value": found.get(kth, self.kth_value),
             "last_model_path": "",
-            "best": self._known_of(best, found.get(best), state.get("best")),
+            "best": self._known_of(best, found.get(best), state["best"]),
         }
 
     def _known_of(
@@ -336,7 +351,7 @@ class RunCheckpoint(ModelCheckpoint):
             "monitor": self.monitor,
             "mode": self.mode,
             "value": None if value is None else float(value),
-            "figures": content.get("callbacks", {}).get("Outcome", {}).get("last", {}),
+            "figures": state_of(content, FIGURES_KEY).get("last", {}),
         }
 
 
@@ -351,8 +366,7 @@ def names_in(filename: str) -> list[str]:
 
 def run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
     """Return the run's own; `Trainer.checkpoint_callback` is the first, which a user may add."""
-    callbacks: list[Any] = cast(Any, trainer).callbacks
-    return next((it for it in callbacks if isinstance(it, RunCheckpoint)), None)
+    return next((it for it in typed(trainer).callbacks if isinstance(it, RunCheckpoint)), None)
 
 
 def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:

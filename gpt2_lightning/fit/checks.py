@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fit.run_folder import LOCAL, LOCK, run_folder
 
 # What a checkpoint's run may change without changing its losses.
 FREE_TO_CHANGE = {
@@ -79,8 +77,8 @@ def _check_ranges(group: str, settings: Any, ranges: Ranges) -> None:
         if value is None:
             continue
         if not math.isfinite(value) or value < least or (greatest is not None and value > greatest):
-            wanted = f"{least} or more" if greatest is None else f"from {least} to {greatest}"
-            raise UsageError(f"--{group}.{name} {value}: it has to be {wanted}.")
+            wanted = f">= {least}" if greatest is None else f"from {least} to {greatest}"
+            raise UsageError(f"--{group}.{name} {value}: must be {wanted}.")
 
 
 def check_numbers(model: Any) -> None:
@@ -93,7 +91,7 @@ def check_numbers(model: Any) -> None:
     if not all(0 <= beta < 1 for beta in model.betas):
         first, second = model.betas
         raise UsageError(
-            f"--model.betas [{first}, {second}]: both have to be from 0 to below 1. Try [0.9, 0.95]"
+            f"--model.betas [{first}, {second}]: both must be >= 0 and < 1. Try [0.9, 0.95]"
         )
 
 
@@ -113,7 +111,7 @@ def check_trainer(trainer: Any) -> None:
     interval = trainer.val_check_interval
     if isinstance(interval, int | float) and not interval > 0:
         raise UsageError(
-            f"--trainer.val_check_interval {interval}: it has to be above 0, micro-batches or a "
+            f"--trainer.val_check_interval {interval}: must be > 0, micro-batches or a "
             "share of the epoch. --trainer.limit_val_batches 0 leaves validation out."
         )
     if interval is not None and not isinstance(interval, int | float):
@@ -148,11 +146,10 @@ def check_checkpoint(checkpoint: Any, callbacks: Any) -> None:
         )
     _check_filename(checkpoint, callbacks)
     if checkpoint.mode not in ("min", "max"):
-        raise UsageError(f"--checkpoint.mode {checkpoint.mode}: it has to be min or max.")
+        raise UsageError(f"--checkpoint.mode {checkpoint.mode}: must be min or max.")
     if checkpoint.save_top_k < -1:
         raise UsageError(
-            f"--checkpoint.save_top_k {checkpoint.save_top_k}: it has to be 0 or more, or -1 for "
-            "all."
+            f"--checkpoint.save_top_k {checkpoint.save_top_k}: must be >= 0, or -1 for all."
         )
     every = checkpoint.every_n_train_steps
     if every is not None and every < 0:
@@ -334,38 +331,3 @@ def check_unchanged(
                 f"another value would be another run. Leave the flag out, or start a new run "
                 f"from the weights: --model.pretrained {file.parent.parent / 'hf'}."
             )
-
-
-# what stands in a run folder before the first step
-WRITTEN_BEFORE_TRAINING = (
-    *("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*"),
-    LOCK,
-)
-
-
-class Mistake(Callback):
-    """Takes back the run folder of a run that a user's mistake ended before its first step.
-
-    Whether model and data suit each other is known only when both are there, and by then the
-    settings have been written.
-    """
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Remove what was written, unless the folder holds more than that."""
-        theirs = isinstance(exception, UsageError | MisconfigurationException)
-        if not theirs or not trainer.is_global_zero:
-            return
-        run = run_folder(trainer)  # None where config.yaml may be another run's
-        names = [name for name in WRITTEN_BEFORE_TRAINING if run or name != "config.yaml"]
-        local = [logger for logger in trainer.loggers if isinstance(logger, LOCAL)]
-        for folder in {*([run] if run else []), *(Path(logger.log_dir) for logger in local)}:
-            found = {file for name in names for file in folder.glob(name)}
-            if folder.is_dir() and found == set(folder.iterdir()):
-                for logger in local:  # it would write its last events into a file that is gone
-                    if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
-                        logger.experiment.close()
-                for file in found:
-                    file.unlink()
-                folder.rmdir()

@@ -11,12 +11,12 @@ from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
 
-from gpt2_lightning.checkpoint import step_of
+from gpt2_lightning.checkpoint import FIGURES_KEY, step_of
 from gpt2_lightning.data.token_store import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.export.hf_folder import write_hf_folder
-from gpt2_lightning.fit.checkpoints import run_checkpoint
-from gpt2_lightning.fit.run_folder import run_folder
+from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
+from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.fit.stop import Stopped, TimeLimit
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
 from gpt2_lightning.logs import say
@@ -24,7 +24,7 @@ from gpt2_lightning.model.gpt2 import from_config
 from gpt2_lightning.model.module import GPT2Module, NotFinite
 from gpt2_lightning.report.page import write_page
 from gpt2_lightning.report.tables import chosen_by, figure
-from gpt2_lightning.run_folder import HF_RECORD, last_checkpoint, newer_than_hf, read_run, run_of
+from gpt2_lightning.run_folder import HF_RECORD, Run, run_of
 from gpt2_lightning.storage import refusal_of
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class HFFolder(Callback):
                     self._write(trainer, cast(GPT2Module, pl_module))
 
     def _write(self, trainer: Trainer, module: GPT2Module) -> None:
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None:
+        run = current_run(trainer)
+        if not trainer.is_global_zero or run is None:
             return
         found = self._outcome(trainer, module)
         kept = _kept(trainer)
@@ -68,7 +68,7 @@ class HFFolder(Callback):
         def finish(written: Path) -> None:
             (written / HF_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
-        write_hf_folder(folder / "hf", found.model, found.tokenizer, module.sampling, finish)
+        write_hf_folder(run.hf, found.model, found.tokenizer, module.sampling, finish)
 
     @staticmethod
     def _outcome(trainer: Trainer, module: GPT2Module) -> TextModel:
@@ -76,7 +76,7 @@ class HFFolder(Callback):
             return load_checkpoint(kept)
         model = from_config(module.model.config.to_dict(), attention="sdpa")
         model.load_state_dict(module.model.state_dict())
-        return TextModel(model, cast(Any, trainer).datamodule.tokenizer)
+        return TextModel(model, typed(trainer).datamodule.tokenizer)
 
 
 def _kept(trainer: Trainer) -> Path | None:
@@ -114,22 +114,21 @@ class Report(Callback):
 
     @staticmethod
     def _write(trainer: Trainer) -> None:
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None:
+        run = current_run(trainer)
+        if not trainer.is_global_zero or run is None:
             return
         try:
-            write_page([read_run(str(folder))], folder / "report.html")
+            write_page([Run(run.folder)], run.report)
         except Exception as error:  # the model is trained and saved: no reason to end in an error
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             log.warning(
                 "%s was not written (%s). To try again: python -m gpt2_lightning report %s",
-                folder / "report.html",
+                run.report,
                 reason,
-                folder,
+                run.folder,
             )
         else:
-            line = f"Report:     {folder / 'report.html'}"
-            say(line)
+            say(f"Report:     {run.report}")
 
 
 COLUMNS = {
@@ -139,7 +138,7 @@ COLUMNS = {
 }
 
 
-class Outcome(Callback):
+class RunSummary(Callback):
     """Prints the validation numbers before training, at best and at last, and where the model is.
 
     Where the text is short enough, what xz needs for it stands beside them. After `validate` and
@@ -169,6 +168,11 @@ class Outcome(Callback):
         """Print the numbers of the test split."""
         self._print_numbers(trainer, "Test", "test/")
 
+    @property
+    def state_key(self) -> str:
+        """Name the state in a checkpoint."""
+        return FIGURES_KEY
+
     def state_dict(self) -> dict[str, Any]:
         """Keep the numbers for a run that goes on."""
         return {"before": self.before, "last": self.last}
@@ -178,10 +182,10 @@ class Outcome(Callback):
         self.before, self.last = state_dict["before"], state_dict["last"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print it all."""
+        """Print the table, where the model is, and why the run ended before its schedule."""
         if not trainer.is_global_zero:
             return
-        data = cast(Any, trainer).datamodule
+        data = typed(trainer).datamodule
         best = best_of(trainer)
         rows = {"before": self.before, "best": best["figures"] if best else {}, "last": self.last}
         rows["xz"] = self._of_xz(data)
@@ -209,12 +213,12 @@ class Outcome(Callback):
         if refused or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         self._say_place(trainer)
-        run = run_folder(trainer)
+        run = current_run(trainer)
         if (full := refusal_of(exception)) and full.filename is None:
             # TensorBoard's thread tells no name; before the run folder is settled, its logger does
-            folders = [run, *(logger.log_dir for logger in trainer.loggers)]
+            folders = [run and run.folder, *(logger.log_dir for logger in trainer.loggers)]
             full.filename = next((str(Path(it)) for it in folders if it), None)
-        if run is None or last_checkpoint(run) is None:
+        if run is None or run.last_checkpoint() is None:
             return
         if isinstance(exception, Stopped):
             say(f"Stopped after step {trainer.global_step:,}. Go on with it:")
@@ -222,15 +226,15 @@ class Outcome(Callback):
             say("What was saved before is whole. Go on with it when the disk allows:")
         else:
             return
-        say(f"            python -m gpt2_lightning fit --ckpt_path {run}")
+        say(f"            python -m gpt2_lightning fit --ckpt_path {run.folder}")
 
     @staticmethod
     def _say_place(trainer: Trainer) -> None:
-        run = run_folder(trainer)
-        if run is None or not (run / "hf").is_dir() or newer_than_hf(run) is not None:
+        run = current_run(trainer)
+        if run is None or not run.hf.is_dir() or run.newer_than_hf() is not None:
             return
-        say(f"{'Best model' if best_of(trainer) else 'Last model'}: {run / 'hf'}")
-        say(f'Use it:     python -m gpt2_lightning generate --model {run} --prompt "..."')
+        say(f"{'Best model' if best_of(trainer) else 'Last model'}: {run.hf}")
+        say(f'Use it:     python -m gpt2_lightning generate --model {run.folder} --prompt "..."')
 
     def _of_xz(self, data: Any) -> dict[str, float]:
         if "val/bits_per_byte" not in self.last:
@@ -247,9 +251,9 @@ class Outcome(Callback):
         label = "model"
         if isinstance(file, str | Path):
             run = run_of(Path(file))
-            label = Path(file).name if run is None else f"{run.name}, {Path(file).stem}"
+            label = Path(file).name if run is None else f"{run.folder.name}, {Path(file).stem}"
         rows = {label: cast(GPT2Module, trainer.lightning_module).eval_results}
-        _show(_table(title, rows, prefix, cast(Any, trainer).datamodule))
+        _show(_table(title, rows, prefix, typed(trainer).datamodule))
 
 
 def best_of(trainer: Trainer) -> dict[str, Any] | None:
@@ -262,7 +266,7 @@ def _cut_by(trainer: Trainer) -> str | None:
     """Return what ended a run before its schedule, and how it goes on."""
     if trainer.global_step == trainer.max_steps:
         return "--trainer.max_steps. --ckpt_path last with a greater one goes on"
-    for callback in cast(Any, trainer).callbacks:
+    for callback in typed(trainer).callbacks:
         if isinstance(callback, TimeLimit) and callback.reached:
             return "--trainer.max_time. --ckpt_path last goes on for as long again"
         left = callback.time_remaining() if isinstance(callback, Timer) else None

@@ -17,13 +17,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
 from gpt2_lightning.data.token_text import sampled_vocabulary
-from gpt2_lightning.fit.checkpoints import run_checkpoint
-from gpt2_lightning.fit.run_folder import run_folder
+from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
+from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.fit.stop import Stopped
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.gpt2 import count_parameters, training_flops_per_token
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.run_folder import read_scalars
+from gpt2_lightning.run_folder import Run, read_scalars
 from gpt2_lightning.storage import refusal_of, write_text
 
 log = logging.getLogger(__name__)
@@ -102,16 +102,16 @@ class Baseline(Callback):
             logger.save()
 
 
-class Totals(Callback):
+class StartSummary(Callback):
     """Says parameters, tokens per optimizer step and steps, and where the schedule ends."""
 
     def __init__(self) -> None:
         self._trains = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it."""
+        """Print the sizes of model, text, step and schedule, and what looks wrong with them."""
         module = cast(GPT2Module, pl_module)
-        data = cast(Any, trainer).datamodule
+        data = typed(trainer).datamodule
         batches = data.train_dataloader()
         blocks = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         total = module.total_steps()
@@ -168,12 +168,14 @@ class Totals(Callback):
         """Say that there was nothing to do, and how to train longer."""
         if self._trains:
             return
-        step, run = trainer.global_step, run_folder(trainer)
+        step, run = trainer.global_step, current_run(trainer)
         if step < cast(GPT2Module, pl_module).total_steps():
             longer = f"--trainer.max_steps with more than {step} goes on"
         else:
+            folder = run.folder if run else "RUN"
             longer = (
-                f"begin a new run with these weights: --model.pretrained {run}, without --ckpt_path"
+                f"begin a new run with these weights: --model.pretrained {folder}, without "
+                "--ckpt_path"
             )
         log.info(
             "Nothing is left to train: the run is finished, after step %s. To train longer, %s.",
@@ -200,7 +202,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the model's operations once."""
         model = cast(GPT2Module, pl_module).model
-        block_size = cast(Any, trainer).datamodule.block_size
+        block_size = typed(trainer).datamodule.block_size
         self.flops_per_token = training_flops_per_token(model, block_size)
 
     def on_train_batch_start(
@@ -227,7 +229,7 @@ class Throughput(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the last step, should the run have ended early."""
-        if self.tokens and cast(Any, trainer).log_every_n_steps > 0:
+        if self.tokens and typed(trainer).log_every_n_steps > 0:
             self._log(trainer, pl_module)
 
     def on_exception(
@@ -385,7 +387,7 @@ def write_metrics_csv(run: Path) -> None:
     writer = csv.DictWriter(text, ["step", *names])
     writer.writeheader()
     writer.writerows({"step": step, **row} for step, row in sorted(table.items()))
-    write_text(run / "metrics.csv", text.getvalue())
+    write_text(Run(run).metrics, text.getvalue())
 
 
 def settings_of_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -394,7 +396,7 @@ def settings_of_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
     groups: dict[str, dict[str, Any]] = {
         "model": model,
         "model.architecture": {} if model["pretrained"] else model["architecture"],
-        "data": cast(Any, trainer).datamodule.hparams,
+        "data": typed(trainer).datamodule.hparams,
         "trainer": {name: getattr(trainer, name) for name in SETTINGS["trainer"]},
     }
     return {

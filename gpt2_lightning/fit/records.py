@@ -1,16 +1,14 @@
-"""What a run writes for later: facts.json, surprisal.jsonl, samples.jsonl, predictions.jsonl."""
+"""What a run writes for later: facts.json, surprisal.jsonl, predictions.jsonl."""
 
 import json
 import logging
 import os
 import platform
-import re
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby, islice, pairwise, product
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,26 +16,23 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from gpt2_lightning.checkpoint import FACTS_KEY
 from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.batches import PaddedBlocks
 from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.data.prompts import encode_prompt
 from gpt2_lightning.data.token_store import xz_bits_per_byte
-from gpt2_lightning.data.token_text import TextAssembler, decoder, passage, whole_characters
+from gpt2_lightning.data.token_text import passage, whole_characters
 from gpt2_lightning.data.tokenizer import tokenizer_digest
-from gpt2_lightning.evaluate.quality import Quality, measure
-from gpt2_lightning.fit.checkpoints import is_sharded
-from gpt2_lightning.fit.finish import Outcome, best_of
-from gpt2_lightning.fit.run_folder import run_folder
-from gpt2_lightning.model.decoding import generate
+from gpt2_lightning.fit.checkpoints import is_sharded, typed
+from gpt2_lightning.fit.finish import RunSummary, best_of
+from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.model.gpt2 import count_parameters, positions_of
 from gpt2_lightning.model.loss import token_nats
 from gpt2_lightning.model.module import GPT2Module, NotFinite
-from gpt2_lightning.run_folder import facts_of
+from gpt2_lightning.run_folder import Run
 from gpt2_lightning.storage import append_text, flush_folder, flush_tree, refusal_of, write_text
 
 log = logging.getLogger(__name__)
@@ -68,8 +63,8 @@ class Facts(Callback):
         self._begun = time.perf_counter()
         if self.local is None:
             named = {
-                "data.source": cast(Any, trainer).datamodule.source,
-                "model.pretrained": cast(Any, pl_module).hparams.pretrained,
+                "data.source": typed(trainer).datamodule.source,
+                "model.pretrained": pl_module.hparams["pretrained"],
             }
             self.local = [
                 flag for flag, name in named.items() if name and Path(name).expanduser().exists()
@@ -78,15 +73,15 @@ class Facts(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known; earlier, a mistake could still leave no run at all."""
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None:
+        run = current_run(trainer)
+        if not trainer.is_global_zero or run is None:
             return
-        data: WikiTextDataModule = cast(Any, trainer).datamodule
+        data = typed(trainer).datamodule
         module = cast(GPT2Module, pl_module)
-        going_on = trainer.global_step > 0 and (folder / "facts.json").is_file()
-        earlier = facts_of(folder) if going_on else {}
+        going_on = trainer.global_step > 0 and run.facts_file.is_file()
+        earlier = Run(run.folder).known("facts") if going_on else {}
         if going_on and not earlier:
-            log.warning("%s begins anew.", folder / "facts.json")
+            log.warning("%s begins anew.", run.facts_file)
         self._seconds_before = earlier.get("seconds") or 0.0
         self.facts = {
             "started": earlier.get("started")
@@ -111,9 +106,14 @@ class Facts(Callback):
             "outcome": earlier.get("outcome"),
             "best": best_of(trainer),
         }
-        self._write(folder)
-        flush_tree(folder)  # its checkpoints need the settings that others have written there
-        flush_folder(folder.parent)
+        self._write(run)
+        flush_tree(run.folder)  # its checkpoints need the settings that others have written there
+        flush_folder(run.folder.parent)
+
+    @property
+    def state_key(self) -> str:
+        """Name the state in a checkpoint."""
+        return FACTS_KEY
 
     def state_dict(self) -> dict[str, Any]:
         """Tell every checkpoint which names are paths: from elsewhere it could not be seen."""
@@ -129,7 +129,7 @@ class Facts(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what came of it."""
-        data: WikiTextDataModule = cast(Any, trainer).datamodule
+        data = typed(trainer).datamodule
         if self.facts and self.facts["no_bits_per_byte"] is None:
             splits = data.stores["train"], data.stores["validation"]
             self.facts["xz_bits_per_byte"] = xz_bits_per_byte(*splits, data.tokenizer)
@@ -146,22 +146,22 @@ class Facts(Callback):
             self._go_on(trainer, "stopped" if stopped else failed)
 
     def _go_on(self, trainer: Trainer, ended: str | None) -> None:
-        folder = run_folder(trainer)
-        if not self.facts or folder is None:  # training has not begun, or another process writes
+        run = current_run(trainer)
+        if not self.facts or run is None:  # training has not begun, or another process writes
             return
         self.facts["seconds"] = self._seconds_before + time.perf_counter() - self._begun
         self.facts["steps"]["trained"] = trainer.global_step
         self.facts["steps"]["skipped"] = cast(GPT2Module, trainer.lightning_module).skipped_steps
         self.facts["ended"] = ended
-        for callback in cast(Any, trainer).callbacks:
-            if isinstance(callback, Outcome):
+        for callback in typed(trainer).callbacks:
+            if isinstance(callback, RunSummary):
                 self.facts["outcome"] = callback.state_dict()
         self.facts["best"] = best_of(trainer)
-        self._write(folder)
+        self._write(run)
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, run: Run) -> None:
         text = json.dumps(self.facts, indent=2, ensure_ascii=False)
-        write_text(folder / "facts.json", text + "\n")
+        write_text(run.facts_file, text + "\n")
 
 
 def split_facts(data: WikiTextDataModule, split: SplitName) -> dict[str, Any]:
@@ -268,12 +268,12 @@ class Surprisal(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the passage, in one process."""
-        folder = run_folder(trainer)
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or folder is None:
+        run = current_run(trainer)
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or run is None:
             return
         if is_sharded(trainer):
             return
-        data = cast(Any, trainer).datamodule
+        data = typed(trainer).datamodule
         inputs, targets = passage_of(data)
         nats = iter(nats_of(cast(GPT2Module, pl_module).model, inputs, targets))
         pieces = whole_characters(data.tokenizer, targets.tolist(), after=inputs[:1].tolist())
@@ -285,7 +285,7 @@ class Surprisal(Callback):
         }
         line = json.dumps(row, ensure_ascii=False) + "\n"
         # of another run in the same folder nothing is left
-        (write_text if self._fresh else append_text)(folder / "surprisal.jsonl", line)
+        (write_text if self._fresh else append_text)(run.surprisal, line)
         self._fresh = False
 
 
@@ -333,136 +333,6 @@ def nats_of(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> list[flo
     return [float(value) for value in nats.tolist()]
 
 
-DEFAULT_PROMPTS = 3  # where none are given
-
-PROMPT_TOKENS = 16  # of each, at most
-
-
-class Samples(Callback):
-    """Continues prompts at every validation, for TensorBoard's text page and ``samples.jsonl``.
-
-    Logs what can be counted of them, too: ``samples/distinct_2``, ``samples/repeated_4`` and
-    ``samples/ended`` are shares, ``samples/longest_copy`` is in tokens (see `Quality`).
-    Every sample has a seed of its own, so training is the same with and without this callback.
-
-    Args:
-        prompts: What to continue; null takes the first words of the first three validation blocks,
-            16 tokens at most.
-        enabled: Whether to sample at all.
-    """
-
-    def __init__(self, prompts: list[str] | None = None, enabled: bool = True) -> None:
-        self.prompts = prompts
-        self.enabled = enabled
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why there will be none, where that is so."""
-        if self.enabled and is_sharded(trainer):
-            log.info("No samples are drawn at validations: no process has the whole model.")
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample, in one process."""
-        if not self.enabled or trainer.state.fn != "fit" or is_sharded(trainer):
-            return
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero or folder is None:
-            return  # the raw module is used below: no rank waits for another
-        module = cast(GPT2Module, pl_module)
-        data = cast(Any, trainer).datamodule
-        tokenizer: PreTrainedTokenizerBase = data.tokenizer
-        room = positions_of(module.model) - 1
-        prompts = [ids[:room] for ids in self._prompts(data)]
-        longest = max(len(ids) for ids in prompts)
-        sampling = replace(
-            module.sampling,
-            max_new_tokens=min(module.sampling.max_new_tokens, room + 1 - longest),
-        )
-        end_of_text = int(cast(int, tokenizer.eos_token_id))
-
-        def assemble(prompt: list[int]) -> TextAssembler:
-            return TextAssembler(tokenizer, sampling.stop, after=prompt)
-
-        drawn = generate(
-            module.model, prompts, sampling, end_of_text=end_of_text, assemble=assemble
-        )
-        samples = [ids for continuations in drawn for ids in continuations]
-        assemblers = [assemble(prompt.tolist()) for prompt in prompts for _ in sampling.seeds]
-        texts = [text.add_all(ids) for text, ids in zip(assemblers, samples, strict=True)]
-        ended = [
-            text.stopped or len(ids) < sampling.max_new_tokens
-            for text, ids in zip(assemblers, samples, strict=True)
-        ]
-        quality = measure(samples, ended, data.stores["train"].ids)
-        step = trainer.global_step  # 0 before training
-        rows = [
-            {
-                "step": step,
-                "prompt": decoder(tokenizer)(prompt.tolist()),
-                "seed": seed,
-                "text": text,
-                "ended": by_itself,
-                "longest_copy": copied,
-            }
-            for (prompt, seed), text, by_itself, copied in zip(
-                product(prompts, sampling.seeds),
-                texts,
-                ended,
-                quality.longest_copies,
-                strict=True,
-            )
-        ]
-        self._write(folder, rows)
-        scalars = _as_scalars(quality)
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=step)
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", as_markdown(rows), step)
-
-    def _prompts(self, data: Any) -> list[Tensor]:
-        if self.prompts:
-            return [encode_prompt(data.tokenizer, prompt) for prompt in self.prompts]
-        store, most = data.stores["validation"], min(PROMPT_TOKENS, data.block_size)
-        texts = [(store.ids, number * data.block_size) for number in range(DEFAULT_PROMPTS)]
-        if data.blocks == "pad":
-            rows = pairwise(store.starts[: DEFAULT_PROMPTS + 1].tolist())
-            texts = [(store.ids[begins:ends], 0) for begins, ends in rows]
-        places = [(ids, passage(data.tokenizer, ids, begins, most=most)) for ids, begins in texts]
-        found = [ids[place] for ids, place in places if place is not None]
-        prompts = {tuple(ids.tolist()): ids for ids in found}  # each once
-        return [torch.from_numpy(ids.astype(np.int64)) for ids in prompts.values()]
-
-    @staticmethod
-    def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        append_text(folder / "samples.jsonl", lines)
-
-
-def _as_scalars(quality: Quality) -> dict[str, float]:
-    """Return what is drawn as a curve; a number that samples are too short for is left out."""
-    numbers = {
-        "samples/distinct_2": quality.distinct_2,
-        "samples/repeated_4": quality.repeated_4,
-        "samples/ended": quality.ended,
-        "samples/longest_copy": quality.longest_copy,
-    }
-    return {name: number for name, number in numbers.items() if number is not None}
-
-
-def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """Return samples for TensorBoard's text page, fenced: text is no markup, and none is lost."""
-    parts = []
-    for prompt, samples in groupby(rows, key=lambda row: str(row["prompt"])):
-        parts.append(f"**Prompt**\n\n{_fenced(prompt)}")
-        parts += [f"*seed {row['seed']}*\n\n{_fenced(row['text'])}" for row in samples]
-    return "\n\n".join(parts)
-
-
-def _fenced(text: str) -> str:
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
-
-
 INTERVAL: Literal["batch"] = "batch"
 
 
@@ -482,10 +352,10 @@ class Predictions(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with an empty part."""
-        if (folder := run_folder(trainer)) is None:  # with fast_dev_run
+        if (run := current_run(trainer)) is None:  # with fast_dev_run
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.part = folder / f"predictions.jsonl.{trainer.global_rank}"
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.part = run.predictions.with_suffix(f".jsonl.{trainer.global_rank}")
         self.part.write_text("")
 
     def write_on_batch_end(
@@ -501,7 +371,7 @@ class Predictions(BasePredictionWriter):
         """Add a batch to this rank's part."""
         if self.part is None:
             return
-        assemble = cast(Any, trainer).datamodule.assembler
+        assemble = typed(trainer).datamodule.assembler
         sampling = cast(GPT2Module, pl_module).sampling
         lines = []
         for index, prompt, read, samples in zip(

@@ -9,14 +9,15 @@ from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fit.checkpoints import run_checkpoint
-from gpt2_lightning.run_folder import LOGS, remember_run, remember_settings
+from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
+from gpt2_lightning.run_folder import LOGS, Run, remember_run, remember_settings
 
 LOCAL = (TensorBoardLogger, CSVLogger)  # loggers with a folder of their own for each run
 
@@ -111,8 +112,8 @@ def ready_loggers(loggers: list[Logger], going_on: str | None) -> None:
         for logger in free:
             logger._version = version
     for logger in local:
-        if logger not in free and _holds_a_run(Path(logger.log_dir)):
-            raise _taken(logger.log_dir)
+        if logger not in free and _holds_a_run(Run(Path(logger.log_dir))):
+            raise _occupied(logger.log_dir)
 
 
 class RunFolder(Callback):
@@ -126,7 +127,7 @@ class RunFolder(Callback):
             are remembered may name them when the run goes on.
 
     Attributes:
-        path: The folder; None before `setup`, and with ``fast_dev_run``, which leaves nothing.
+        run: The run; None before `setup`, and with ``fast_dev_run``, which leaves nothing.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class RunFolder(Callback):
         self.root = root
         self.going_on = going_on
         self.names_code = names_code
-        self.path: Path | None = None
+        self.run: Run | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder, and write the settings of a run that begins.
@@ -144,24 +145,24 @@ class RunFolder(Callback):
         Raises:
             UsageError: If the folder is another run's.
         """
-        if cast(Any, trainer).fast_dev_run:
+        if typed(trainer).fast_dev_run:
             return
         folder = trainer.strategy.broadcast(self._settle(trainer))
-        for callback in cast(Any, trainer).callbacks:
+        for callback in typed(trainer).callbacks:
             if isinstance(callback, ModelCheckpoint) and not trainer.loggers:
                 callback.dirpath = callback.dirpath or f"{folder}/checkpoints"
         if self.going_on is None:
-            taken = trainer.is_global_zero and not self._write(Path(folder))
-            if trainer.strategy.broadcast(taken):
-                raise _taken(folder)
+            occupied = trainer.is_global_zero and not self._write(Run(Path(folder)))
+            if trainer.strategy.broadcast(occupied):
+                raise _occupied(folder)
             if stage == "fit":
                 hold(Path(folder), f"--trainer.logger: {folder}")
-        self.path = Path(folder)
+        self.run = Run(Path(folder))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let ``--ckpt_path last`` find a run that is not in ``lightning_logs``."""
         own = run_checkpoint(trainer)
-        if self.path is not None and trainer.is_global_zero and own is not None:
+        if self.run is not None and trainer.is_global_zero and own is not None:
             remember_run(own.folder)
 
     def _settle(self, trainer: Trainer) -> str:
@@ -173,13 +174,13 @@ class RunFolder(Callback):
         numbers = [_number(run) for run in Path(self.root, LOGS).glob("version_*")]
         return f"{self.root}/{LOGS}/version_{max(numbers, default=-1) + 1}"
 
-    def _write(self, folder: Path) -> bool:
+    def _write(self, run: Run) -> bool:
         """Write the settings; tell whether the folder was free."""
-        if _holds_a_run(folder):
+        if _holds_a_run(run):
             return False
-        folder.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with (folder / "config.yaml").open("x", encoding="utf-8") as stream:
+            with run.config.open("x", encoding="utf-8") as stream:
                 stream.write(self.settings)
         except FileExistsError:  # a run that began at the same moment
             return False
@@ -226,11 +227,11 @@ def release() -> None:
         lock.release()
 
 
-def _holds_a_run(folder: Path) -> bool:
-    return (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
+def _holds_a_run(run: Run) -> bool:
+    return run.config.exists() or run.checkpoints.exists()
 
 
-def _taken(folder: str) -> UsageError:
+def _occupied(folder: str) -> UsageError:
     return UsageError(
         f"{folder}: another run is kept there. --ckpt_path {folder} goes on with it; without a "
         "version of its logger's, a new run has a folder of its own."
@@ -242,21 +243,56 @@ def _number(run: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def run_folder(trainer: Trainer) -> Path | None:
-    """Return where the run's files go, or None where nothing is kept.
+def current_run(trainer: Trainer) -> Run | None:
+    """Return the run that is under way, or None where nothing is kept of it.
 
     One process may ask alone; Trainer.log_dir waits for all of them, and knows not every logger.
     """
-    for callback in cast(Any, trainer).callbacks:
+    for callback in typed(trainer).callbacks:
         if isinstance(callback, RunFolder):
-            return callback.path
+            return callback.run
     return None
+
+
+# what stands in a run folder before the first step
+WRITTEN_BEFORE_TRAINING = (
+    *("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*"),
+    LOCK,
+)
+
+
+class RemoveFailedStart(Callback):
+    """Takes back the run folder of a run that a user's mistake ended before its first step.
+
+    Whether model and data suit each other is known only when both are there, and by then the
+    settings have been written.
+    """
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove what was written, unless the folder holds more than that."""
+        theirs = isinstance(exception, UsageError | MisconfigurationException)
+        if not theirs or not trainer.is_global_zero:
+            return
+        run = current_run(trainer)  # None where config.yaml may be another run's
+        names = [name for name in WRITTEN_BEFORE_TRAINING if run or name != "config.yaml"]
+        local = [logger for logger in trainer.loggers if isinstance(logger, LOCAL)]
+        for folder in {*([run.folder] if run else []), *(Path(logger.log_dir) for logger in local)}:
+            found = {file for name in names for file in folder.glob(name)}
+            if folder.is_dir() and found == set(folder.iterdir()):
+                for logger in local:  # it would write its last events into a file that is gone
+                    if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
+                        logger.experiment.close()
+                for file in found:
+                    file.unlink()
+                folder.rmdir()
 
 
 @rank_zero_only
 def keep_history(logger: CSVLogger) -> None:
     """Let a CSV logger add to the ``metrics.csv`` that it would delete."""
-    file = Path(logger.log_dir) / "metrics.csv"
+    file = Run(Path(logger.log_dir)).metrics
     aside = file.with_suffix(".csv.earlier")
     if aside.exists() and not file.exists():  # killed between the two moves below
         aside.replace(file)

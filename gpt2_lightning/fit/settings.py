@@ -1,37 +1,27 @@
-"""GPT2CLI: the flags of fit, their defaults and links; the flags alone, for plan and inspect."""
+"""The flags of fit: parsed, filled in from one another, and checked; nothing is built of them."""
 
 import json
 import logging
 import re
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
-from enum import Enum
 from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 
-from gpt2_lightning.checkpoint import (
-    give_to_async,
-    give_to_trainer,
-    read_checkpoint,
-    weights_of,
-    write_tokenizer_of,
-)
+from gpt2_lightning.checkpoint import read_checkpoint
 from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModule
+from gpt2_lightning.data.token_store import cache_tokenizer
 from gpt2_lightning.data.tokenizer import cache_folder, load_tokenizer
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import RunCheckpoint
 from gpt2_lightning.fit.checks import (
     FROM_SCRATCH,
-    Mistake,
     check_accelerator,
     check_callbacks,
     check_checkpoint,
@@ -40,22 +30,12 @@ from gpt2_lightning.fit.checks import (
     check_trainer,
     check_unchanged,
     check_unused,
-    in_flags,
     whole_number,
 )
-from gpt2_lightning.fit.finish import HFFolder, Outcome, Report
-from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, Throughput, Totals
-from gpt2_lightning.fit.records import Facts, Predictions, Samples, Surprisal
-from gpt2_lightning.fit.run_folder import (
-    DEFAULT_LOGGER,
-    RunFolder,
-    hold,
-    place_loggers,
-    ready_loggers,
-    release,
-)
-from gpt2_lightning.fit.stop import Listen, Stop, TimeLimit
-from gpt2_lightning.logs import quieten, say
+from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER
+from gpt2_lightning.fit.samples import Samples
+from gpt2_lightning.logs import quieten
+from gpt2_lightning.model.gpt2 import weights_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.parser import (
     bound_yaml,
@@ -68,9 +48,10 @@ from gpt2_lightning.parser import (
     with_underscores,
 )
 from gpt2_lightning.run_folder import are_own_settings, find_checkpoint, hf_of, model_of, run_of
-from gpt2_lightning.storage import disk_message, refusal_of, sweep
 
 log = logging.getLogger(__name__)
+
+DEFAULT_SEED = 1  # a run can be repeated unless asked otherwise
 
 DEFAULT_EPOCHS = 3  # where no length is given; Lightning would take 1000
 
@@ -78,7 +59,7 @@ DEFAULTS = {
     "trainer.logger": DEFAULT_LOGGER,
     "trainer.num_sanity_val_steps": -1,  # the whole split, kept as the curve's beginning
     "trainer.use_distributed_sampler": False,  # the loaders deal the blocks out themselves
-    "trainer.enable_model_summary": False,  # Totals says it in a line, tied weights counted once
+    "trainer.enable_model_summary": False,  # StartSummary has it in a line, tied weights once
     "checkpoint.monitor": "val/loss",
     "checkpoint.mode": "min",
     "checkpoint.save_last": True,
@@ -88,24 +69,6 @@ DEFAULTS = {
     "checkpoint.auto_insert_metric_name": False,
     "checkpoint.enable_version_counter": False,
 }
-
-MOST_USED = """The flags that most runs need:
-  --model.pretrained --data.source --data.block_size --data.batch_size
-  --model.learning_rate --trainer.max_epochs --trainer.max_time DD:HH:MM:SS
-  --trainer.accumulate_grad_batches --trainer.precision --trainer.devices
-  --ckpt_path last"""
-
-DESCRIPTIONS = {
-    "fit": f"Train or fine-tune; evaluates, samples and saves on the way.\n{MOST_USED}",
-    "validate": "Perplexity on the validation split, measured as in training.",
-    "test": "Perplexity on the test split, measured as in training.",
-    "predict": "Continue every prompt of a file, spread over the devices.",
-}
-
-ELSEWHERE = (
-    "--trainer.default_root_dir FOLDER puts a run on another disk, --data.cache_dir FOLDER its "
-    "tokens."
-)
 
 # What a checkpoint brings with it.
 CARRIED = ("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size")
@@ -129,86 +92,116 @@ class GPT2ArgumentParser(LightningArgumentParser):
         refuse(self, message)
 
 
-class GPT2CLI(LightningCLI):
-    """Fills in what follows from other flags, and refuses what contradicts them.
+def add_flags(parser: LightningArgumentParser) -> None:
+    """Add the flags beside those of trainer, model and data; the defaults; the links of values."""
+    parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+    parser.add_lightning_class_args(Samples, "samples")
+    parser.set_defaults(DEFAULTS)
+    parser.link_arguments("data.block_size", "model.block_size")
+    parser.link_arguments("data.vocab_size", "model.vocab_size")
+    parser.link_arguments("seed_everything", "data.seed", compute_fn=whole_number)
+    parser.link_arguments("seed_everything", "model.seed", compute_fn=whole_number)
 
-    Args:
-        words: A verb of Lightning's, and its flags.
-        parser_kwargs: Of each verb's parser, by verb.
+
+def name_after_verb(parser: LightningArgumentParser, verb: str) -> None:
+    """Let a parser speak of itself by its verb."""
+    parser.prog = f"gpt2_lightning {verb}"
+    parser.usage = f"python -m gpt2_lightning {verb} [--config FILE] [flags]"
+
+
+class FitSettings:
+    """The flags of `fit`, and a verb's own beside them: parsed, filled in and checked.
+
+    Nothing is built, so nothing is read, downloaded or written: that is the verb's to do.
+
+    Attributes:
+        values: The settings as `fit` would use them: ``trainer``, ``model``, ``data`` and so on.
+        own: The verb's own flags, by name.
     """
 
-    trains = True  # and so writes into a run folder
+    def __init__(self, verb: str, words: list[str], own: Callable[..., Any]) -> None:
+        """Parse a command line.
 
-    def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
+        Args:
+            verb: The verb's name, for --help and messages.
+            words: The words after the verb.
+            own: The verb's function: its first parameter takes these settings, the others are
+                the verb's own flags, with its docstring for their help.
+
+        Raises:
+            UsageError: If a flag is unknown, or says what cannot be.
+        """
+        quieten()
         bound_yaml()
-        self.stop = Stop()
-        try:
-            super().__init__(
-                GPT2Module,
-                WikiTextDataModule,
-                args=words,
-                seed_everything_default=1,  # a run can be repeated unless asked otherwise
-                auto_configure_optimizers=False,  # it would turn the schedule once an epoch
-                load_from_checkpoint_support=False,  # checkpoints hold plain values
-                parser_class=GPT2ArgumentParser,
-                parser_kwargs=parser_kwargs,
-                save_config_callback=None,  # RunFolder writes config.yaml, for every logger
-            )
-        except RuntimeError as error:
-            if self.stop.lost is None:
-                raise
-            if self.stop.lost:
-                say(f"error: {self.stop.lost}", sys.stderr)
-            raise SystemExit(1) from error
+        # as LightningCLI's parser of `fit` is
+        parser = GPT2ArgumentParser(description=(own.__doc__ or "").splitlines()[0])
+        name_after_verb(parser, verb)
+        parser.add_argument("-c", "--config", action="config", help="YAML file of flags.")
+        seed: Any = bool | int
+        parser.add_argument(
+            "--seed_everything", type=seed, default=DEFAULT_SEED, help="Seed of the run."
+        )
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_lightning_class_args(GPT2Module, "model")
+        parser.add_lightning_class_args(WikiTextDataModule, "data")
+        add_flags(parser)
+        given = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
+        parser.add_method_arguments(Trainer, "fit", skip={*given})
+        names = parser.add_function_arguments(own, as_group=False, skip={1})
+        for action in parser._actions:  # no public list of a parser's flags
+            if action.dest in names and action.default is False:
+                action.nargs, action.const = "?", True  # a bare --json will do
+        line = CommandLine("fit", words, parser)
+        self.values = parser.parse_args(line.words)
+        line.fill_in(self.values, any_machine=True)
+        self.own = {name: self.values[name] for name in names}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that flags can change, and the links of plain values."""
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(Samples, "samples")
-        parser.set_defaults(DEFAULTS)
-        parser.link_arguments("data.block_size", "model.block_size")
-        parser.link_arguments("data.vocab_size", "model.vocab_size")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=whole_number)
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=whole_number)
 
-    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Set the parsers up, each under its verb's name."""
-        super().setup_parser(*args, **kwargs)
-        for verb, parser in self._subcommand_parsers.items():
-            parser.prog = f"gpt2_lightning {verb}"
-            parser.usage = f"python -m gpt2_lightning {verb} [--config FILE] [flags]"
-            if verb in ("validate", "test"):  # Outcome prints the numbers
-                parser.set_defaults({"verbose": False})
+class CommandLine:
+    """The words after a verb, and the checkpoint whose settings they change.
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words; with a checkpoint, on top of its run's own settings."""
-        assert isinstance(args, list)
-        words = with_underscores(args)
-        self.typed = words
-        check_config_files(words[1:], self._subcommand_parsers[words[0]])
+    Attributes:
+        words: What is to be parsed: first the settings of the checkpoint's run.
+        typed: What the user typed.
+        checkpoint_file: What ``--ckpt_path`` means, if it was given.
+        going_on: Run folder of the checkpoint, as it was spelled where the run began.
+    """
+
+    def __init__(self, verb: str, words: list[str], parser: ArgumentParser) -> None:
+        """Read the words as far as they name files.
+
+        Args:
+            verb: A verb of Lightning's.
+            words: Those after it.
+            parser: The verb's.
+
+        Raises:
+            UsageError: If a file is not there, or not what it should be.
+        """
+        self.verb = verb
+        self.typed = self.words = with_underscores(words)
+        check_config_files(self.typed, parser)
         self.checkpoint_file: Path | None = None
-        self.going_on: str | None = None  # the folder of the run that goes on
-        if (asked := value_of(words, "--ckpt_path")) is not None:
-            self.checkpoint_file = find_checkpoint(asked, _root_of_runs(words))
+        self.going_on: str | None = None
+        if (named := value_of(self.typed, "--ckpt_path")) is not None:
+            self.checkpoint_file = find_checkpoint(named, _root_of_runs(self.typed))
             for flag in CARRIED:
-                if value_of(words, flag) is not None:
+                if value_of(self.typed, flag) is not None:
                     raise UsageError(
                         f"{flag}: {self.checkpoint_file} carries its own tokenizer. Leave the "
                         "flag out."
                     )
-            words = [words[0], "--config", self._own_settings(words), *words[1:]]
-        self.config = parser.parse_args(words)
+            settings = self._own_settings(self.checkpoint_file, parser)
+            self.words = ["--config", settings, *self.typed]
 
-    def _own_settings(self, words: list[str]) -> str:
+    def _own_settings(self, file: Path, parser: ArgumentParser) -> str:
         """Return the settings of a checkpoint's run, for ``--config``, if they run no other's code.
 
         Raises:
             UsageError: If they name code that is neither Lightning's nor the user's.
         """
-        file = self.checkpoint_file
-        assert file is not None
         run = run_of(file)
-        if run is None or not (config := run / "config.yaml").is_file():
+        if run is None or not (config := run.config).is_file():
             settings = settings_of(read_checkpoint(file))
             if (name := code_named_in(settings)) is not None:
                 raise UsageError(
@@ -216,10 +209,9 @@ class GPT2CLI(LightningCLI):
                     "checkpoint of gpt2_lightning has such settings, and it is not used."
                 )
             return json.dumps(settings)
-        parser = self._subcommand_parsers[words[0]]
         settings = check_config_file(config, f"--ckpt_path: {config}", parser)
         name = code_named_in(settings, config.parent)
-        trusted = [file.resolve() for _, file in given_files(words)]
+        trusted = [file.resolve() for _, file in given_files(self.typed)]
         if (
             name is not None
             and config.resolve() not in trusted
@@ -232,16 +224,19 @@ class GPT2CLI(LightningCLI):
             )
         return str(config)
 
-    def _parse_ckpt_path(self) -> None:
-        """Take nothing over from the checkpoint silently.
+    def fill_in(self, config: Any, *, any_machine: bool = False) -> None:
+        """Fill in the tokenizer and the vocabulary, and look for contradictions.
 
-        Lightning would let a checkpoint's hyper-parameters win over the user's flags.
+        Args:
+            config: The parsed settings, changed in place.
+            any_machine: Whether they may be for another machine: a GPU need not be here.
+
+        Raises:
+            UsageError: If a setting says what cannot be.
         """
-
-    def before_instantiate_classes(self) -> None:
-        """Fill in the tokenizer and the vocabulary, and look for contradictions."""
-        config = self.config[self.subcommand]
-        self.check_machine(config.trainer)
+        check_precision(config.trainer)
+        if not any_machine:
+            check_accelerator(config.trainer.accelerator)
         check_trainer(config.trainer)
         check_callbacks(config.trainer.callbacks)
         check_checkpoint(config.checkpoint, config.trainer.callbacks)
@@ -316,20 +311,11 @@ class GPT2CLI(LightningCLI):
             if name == "tokenizer" and value_of(self.typed, "--data.tokenizer_revision") is None:
                 config.data.tokenizer_revision = None
 
-    def check_machine(self, trainer: Any) -> None:
-        """Refuse what this machine does not have.
-
-        Raises:
-            UsageError: If it lacks what the flags ask for.
-        """
-        check_precision(trainer)
-        check_accelerator(trainer.accelerator)
-
     def _go_on_from(self, file: Path, config: Any) -> None:
         """Build the model and the tokenizer that a checkpoint carries, in its own run folder."""
-        checkpoint = read_checkpoint(file)
+        checkpoint, run = read_checkpoint(file), run_of(file)
         weights_of(checkpoint, f"--ckpt_path {file}")
-        if self.subcommand == "fit":
+        if self.verb == "fit":
             if config.trainer.fast_dev_run:
                 raise UsageError(
                     f"--trainer.fast_dev_run: it tries a run's first steps, and {file} stands "
@@ -339,7 +325,7 @@ class GPT2CLI(LightningCLI):
                 raise UsageError(
                     f"--ckpt_path: {file} holds weights alone (--checkpoint.save_weights_only "
                     "true), from which training cannot go on. Begin a new run with them: "
-                    f"--model.pretrained {run_of(file) or 'RUN'}, without --ckpt_path."
+                    f"--model.pretrained {run.folder if run else 'RUN'}, without --ckpt_path."
                 )
             for group, key, built in (
                 # first: what is linked is a flag of data
@@ -352,119 +338,11 @@ class GPT2CLI(LightningCLI):
         config.ckpt_path = str(file)
         config.model.hf_config = checkpoint["hf_config"]
         config.data.tokenizer_revision = None
-        config.data.tokenizer = str(
-            write_tokenizer_of(checkpoint, cache_folder(config.data.cache_dir))
-        )
-        if self.subcommand == "validate":
+        cache = cache_folder(config.data.cache_dir)
+        config.data.tokenizer = str(cache_tokenizer(checkpoint["tokenizer_files"], cache))
+        if self.verb == "validate":
             config.trainer.logger = False  # it would lie over a point of the run's own curve
-        run = run_of(file)
-        if run is not None and self.subcommand == "fit" and self.trains:
-            hold(run, f"--ckpt_path {run}")
-            for left in (*sweep(run), *sweep(file.parent)):
-                log.info("%s is removed: a process that was killed had left it.", left)
         self.going_on = _own_run(checkpoint, file)
-
-    def instantiate_classes(self) -> None:
-        """Build what the settings say; where loggers write is no setting of config.yaml's."""
-        config = self.config[self.subcommand]
-        for callback in config.trainer.callbacks or []:
-            settings = callback.get("init_args") or {}
-            for name, value in settings.items():
-                if isinstance(value, Enum) and isinstance(value, str):  # Timer's default interval
-                    settings[name] = value.value  # as YAML has it
-        self.settings = self._parser(self.subcommand).dump(config, skip_none=False)
-        place_loggers(config.trainer, self.going_on)
-        super().instantiate_classes()
-
-    def after_fit(self) -> None:
-        """End as a signal asked that came while the results were written."""
-        self.stop.leave()
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Add the callbacks that every run has."""
-        settings = self._get(self.config_init, "trainer")
-        bar = settings.enable_progress_bar is not False
-        limit = settings.max_time
-        root = str(settings.default_root_dir or ".")
-        callbacks: list[Callback] = [
-            RunFolder(  # first: the others write there
-                self.settings,
-                root,
-                self.going_on,
-                names_code=code_named_in(yaml.safe_load(self.settings)) is not None,
-            ),
-            *([ProgressBar()] if bar else []),  # before them: what others print comes after it
-            Listen(self.stop),  # before those that write at the end
-            Baseline(),
-            Totals(),
-            Throughput(),
-            Curves(),
-            Surprisal(),
-            *([] if limit is None else [TimeLimit(limit)]),
-            self.stop,
-            HFFolder(),
-            Outcome(),
-            Facts(self.typed),
-            Report(),  # reads what those above have written
-            Predictions(),
-            Mistake(),
-        ]
-        self.trainer_defaults = {"callbacks": callbacks}
-        give_to_async(self._get(self.config_init, "trainer").plugins)
-        try:
-            trainer: Any = super().instantiate_trainer(**{**kwargs, "max_time": None})
-        except (
-            MisconfigurationException,
-            ValueError,
-            TypeError,
-            ImportError,
-            RuntimeError,  # two callbacks whose states a checkpoint could not tell apart
-        ) as error:
-            raise UsageError(in_flags(str(error))) from error
-        give_to_trainer(trainer)
-        ready_loggers(trainer.loggers, self.going_on)
-        trainer.callbacks.sort(key=_place)
-        return trainer
-
-
-def _place(callback: Callback) -> int:
-    """Return where among the callbacks one stands; Lightning asks them in this order.
-
-    A checkpoint holds the state of those before it. Stop puts off the stops that others ask for,
-    and ends a run when its validation is saved. Facts and the report tell of what was saved.
-    """
-    order: tuple[type, ...] = (Checkpoint, Stop, Facts, Report)
-    return next((n for n, kind in enumerate(order, 1) if isinstance(callback, kind)), 0)
-
-
-def run(words: list[str]) -> None:
-    """Run one of Lightning's verbs.
-
-    Args:
-        words: The verb and its flags.
-
-    Raises:
-        SystemExit: With code 130 after Ctrl-C and 143 after SIGTERM.
-    """
-    quieten()
-    try:
-        GPT2CLI(words, **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()})
-    except MisconfigurationException as error:  # what Lightning finds in flags once it has begun
-        raise UsageError(in_flags(str(error))) from error
-    except UsageError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        if (refused := refusal_of(error)) is None:
-            raise
-        raise UsageError(f"{disk_message(refused)} {ELSEWHERE}") from error
-    except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
-        raise SystemExit(128 + signal.SIGTERM) from ended
-    except SystemExit as ended:
-        if isinstance(ended.__context__, KeyboardInterrupt):  # it ends with code 1
-            raise SystemExit(128 + signal.SIGINT) from ended
-        raise
-    finally:
-        release()
 
 
 def defaults_of(built: type) -> dict[str, Any]:
@@ -507,70 +385,7 @@ def _own_run(checkpoint: dict[str, Any], file: Path) -> str | None:
         return None
     for state in checkpoint.get("callbacks", {}).values():
         spelled = str(state.get("dirpath", "")) if isinstance(state, dict) else ""
-        if spelled.endswith("/checkpoints") and Path(spelled).absolute() == run / "checkpoints":
+        if spelled.endswith("/checkpoints") and Path(spelled).absolute() == run.checkpoints:
             return spelled.removesuffix("/checkpoints")
-    return f"./{run.relative_to(Path.cwd())}" if run.is_relative_to(Path.cwd()) else str(run)
-
-
-class FitSettings(GPT2CLI):
-    """The flags of `fit`, and a verb's own beside them: parsed, filled in and checked.
-
-    Nothing is built, so nothing is read, downloaded or written: that is the verb's to do.
-
-    Attributes:
-        values: The settings as `fit` would use them: ``trainer``, ``model``, ``data`` and so on.
-        own: The verb's own flags, by name.
-    """
-
-    trains = False
-
-    def __init__(self, verb: str, words: list[str], own: Callable[..., Any]) -> None:
-        """Parse a command line.
-
-        Args:
-            verb: The verb's name, for --help and messages.
-            words: The words after the verb.
-            own: The verb's function: its first parameter takes these settings, the others are
-                the verb's own flags, with its docstring for their help.
-
-        Raises:
-            UsageError: If a flag is unknown, or says what cannot be.
-        """
-        quieten()
-        self._verb, self._own = verb, own
-        super().__init__(["fit", *words], fit={"description": (own.__doc__ or "").splitlines()[0]})
-        self.values = self.config.fit
-        self.own = {name: self.values[name] for name in self._own_names}
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the one verb whose flags these are."""
-        return {"fit": GPT2CLI.subcommands()["fit"]}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the verb's own flags to those of `fit`."""
-        super().add_arguments_to_parser(parser)
-        self._own_names = parser.add_function_arguments(self._own, as_group=False, skip={1})
-        for action in parser._actions:
-            if action.dest in self._own_names and action.default is False:
-                action.nargs, action.const = "?", True  # a bare --json will do
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words under the verb's own name."""
-        own = self._subcommand_parsers["fit"]
-        own.prog = f"gpt2_lightning {self._verb}"
-        own.usage = f"python -m gpt2_lightning {self._verb} [--config FILE] [flags]"
-        super().parse_arguments(parser, args)
-
-    def check_machine(self, trainer: Any) -> None:
-        """Take any accelerator: a plan may be for another machine."""
-        check_precision(trainer)
-
-    def instantiate_classes(self) -> None:
-        """Build nothing."""
-
-    def _set_seed(self) -> None:
-        """Leave the generators alone."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Train nothing."""
+    folder, here = run.folder, Path.cwd()
+    return f"./{folder.relative_to(here)}" if folder.is_relative_to(here) else str(folder)

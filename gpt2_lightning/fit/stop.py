@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed import DistBackendError, DistNetworkError
 
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fit.checkpoints import run_checkpoint, validation_is_due
+from gpt2_lightning.fit.checkpoints import run_checkpoint, typed, validation_is_due
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import duration as in_words
@@ -63,13 +63,13 @@ class Stop(Callback):
             UsageError: If they do not.
         """
         self._speaks = trainer.is_global_zero
-        interval, parts = trainer.val_check_interval, trainer.accumulate_grad_batches
-        if stage == "fit" and isinstance(interval, int) and interval % parts:
-            near = max(parts, interval // parts * parts)
+        interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if stage == "fit" and isinstance(interval, int) and interval % accumulate:
+            near = max(accumulate, interval // accumulate * accumulate)
             raise UsageError(
                 f"--trainer.val_check_interval {interval}: it counts micro-batches, and an "
-                f"optimizer step takes {parts} of them. --trainer.val_check_interval {near} would "
-                "work."
+                f"optimizer step takes {accumulate} of them. --trainer.val_check_interval {near} "
+                "would work."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,7 +79,7 @@ class Stop(Callback):
             UsageError: If none would.
         """
         interval = trainer.val_check_interval
-        batches = cast(Any, trainer).datamodule.train_dataloader().taken
+        batches = typed(trainer).datamodule.train_dataloader().taken
         by_epoch = trainer.check_val_every_n_epoch is not None
         if by_epoch and isinstance(interval, int) and interval > batches:
             raise UsageError(
@@ -98,9 +98,9 @@ class Stop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, where there was no validation before training; validate at whole steps."""
         self._listen()
-        batches, parts = trainer.val_check_batch, trainer.accumulate_grad_batches
+        batches, accumulate = trainer.val_check_batch, trainer.accumulate_grad_batches
         if isinstance(batches, int) and batches < trainer.num_training_batches:
-            trainer.val_check_batch = -(-batches // parts) * parts  # a share of the epoch
+            trainer.val_check_batch = -(-batches // accumulate) * accumulate  # a share of the epoch
 
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
@@ -198,14 +198,14 @@ class Stop(Callback):
         self.received = int(number) or None
 
 
-class Listen(Callback):
+class StopWhileFinishing(Callback):
     """Lets `Stop` hear signals while hf/ and the report are written; it stands before them."""
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from here on."""
+        """StopWhileFinishing from here on."""
         self.stop.listen_to_the_end()
 
 
@@ -248,7 +248,7 @@ def _end_of(process: "subprocess.Popen[bytes]") -> str:
 
 def save_last(trainer: Trainer) -> None:
     """Save the run's ``last.ckpt``, where checkpoints are kept at all."""
-    if cast(Any, trainer).fast_dev_run:
+    if typed(trainer).fast_dev_run:
         return
     own = run_checkpoint(trainer)
     if own is None or own.dirpath is None or not (own.keeps_last or own.save_top_k):

@@ -13,24 +13,17 @@ from gpt2_lightning.checkpoint import (
     is_sharded,
     log,
     read_checkpoint,
-    weights_of,
-    write_tokenizer_of,
 )
+from gpt2_lightning.data.token_store import cache_tokenizer
 from gpt2_lightning.data.tokenizer import load_tokenizer
 from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.generate.drawing import Sample, draw, stream
 from gpt2_lightning.logs import quieten_hub
-from gpt2_lightning.model.gpt2 import DtypeName, check_logits, from_config, place
+from gpt2_lightning.model.gpt2 import DtypeName, check_logits, from_config, place, weights_of
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.parser import flag_meant
 from gpt2_lightning.pretrained import check_weights, load_config, load_weights, what_tokenizer_lacks
-from gpt2_lightning.run_folder import (
-    best_checkpoint,
-    check_run,
-    newer_than_hf,
-    newest_run,
-    older_hf,
-)
+from gpt2_lightning.run_folder import Run, check_run, newest_run
 from gpt2_lightning.storage import scratch_folder
 
 
@@ -291,18 +284,19 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
     return TextModel(model, tokenizer)
 
 
-def _inside_run(run: Path, flag: str) -> Path:
-    if (run / "hf" / "config.json").is_file():
-        if (newer := newer_than_hf(run)) is None:
-            return run / "hf"
-        log.warning("%s %s: %s, and is taken.", flag, run, older_hf(run, newer))
+def _inside_run(folder: Path, flag: str) -> Path:
+    run = Run(folder)
+    if (run.hf / "config.json").is_file():
+        if (newer := run.newer_than_hf()) is None:
+            return run.hf
+        log.warning("%s %s: %s, and is taken.", flag, folder, run.older_hf(newer))
         return newer
-    if (checkpoint := best_checkpoint(run)) is not None:
+    if (checkpoint := run.best_checkpoint()) is not None:
         return checkpoint
-    if (newest := newest_run(run)) is not None:
-        raise UsageError(f"{flag} {run}: it holds runs, of which {newest} is the newest.")
+    if (newest := newest_run(folder)) is not None:
+        raise UsageError(f"{flag} {folder}: it holds runs, of which {newest} is the newest.")
     raise UsageError(
-        f"{flag} {run}: neither a model in Hugging Face format (config.json) nor a run folder "
+        f"{flag} {folder}: neither a model in Hugging Face format (config.json) nor a run folder "
         "with hf/ or checkpoints/."
     )
 
@@ -323,5 +317,5 @@ def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:
     model.load_state_dict(weights)
     check_logits(model.eval(), f"{flag} {file}")
     with scratch_folder() as folder:
-        tokenizer = load_tokenizer(str(write_tokenizer_of(checkpoint, folder)))
+        tokenizer = load_tokenizer(str(cache_tokenizer(checkpoint["tokenizer_files"], folder)))
     return TextModel(model, tokenizer)

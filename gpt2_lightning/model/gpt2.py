@@ -56,6 +56,9 @@ class Architecture:
     dropout: float = 0.1
 
 
+WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
+
+
 def from_scratch(
     architecture: Architecture,
     *,
@@ -217,6 +220,43 @@ def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTr
     check_settings(config, "hf_config of the checkpoint")
     model_type = config.pop("model_type")
     return _built(AutoConfig.for_model(model_type, **config), attention)
+
+
+def weights_of(checkpoint: dict[str, Any], said: str) -> dict[str, torch.Tensor]:
+    """Return the language model's weights, once they are known to be those of its configuration.
+
+    Args:
+        checkpoint: As `read_checkpoint` returns it.
+        said: How it was asked for, for messages.
+
+    Raises:
+        UsageError: If they are not; nothing as large as the configuration says was built.
+    """
+    weights = {
+        key.removeprefix(WEIGHTS_PREFIX): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(WEIGHTS_PREFIX)
+    }
+    try:
+        with torch.device("meta"):
+            # eager: every type of model has it
+            wanted = from_config(checkpoint["hf_config"], attention="eager").state_dict()
+    except UsageError:
+        raise
+    except Exception as error:  # transformers and torch raise what they please
+        raise UsageError(
+            f"{said}: its hf_config describes no model ({' '.join(str(error).split())[:200]})."
+        ) from error
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    expected = {name: tuple(value.shape) for name, value in wanted.items()}
+    if shapes != expected:
+        names = sorted(shapes.keys() | expected.keys())
+        name = next(it for it in names if shapes.get(it) != expected.get(it))
+        raise UsageError(
+            f"{said}: its weights are not those of its hf_config: {name} has the shape "
+            f"{shapes.get(name)} and should have {expected.get(name)}."
+        )
+    return weights
 
 
 def _built(config: PreTrainedConfig, attention: AttentionName) -> PreTrainedModel:

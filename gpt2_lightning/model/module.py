@@ -2,10 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
+from transformers import PreTrainedTokenizerBase
 
+from gpt2_lightning.checkpoint import FORMAT, TRAINER_FLAGS, upgrade
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.model.decoding import generate
+from gpt2_lightning.model.decoding import Assembler, generate
 from gpt2_lightning.model.gpt2 import (
     Architecture,
     AttentionName,
@@ -40,8 +42,38 @@ from gpt2_lightning.pretrained import what_tokenizer_lacks
 log = logging.getLogger(__name__)
 
 
+class TrainingData(Protocol):
+    """What the module needs of the datamodule; where the text comes from, it does not know."""
+
+    block_size: int
+    tokenizer: PreTrainedTokenizerBase
+
+    def train_dataloader(self) -> Any:
+        """Return micro-batches; ``steps_taken`` is the optimizer steps of an epoch."""
+
+    def assembler(self, prompt: list[int], stop: Sequence[str]) -> Assembler:
+        """Return what puts the text after a prompt together."""
+
+    def original_bytes(self, split: str) -> tuple[int | None, str]:
+        """Return the UTF-8 bytes of a split; or None, and why they are not all predicted."""
+
+
+class TypedTrainer(Protocol):
+    """What Lightning's Trainer has without declaring it, so that a type checker misses it."""
+
+    datamodule: TrainingData
+    fast_dev_run: bool | int
+    log_every_n_steps: int
+    overfit_batches: float
+
+
+def typed(trainer: Trainer) -> TypedTrainer:
+    """Return the same trainer, with the types of what it does not declare."""
+    return cast(TypedTrainer, trainer)
+
+
 def trainer_settings(trainer: Trainer, schedule_steps: int) -> dict[str, Any]:
-    """Return these settings by the flag that sets each, as plain values.
+    """Return these settings by their names in `TRAINER_FLAGS`, as plain values.
 
     Args:
         trainer: The trainer.
@@ -49,14 +81,14 @@ def trainer_settings(trainer: Trainer, schedule_steps: int) -> dict[str, Any]:
     """
     clipping = trainer.gradient_clip_algorithm
     return {
-        "--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "--trainer.devices (x num_nodes)": trainer.world_size,
-        "--trainer.precision": trainer.precision,
-        "--trainer.gradient_clip_val": trainer.gradient_clip_val,
-        "--trainer.gradient_clip_algorithm": clipping and str(clipping.value),
-        "--trainer.limit_train_batches": trainer.limit_train_batches,
-        "--trainer.overfit_batches": cast(Any, trainer).overfit_batches,
-        "--trainer.max_epochs or max_steps (steps of the schedule)": schedule_steps,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "processes": trainer.world_size,
+        "precision": trainer.precision,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": clipping and str(clipping.value),
+        "limit_train_batches": trainer.limit_train_batches,
+        "overfit_batches": typed(trainer).overfit_batches,
+        "schedule_steps": schedule_steps,
     }
 
 
@@ -70,12 +102,12 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         UsageError: If one differs.
     """
-    for flag, value in before.items():
-        if now[flag] != value:
+    for name, flag in TRAINER_FLAGS.items():
+        if name in before and before[name] != now[name]:
             raise UsageError(
-                f"{flag}: the checkpoint was trained with {value}, now it is {now[flag]}, and "
-                "going on so would be another run. Leave the flag as it was, or begin a new run "
-                "with these weights: --model.pretrained RUN, without --ckpt_path."
+                f"{flag}: the checkpoint was trained with {before[name]}, now it is {now[name]}, "
+                "and going on so would be another run. Leave the flag as it was, or begin a new "
+                "run with these weights: --model.pretrained RUN, without --ckpt_path."
             )
 
 
@@ -232,7 +264,7 @@ class GPT2Module(LightningModule):
         Raises:
             UsageError: If blocks exceed the positions or ids the vocabulary.
         """
-        data = cast(Any, self.trainer).datamodule
+        data = typed(self.trainer).datamodule
         positions, vocabulary = positions_of(self.model), self.model.config.vocab_size
         if stage != "predict" and data.block_size > positions:
             raise UsageError(
@@ -265,7 +297,7 @@ class GPT2Module(LightningModule):
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             # The loader is built for its numbers alone; Lightning's estimated_stepping_batches
             # would set up its own early and lose the position that a checkpoint restores.
-            data = cast(Any, trainer).datamodule
+            data = typed(trainer).datamodule
             return int(trainer.max_epochs * data.train_dataloader().steps_taken)
         if trainer.max_steps > 0:
             return trainer.max_steps
@@ -279,7 +311,7 @@ class GPT2Module(LightningModule):
         trainer = self.trainer
         ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            epoch = cast(Any, trainer).datamodule.train_dataloader().steps_taken
+            epoch = typed(trainer).datamodule.train_dataloader().steps_taken
             ends.append(trainer.max_epochs * epoch)
         return min(ends, default=self.total_steps())
 
@@ -294,7 +326,7 @@ class GPT2Module(LightningModule):
             fused=self.trainer.precision != "16-mixed",
         )
         total_steps = self.total_steps()
-        if self.warmup_steps >= total_steps > 0 and not cast(Any, self.trainer).fast_dev_run:
+        if self.warmup_steps >= total_steps > 0 and not typed(self.trainer).fast_dev_run:
             raise UsageError(
                 f"--model.warmup_steps {self.warmup_steps}: the schedule has only {total_steps} "
                 f"steps. --model.warmup_steps {total_steps // 10} would work."
@@ -348,7 +380,7 @@ class GPT2Module(LightningModule):
     def on_train_start(self) -> None:
         """Find the run's last step, and the steps of an epoch, once: both take a loader."""
         self._last_step = self.run_steps()
-        self._epoch_steps = cast(Any, self.trainer).datamodule.train_dataloader().steps_taken
+        self._epoch_steps = typed(self.trainer).datamodule.train_dataloader().steps_taken
 
     def on_train_end(self) -> None:
         """Log the last step, should the run have ended early."""
@@ -359,7 +391,7 @@ class GPT2Module(LightningModule):
 
         With ``--trainer.log_every_n_steps 0`` none is.
         """
-        every: int = cast(Any, self.trainer).log_every_n_steps
+        every = typed(self.trainer).log_every_n_steps
         return every > 0 and (step % every == 0 or step in (1, self._last_step))
 
     def _logs_this_step(self) -> bool:
@@ -389,7 +421,7 @@ class GPT2Module(LightningModule):
 
     def log_last_step(self) -> None:
         """Log the newest whole step, unless it was; all ranks call it."""
-        if self._unlogged is not None and cast(Any, self.trainer).log_every_n_steps > 0:
+        if self._unlogged is not None and typed(self.trainer).log_every_n_steps > 0:
             self._log_loss(self.global_step)
 
     def _to_loggers(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -474,7 +506,7 @@ class GPT2Module(LightningModule):
 
     def _begin_eval(self, split: str, prefix: str, whole: bool) -> None:
         metrics: dict[str, Any] = {"loss": CrossEntropy(), "perplexity": Perplexity()}
-        original_bytes, reason = cast(Any, self.trainer).datamodule.original_bytes(split)
+        original_bytes, reason = typed(self.trainer).datamodule.original_bytes(split)
         if original_bytes is not None and not whole:
             original_bytes, reason = None, "only a part of the split is evaluated"
         if original_bytes is not None:
@@ -542,13 +574,17 @@ class GPT2Module(LightningModule):
             batch["input_ids"],
             self.sampling,
             end_of_text=int(self.model.config.eos_token_id),
-            assemble=partial(cast(Any, self.trainer).datamodule.assembler, stop=self.sampling.stop),
+            assemble=partial(typed(self.trainer).datamodule.assembler, stop=self.sampling.stop),
         )
 
     # --- checkpoints --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the configuration to the checkpoint, which so needs no folder beside it."""
+        checkpoint["format"] = FORMAT
+        # Lightning keeps the datamodule's state under the name of its class
+        data = typed(self.trainer).datamodule
+        checkpoint |= checkpoint.pop(type(data).__qualname__, {})
         checkpoint["trainer_settings"] = self._settings()
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["skipped_in_a_row"] = self._skipped_in_a_row
@@ -561,9 +597,10 @@ class GPT2Module(LightningModule):
         Raises:
             UsageError: If a flag of the trainer contradicts the checkpoint.
         """
+        upgrade(checkpoint)  # first of all that read it: the callbacks' states are taken up later
         self.trained_steps = checkpoint["global_step"]
-        self.skipped_steps = checkpoint.get("skipped_steps", 0)  # an earlier version left none out
-        self._skipped_in_a_row = checkpoint.get("skipped_in_a_row", 0)
+        self.skipped_steps = checkpoint["skipped_steps"]
+        self._skipped_in_a_row = checkpoint["skipped_in_a_row"]
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
         refuse_changes(checkpoint["trainer_settings"], self._settings())

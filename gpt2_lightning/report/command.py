@@ -1,9 +1,13 @@
 """``report``: a page about a run, or about several side by side."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import Parser, with_underscores
+
+if TYPE_CHECKING:
+    from gpt2_lightning.run_folder import Run
 
 
 def report(runs: list[str], output: str | None = None) -> None:
@@ -15,10 +19,9 @@ def report(runs: list[str], output: str | None = None) -> None:
             first one's.
     """
     from gpt2_lightning.report.page import write_page
-    from gpt2_lightning.run_folder import read_run
 
-    read = [read_run(name) for name in runs]
-    target = Path(output).expanduser() if output else _place([run.folder for run in read])
+    opened = [open_run(name) for name in runs]
+    target = Path(output).expanduser() if output else _place(opened)
     if target.is_dir():
         raise UsageError(
             f"--output {target}: it is a folder. --output {target / 'report.html'} would work."
@@ -28,7 +31,7 @@ def report(runs: list[str], output: str | None = None) -> None:
             f"--output {target}: there is no folder {target.parent}. Make it, or choose another."
         )
     try:
-        write_page(read, target)
+        write_page(opened, target)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UsageError | UnicodeError):
             raise
@@ -41,8 +44,43 @@ def report(runs: list[str], output: str | None = None) -> None:
     print(f"Report: {target}")
 
 
-def _place(folders: list[Path]) -> Path:
-    return (folders[0] if len(folders) == 1 else folders[0].resolve().parent) / "report.html"
+def open_run(name: str) -> "Run":
+    """Return a run folder that was named for a report.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    from gpt2_lightning.run_folder import EVENTS, Run
+
+    run = Run(Path(name).expanduser())
+    folder = run.folder
+    if not folder.is_dir():
+        what = "it is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"report {name}: {what}. Give a run folder such as {_meant(folder)}.")
+    signs = (*folder.glob(EVENTS), run.metrics, run.config, run.facts_file)
+    if not any(sign.exists() for sign in signs):
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:6]) or "nothing"
+        raise UsageError(
+            f"report {name}: no run folder: it holds {found}, but neither events nor config.yaml. "
+            f"Give a run folder such as {_meant(folder)}."
+        )
+    return run
+
+
+def _meant(folder: Path) -> str:
+    """Name a run that was perhaps meant: around a file, or the newest below a folder."""
+    from gpt2_lightning.run_folder import Run
+
+    around = [parent for parent in folder.parents[:2] if Run(parent).config.is_file()]
+    below = sorted(folder.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    if around or below:
+        return str(around[0] if around else below[-1].parent)
+    return "lightning_logs/version_0"
+
+
+def _place(runs: "list[Run]") -> Path:
+    first = runs[0].report
+    return first if len(runs) == 1 else first.parent.resolve().parent / first.name
 
 
 def _as_positions(words: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt2_lightning.report import tables as tables
 from gpt2_lightning.report.charts import Chart, Line, before_and_after, draw, legend, of_each
-from gpt2_lightning.run_folder import Run, names_of
+from gpt2_lightning.run_folder import Run
 from gpt2_lightning.storage import write_text
 
 MANY_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){4,}")  # a poor model's pages of nothing
@@ -139,6 +139,16 @@ def render(runs: list[Run]) -> str:
     )
 
 
+def names_of(runs: list[Run]) -> list[str]:
+    """Return what to call the runs: the folder's name, with its parent's where they are alike."""
+    folders = [run.folder.resolve() for run in runs]
+    for parts in range(1, 5):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def _view(run: Run, name: str) -> dict[str, Any]:
     """Return what the template says of one run."""
     return {
@@ -158,7 +168,7 @@ def _view(run: Run, name: str) -> dict[str, Any]:
         "machine": tables.machine_rows(run),
         "commands": tables.commands(run),
         "repeat": tables.repeating_command(run),
-        "settings": run.settings_text,
+        "settings": run.config_text,
     }
 
 

@@ -87,8 +87,8 @@ def figures(run: Run) -> list[Row]:
         Row(f"{label}, step {step:,}", [figure(numbers.get(name)) for name in MEASURES])
         for label, step in (
             ("before", run.before),
-            ("best", run.best if run.chosen else None),
-            ("last", run.last),
+            ("best", run.best_step if run.chosen else None),
+            ("last", run.last_step),
         )
         if step is not None and (numbers := measured(run, step))
     ]
@@ -154,7 +154,7 @@ def commands(run: Run) -> list[str]:
 
 def repeating_command(run: Run) -> str:
     """Return what repeats the run, typed where its logs lie."""
-    if not run.settings_text:
+    if not run.config_text:
         return ""
     folder = run.folder.resolve()
     return f"python -m gpt2_lightning fit --config {folder.parent.name}/{folder.name}/config.yaml"
@@ -240,7 +240,7 @@ def _word(value: Any) -> str:
 
 def outcome(run: Run) -> str:
     """Say in a sentence what came of a run."""
-    best = measured(run, run.best)
+    best = measured(run, run.best_step)
     if "perplexity" not in best:
         return "The validation split was not measured after training began."
     after, before = figure(best["perplexity"]), measured(run, run.before)
@@ -257,7 +257,7 @@ def outcome(run: Run) -> str:
 
 def likelier(run: Run) -> str:
     """Say what the fall of the loss means, and from where it fell."""
-    before, best = measured(run, run.before), measured(run, run.best)
+    before, best = measured(run, run.before), measured(run, run.best_step)
     if "loss" not in before or "loss" not in best:
         return ""
     pretrained = run.setting("model.pretrained")
@@ -273,7 +273,7 @@ def likelier(run: Run) -> str:
 
 def changes(run: Run) -> list[tuple[str, str, str]]:
     """Return each measure before training and at best."""
-    before, best = measured(run, run.before), measured(run, run.best)
+    before, best = measured(run, run.before), measured(run, run.best_step)
     return [
         (title, figure(before[name]), figure(best[name]))
         for name, title in MEASURES.items()
@@ -314,7 +314,7 @@ def compared(runs: list[Run], names: list[str]) -> list[Row]:
     """Return a row of `COMPARED` for each run."""
     rows = []
     for run, name in zip(runs, names, strict=True):
-        before, best = measured(run, run.before), measured(run, run.best)
+        before, best = measured(run, run.before), measured(run, run.best_step)
         cells = [before.get("perplexity"), best.get("perplexity"), best.get("bits_per_byte")]
         rows.append(Row(name, [figure(cell) for cell in cells]))
     return rows
@@ -332,7 +332,7 @@ def verdict(runs: list[Run], names: list[str]) -> str:
     found = [
         (value, name)
         for run, name in zip(runs, names, strict=True)
-        if (value := measured(run, run.best).get(measure)) is not None
+        if (value := measured(run, run.best_step).get(measure)) is not None
     ]
     if not found:
         return f"None of them has logged its {MEASURES[measure]}.{remark}"

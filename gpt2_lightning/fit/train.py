@@ -1,0 +1,229 @@
+"""GPT2CLI: LightningCLI with the trainer, the callbacks and the folder that every run has."""
+
+import logging
+import signal
+import sys
+from enum import Enum
+from typing import Any
+
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from gpt2_lightning.checkpoint import give_to_async, give_to_trainer
+from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.checks import in_flags
+from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
+from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
+from gpt2_lightning.fit.records import Facts, Predictions, Surprisal
+from gpt2_lightning.fit.run_folder import (
+    RemoveFailedStart,
+    RunFolder,
+    hold,
+    place_loggers,
+    ready_loggers,
+    release,
+)
+from gpt2_lightning.fit.settings import (
+    DEFAULT_SEED,
+    CommandLine,
+    GPT2ArgumentParser,
+    add_flags,
+    name_after_verb,
+)
+from gpt2_lightning.fit.stop import Stop, StopWhileFinishing, TimeLimit
+from gpt2_lightning.logs import quieten, say
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.parser import bound_yaml, code_named_in
+from gpt2_lightning.run_folder import run_of
+from gpt2_lightning.storage import disk_message, refusal_of, sweep
+
+log = logging.getLogger(__name__)
+
+MOST_USED = """The flags that most runs need:
+  --model.pretrained --data.source --data.block_size --data.batch_size
+  --model.learning_rate --trainer.max_epochs --trainer.max_time DD:HH:MM:SS
+  --trainer.accumulate_grad_batches --trainer.precision --trainer.devices
+  --ckpt_path last"""
+
+DESCRIPTIONS = {
+    "fit": f"Train or fine-tune; evaluates, samples and saves on the way.\n{MOST_USED}",
+    "validate": "Perplexity on the validation split, measured as in training.",
+    "test": "Perplexity on the test split, measured as in training.",
+    "predict": "Continue every prompt of a file, spread over the devices.",
+}
+
+ELSEWHERE = (
+    "--trainer.default_root_dir FOLDER puts a run on another disk, --data.cache_dir FOLDER its "
+    "tokens."
+)
+
+
+class GPT2CLI(LightningCLI):
+    """Runs a verb of Lightning's with settings that are filled in and checked.
+
+    Args:
+        words: The verb, and its flags.
+        parser_kwargs: Of each verb's parser, by verb.
+    """
+
+    def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
+        bound_yaml()
+        self.stop = Stop()
+        try:
+            super().__init__(
+                GPT2Module,
+                WikiTextDataModule,
+                args=words,
+                seed_everything_default=DEFAULT_SEED,
+                auto_configure_optimizers=False,  # it would turn the schedule once an epoch
+                load_from_checkpoint_support=False,  # checkpoints hold plain values
+                parser_class=GPT2ArgumentParser,
+                parser_kwargs=parser_kwargs,
+                save_config_callback=None,  # RunFolder writes config.yaml, for every logger
+            )
+        except RuntimeError as error:
+            if self.stop.lost is None:
+                raise
+            if self.stop.lost:
+                say(f"error: {self.stop.lost}", sys.stderr)
+            raise SystemExit(1) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the flags beside those of trainer, model and data."""
+        add_flags(parser)
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Set the parsers up, each under its verb's name."""
+        super().setup_parser(*args, **kwargs)
+        for verb, parser in self._subcommand_parsers.items():
+            name_after_verb(parser, verb)
+            if verb in ("validate", "test"):  # RunSummary prints the numbers
+                parser.set_defaults({"verbose": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words; with a checkpoint, on top of its run's own settings."""
+        assert isinstance(args, list)
+        verb, *words = args
+        self.line = CommandLine(verb, words, self._subcommand_parsers[verb])
+        self.config = parser.parse_args([verb, *self.line.words])
+
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing over from the checkpoint silently.
+
+        Lightning would let a checkpoint's hyper-parameters win over the user's flags.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what follows from other flags, and refuse what contradicts them."""
+        self.line.fill_in(self.config[self.subcommand])
+
+    def instantiate_classes(self) -> None:
+        """Build what the settings say; where loggers write is no setting of config.yaml's."""
+        config = self.config[self.subcommand]
+        for callback in config.trainer.callbacks or []:
+            settings = callback.get("init_args") or {}
+            for name, value in settings.items():
+                if isinstance(value, Enum) and isinstance(value, str):  # Timer's default interval
+                    settings[name] = value.value  # as YAML has it
+        self.settings = self._parser(self.subcommand).dump(config, skip_none=False)
+        run = run_of(self.line.checkpoint_file) if self.line.checkpoint_file else None
+        if run is not None and self.subcommand == "fit":
+            hold(run.folder, f"--ckpt_path {run.folder}")
+            for left in (*sweep(run.folder), *sweep(run.checkpoints)):
+                log.info("%s is removed: a process that was killed had left it.", left)
+        place_loggers(config.trainer, self.line.going_on)
+        super().instantiate_classes()
+
+    def after_fit(self) -> None:
+        """End as a signal asked that came while the results were written."""
+        self.stop.leave()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add the callbacks that every run has."""
+        settings = self._get(self.config_init, "trainer")
+        bar = settings.enable_progress_bar is not False
+        limit = settings.max_time
+        root = str(settings.default_root_dir or ".")
+        callbacks: list[Callback] = [
+            RunFolder(  # first: the others write there
+                self.settings,
+                root,
+                self.line.going_on,
+                names_code=code_named_in(yaml.safe_load(self.settings)) is not None,
+            ),
+            *([ProgressBar()] if bar else []),  # before them: what others print comes after it
+            StopWhileFinishing(self.stop),  # before those that write at the end
+            Baseline(),
+            StartSummary(),
+            Throughput(),
+            Curves(),
+            Surprisal(),
+            *([] if limit is None else [TimeLimit(limit)]),
+            self.stop,
+            HFFolder(),
+            RunSummary(),
+            Facts([self.line.verb, *self.line.typed]),
+            Report(),  # reads what those above have written
+            Predictions(),
+            RemoveFailedStart(),
+        ]
+        self.trainer_defaults = {"callbacks": callbacks}
+        give_to_async(self._get(self.config_init, "trainer").plugins)
+        try:
+            trainer: Any = super().instantiate_trainer(**{**kwargs, "max_time": None})
+        except (
+            MisconfigurationException,
+            ValueError,
+            TypeError,
+            ImportError,
+            RuntimeError,  # two callbacks whose states a checkpoint could not tell apart
+        ) as error:
+            raise UsageError(in_flags(str(error))) from error
+        give_to_trainer(trainer)
+        ready_loggers(trainer.loggers, self.line.going_on)
+        trainer.callbacks.sort(key=_place)
+        return trainer
+
+
+def _place(callback: Callback) -> int:
+    """Return where among the callbacks one stands; Lightning asks them in this order.
+
+    A checkpoint holds the state of those before it. Stop puts off the stops that others ask for,
+    and ends a run when its validation is saved. Facts and the report tell of what was saved.
+    """
+    order: tuple[type, ...] = (Checkpoint, Stop, Facts, Report)
+    return next((n for n, kind in enumerate(order, 1) if isinstance(callback, kind)), 0)
+
+
+def run(words: list[str]) -> None:
+    """Run one of Lightning's verbs.
+
+    Args:
+        words: The verb and its flags.
+
+    Raises:
+        SystemExit: With code 130 after Ctrl-C and 143 after SIGTERM.
+    """
+    quieten()
+    try:
+        GPT2CLI(words, **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()})
+    except MisconfigurationException as error:  # what Lightning finds in flags once it has begun
+        raise UsageError(in_flags(str(error))) from error
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        if (refused := refusal_of(error)) is None:
+            raise
+        raise UsageError(f"{disk_message(refused)} {ELSEWHERE}") from error
+    except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
+        raise SystemExit(128 + signal.SIGTERM) from ended
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # it ends with code 1
+            raise SystemExit(128 + signal.SIGINT) from ended
+        raise
+    finally:
+        release()
