@@ -396,7 +396,7 @@ def settings_of_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
     groups: dict[str, dict[str, Any]] = {
         "model": model,
         "model.architecture": {} if model["pretrained"] else model["architecture"],
-        "data": typed(trainer).datamodule.hparams,
+        "data": dict(typed(trainer).datamodule.hparams),
         "trainer": {name: getattr(trainer, name) for name in SETTINGS["trainer"]},
     }
     return {
