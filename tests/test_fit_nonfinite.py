@@ -209,16 +209,6 @@ def test_a_run_goes_on_exactly_after_a_step_left_out(wiki_folder: Path, tiny_mod
     assert_same(gone_on, content(fit(*words, SKIP, spoil(5)) / "checkpoints/last.ckpt"))
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(wiki_folder: Path, tiny_model: Path) -> None:
-    words = (*fine_tuning(wiki_folder, tiny_model), *STEPS, "--model.schedule_steps=7")
-    old = content(fit(*words, "--trainer.max_steps=3") / "checkpoints/last.ckpt")
-    del old["skipped_steps"], old["hyper_parameters"]["on_nonfinite"]
-    torch.save(old, "old.ckpt")
-    flags = ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=7")
-    gone_on = fit("--ckpt_path=old.ckpt", *flags, SKIP)
-    assert content(gone_on / "checkpoints/last.ckpt")["skipped_steps"] == 0
-
-
 @pytest.mark.parametrize(("how", "stops"), [("finite loss, nan gradients", False), ("nan", True)])
 def test_what_fp16_has_scaled_too_far_is_left_to_its_scaler(
     how: str, stops: bool, wiki_folder: Path, tiny_model: Path

@@ -96,6 +96,15 @@ def test_its_trainer_is_held_to_what_it_was(
     assert f"trained with {STEPS}, now it is {STEPS // 2}" in message
 
 
+def test_one_from_before_steps_could_be_left_out_goes_on(old_run: Path) -> None:
+    last = old_run / "checkpoints" / "last.ckpt"
+    old = torch.load(last, weights_only=True)
+    del old["skipped_steps"], old["hyper_parameters"]["on_nonfinite"]
+    torch.save(old, last)
+    main(["fit", "--ckpt_path=last", "--model.on_nonfinite=skip", *CALM])
+    assert torch.load(last, weights_only=True)["skipped_steps"] == 0
+
+
 def test_the_names_in_a_checkpoint_stay(old_run: Path, mistake: Mistake) -> None:
     """Where one of these changes, the format takes a new number, and `upgrade` a step."""
     main(["fit", f"--ckpt_path={old_run}", *CALM])
