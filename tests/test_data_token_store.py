@@ -16,8 +16,12 @@ from gpt2_lightning.data.token_store import (
     store_name,
     write_token_store,
 )
-from gpt2_lightning.data.token_text import lost_text
-from gpt2_lightning.data.tokenizer import keeps_every_byte, load_tokenizer, lost_by_tokens
+from gpt2_lightning.data.tokenizer import (
+    keeps_every_byte,
+    load_tokenizer,
+    lost_by_tokens,
+    lost_text,
+)
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inspect.rows import Reader
 from tests.corpus import wiki_rows

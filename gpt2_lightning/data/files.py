@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from gpt2_lightning.data.arrow import open_saved
 from gpt2_lightning.data.articles import (
     SPLIT_NAMES,
     DocumentsName,
@@ -30,7 +31,6 @@ from gpt2_lightning.data.readers import (
     check_column,
     is_data,
     naming_damage,
-    open_saved,
     read_file,
     suffixes_of,
 )

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt2_lightning.data.arrow import open_hub
 from gpt2_lightning.data.articles import (
     SPLIT_NAMES,
     DocumentsName,
@@ -18,7 +19,7 @@ from gpt2_lightning.data.articles import (
     say_splits,
 )
 from gpt2_lightning.data.files import flag_of, locate_held_out, open_held_out, open_path
-from gpt2_lightning.data.readers import OTHER_DOCUMENTS, is_data, open_hub
+from gpt2_lightning.data.readers import OTHER_DOCUMENTS, is_data
 from gpt2_lightning.errors import UsageError
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.articles import WORD_END, Row, stretches
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
-from gpt2_lightning.data.token_text import decode_all, lost_text
-from gpt2_lightning.data.tokenizer import cuts_at_spaces, save_tokenizer_files
+from gpt2_lightning.data.token_text import decode_all
+from gpt2_lightning.data.tokenizer import cuts_at_spaces, lost_text, save_tokenizer_files
 from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.storage import whole_folder
 from gpt2_lightning.untrusted import read_json

@@ -17,12 +17,6 @@ CONTEXT = 8  # tokens before one that may decide how it is written: a space, a j
 
 MOST_TOKENS = 16  # of one character; bytes that make none are given up after so many
 
-# Of GPT-2's tokens of a sentence in German or Polish 3 to 15 % are pieces of a character, in
-# Russian or Arabic more than four in ten, in Chinese or Korean nine.
-MOST_PIECES = 0.25
-
-SAMPLED = 100_000  # tokens of a text's beginning
-
 # Scripts that are written without spaces between words: Chinese and Japanese, with their marks.
 _CJK = (
     "\u2e80-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f"
@@ -413,79 +407,3 @@ def _parts(before: str, behind: str) -> bool:
     if WITHOUT_SPACES.match(before[-1]) or WITHOUT_SPACES.match(behind[0]):
         return True
     return not (before[-1].isalnum() and behind[0].isalnum())
-
-
-def lost_text(text: str, back: str, *, unknown: bool) -> list[str]:
-    """Name what of a text its tokens do not give back.
-
-    Args:
-        text: What was tokenized.
-        back: What its tokens give.
-        unknown: Whether the unknown token is among them.
-    """
-    if back in (text, f" {text}"):  # some put a space before every text
-        return []
-    visible, left = ("".join(it.split()) for it in (text, back))
-    found = {
-        "line ends": text.count("\n") > back.count("\n"),
-        "capital letters": visible != visible.lower() and left == left.lower(),
-        "characters that are not in the vocabulary": unknown,
-        "the form of some characters": not unknown and visible.lower() != left.lower(),
-    }
-    return [name for name, is_lost in found.items() if is_lost] or ["spaces"]
-
-
-def pieces_of_characters(
-    tokenizer: PreTrainedTokenizerBase, counts: npt.NDArray[np.int64]
-) -> float:
-    """Return the share of tokens that hold no whole character, but a part of its bytes.
-
-    Args:
-        tokenizer: What made them.
-        counts: How often each id occurs, shape ``(ids,)``.
-    """
-    decode = decoder(tokenizer)
-    broken = [id_ for id_ in np.flatnonzero(counts).tolist() if CUT_CHARACTER in decode([id_])]
-    return float(counts[broken].sum() / max(counts.sum(), 1))
-
-
-def unsuited_vocabulary(pieces: float, per_character: float, *, trained: bool) -> str | None:
-    """Return a warning where a vocabulary lacks most of a text's characters.
-
-    Args:
-        pieces: Share of the training split's tokens that hold only a part of a character.
-        per_character: Tokens to a character.
-        trained: Whether the tokenizer is trained on this text.
-    """
-    if pieces <= MOST_PIECES:
-        return None
-    remedy = (
-        "A larger --data.vocab_size would have more whole characters."
-        if trained
-        else "Take a model whose tokenizer was made for it (--model.pretrained "
-        "uer/gpt2-chinese-cluecorpussmall for Chinese, say), or train one from scratch "
-        "(--model.pretrained null)."
-    )
-    return (
-        f"The vocabulary does not suit this language: {100 * pieces:.1f} % of the tokens hold only "
-        f"a part of a character, and it takes {per_character:.2f} tokens to a character (GPT-2 on "
-        "English: about 0.23). A model will spend its positions on spelling. " + remedy
-    )
-
-
-def sampled_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[Any], *, trained: bool
-) -> str | None:
-    """Return `unsuited_vocabulary` of a text's beginning, which takes a tenth of a second.
-
-    Args:
-        tokenizer: What made the ids.
-        ids: Those of the training split.
-        trained: Whether the tokenizer is trained on this text.
-    """
-    beginning = ids[:SAMPLED]
-    counts = np.bincount(beginning)
-    counts[int(tokenizer.eos_token_id) :][:1] = 0  # no text
-    characters = len(decoder(tokenizer)(beginning[beginning != tokenizer.eos_token_id].tolist()))
-    pieces = pieces_of_characters(tokenizer, counts)
-    return unsuited_vocabulary(pieces, int(counts.sum()) / max(characters, 1), trained=trained)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from gpt2_lightning.data.token_text import sampled_vocabulary
+from gpt2_lightning.data.tokenizer import sampled_vocabulary
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
 from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.fit.stop import Stopped

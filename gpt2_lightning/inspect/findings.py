@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.data.token_text import unsuited_vocabulary
+from gpt2_lightning.data.tokenizer import unsuited_vocabulary
 from gpt2_lightning.evaluate.ngrams import Overlap, measure_overlap
 from gpt2_lightning.inspect.rows import (
     CleaningLoss,

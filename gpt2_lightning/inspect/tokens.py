@@ -13,7 +13,8 @@ from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.batches import IGNORED
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_store import TokenStore
-from gpt2_lightning.data.token_text import CUT_CHARACTER, pieces_of_characters, whole_characters
+from gpt2_lightning.data.token_text import CUT_CHARACTER, whole_characters
+from gpt2_lightning.data.tokenizer import pieces_of_characters
 from gpt2_lightning.inspect.rows import CleaningLoss
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.data.token_text import sampled_vocabulary
+from gpt2_lightning.data.tokenizer import sampled_vocabulary
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.plan.advice import Advice, Disk, advice, caveats, disk_of, fits
 from gpt2_lightning.plan.hardware import GPU, Hardware, hardware_of
