@@ -13,6 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +27,7 @@ from transformers import (
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.untrusted import MOST_JSON, is_inside, leads_outside, parse_json, read_json
 
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...] | None]  # None: not known from the file
 
 WHOLE, PICKLED, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 
@@ -70,10 +72,26 @@ def load_config(name: str, revision: str | None = None, *, said: str) -> PreTrai
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         name, revision=revision, trust_remote_code=False
     )
+    _check_causal(config, said)
     # transformers would fetch and run a kernel that config.json names
     if "/" in str(getattr(config, "_attn_implementation", None)):
         config._attn_implementation = None
     return config
+
+
+def _check_causal(config: PreTrainedConfig, said: str) -> None:
+    kind = type(config)
+    # of a BERT, transformers makes a "causal" model that looks ahead, and only warns
+    looks_ahead = (
+        kind in MODEL_FOR_MASKED_LM_MAPPING
+        and not config.is_encoder_decoder
+        and not getattr(config, "is_decoder", False)
+    )
+    if looks_ahead or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(
+            f"{said}: config.json is of type {config.model_type}, which is no causal language "
+            "model. Only GPT-2-like models are supported, such as openai-community/gpt2."
+        )
 
 
 def _need_config(folder: Path, said: str) -> None:
@@ -309,7 +327,9 @@ def check_weights(folder: Path, said: str) -> PreTrainedModel:
     found = {name if name in wanted else prefix + name: shape for name, shape in shapes.items()}
     there = {id(wanted[name]) for name in found if name in wanted}  # tied weights are stored once
     missing = [name for name, value in wanted.items() if id(value) not in there]
-    other = [name for name in wanted if name in found and found[name] != tuple(wanted[name].shape)]
+    other = [
+        name for name, value in wanted.items() if found.get(name) not in (None, tuple(value.shape))
+    ]
     if missing or other:
         name = (missing or other)[0]
         how = "lack" if missing else "have another shape of"
@@ -360,14 +380,21 @@ def _as_loaded(shapes: Shapes, model: PreTrainedModel) -> Shapes:
     Args:
         shapes: By the names in the files.
         model: The model that they are of.
+
+    Returns:
+        The shapes by the model's names; None where several weights are merged to one, as Mixtral's
+        experts are.
     """
     # no public name says so; peft calls it as well, and so it stays as it is
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+    from transformers.core_model_loading import WeightConverter
 
     for rule in get_model_conversion_mapping(model):
-        if isinstance(rule, WeightRenaming):
-            shapes = {rule.rename_source_key(name)[0]: shape for name, shape in shapes.items()}
+        renamed = {name: rule.rename_source_key(name)[0] for name in shapes}
+        merges = isinstance(rule, WeightConverter)
+        shapes = {
+            new: None if merges and new != old else shapes[old] for old, new in renamed.items()
+        }
     return shapes
 
 

@@ -28,7 +28,7 @@ from gpt2_lightning.checkpoint import (
 )
 from gpt2_lightning.data.tokenizer import cache_folder
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.storage import append_text
+from gpt2_lightning.storage import append_text, write_text
 from gpt2_lightning.untrusted import misfit, parse_json, parse_yaml, read_json
 
 log = logging.getLogger(__name__)
@@ -505,6 +505,8 @@ def read_metrics_csv(file: Path) -> Scalars:
 
 RECORD = "runs.jsonl"  # in the cache: runs that are not in lightning_logs, or name code of the user
 
+NOTES_KEPT = 1_000  # the latest ones, once there are twice as many
+
 
 def remember_run(checkpoints: Path) -> None:
     """Note where a run keeps its checkpoints, if ``last`` would not look there.
@@ -539,6 +541,9 @@ def _digest(text: str) -> str:
 def _note(row: dict[str, str]) -> None:
     with suppress(OSError):  # a home that cannot be written ends no run
         append_text(cache_folder(None) / RECORD, json.dumps(row) + "\n")
+        if len(notes := _notes()) > 2 * NOTES_KEPT:
+            latest = "".join(json.dumps(note) + "\n" for note in notes[-NOTES_KEPT:])
+            write_text(cache_folder(None) / RECORD, latest)
 
 
 def _notes() -> list[dict[str, str]]:

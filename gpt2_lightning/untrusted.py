@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -148,15 +149,26 @@ def read_json(file: Path, most: int = MOST_JSON) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; what is nested too deeply for Python's parser is no JSON either.
+    """Parse JSON that is not nested deeper than `DEEPEST`.
+
+    Python's parser takes some hundreds of levels; what then copies or compares the value does not.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is no JSON, or nested deeper.
     """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its lists or objects are nested too deeply") from error
+    with suppress(RecursionError):
+        value = json.loads(text)
+        level = [value]
+        for _ in range(DEEPEST + 1):
+            level = [
+                inner
+                for it in level
+                if isinstance(it, dict | list)
+                for inner in (it.values() if isinstance(it, dict) else it)
+            ]
+            if not level:
+                return value
+    raise ValueError(f"its lists or objects are nested too deeply; {DEEPEST} levels are read")
 
 
 def _check_size(file: Path, most: int) -> None:

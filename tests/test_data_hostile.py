@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_a_saved_data_set_that_is_damaged(mistake: Mistake, damage: str) -> None
         Path("saved/data-00000-of-00001.arrow").write_bytes(bytes(range(256)) * 9)
     for words in (("inspect", "--data.source=saved"), ("fetch", "--check=saved")):
         assert "saved: it cannot be read as a saved data set" in mistake(*words)
+
+
+@pytest.mark.parametrize("name", ["../a.txt", "a/../../b.txt", "/etc/a.txt", "..\\a.txt"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_an_archive_that_leads_out_of_itself(
+    mistake: Mistake, tmp_path: Path, name: str, in_folder: bool
+) -> None:
+    file = tmp_path / "corpus" / "book.zip"
+    file.parent.mkdir()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("whole.txt", "some text\n")
+        archive.writestr(name, "some other text\n")
+    message = mistake("inspect", f"--data.source={file.parent if in_folder else file}")
+    assert f"--data.source {file}: the archive holds {name!r}, a path that leads out of" in message
+    assert "Nothing of it was read. If you trust it, unpack it and give the folder." in message
 
 
 def repeated(file: Path, value: str | None, rows: int) -> None:

@@ -443,7 +443,7 @@ def test_models_of_unlike_kinds_are_not_compared_in_bytes(
          "has a head that is more than a matrix"),
         (BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                     intermediate_size=32, max_position_embeddings=64),
-         "BERT"),
+         "is of type bert, which is no causal language model"),
     ],
 )  # fmt: skip
 def test_a_model_that_scores_otherwise_is_refused(
@@ -457,4 +457,4 @@ def test_a_model_that_scores_otherwise_is_refused(
     for file in tiny_model.glob("tokenizer*"):
         (Path("odd") / file.name).write_bytes(file.read_bytes())
     message = mistake("evaluate", "--model=odd", f"--data.source={wiki_folder}")
-    assert said in message or "more than a matrix" in message
+    assert said in message

@@ -7,9 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from safetensors import safe_open
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from safetensors.torch import save_file
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.fetch import check as official_text
@@ -321,3 +330,28 @@ def test_weights_that_are_stored_under_another_name_are_whole(tmp_path: Path) ->
     with safe_open(tmp_path / "model.safetensors", framework="pt") as tensors:
         assert "embed_out.weight" in tensors.keys()  # noqa: SIM118 # no dict
     assert dict(check_weights(tmp_path, "--model x").named_parameters())["lm_head.weight"].numel()
+
+
+def test_weights_that_are_merged_when_they_are_loaded_are_whole(
+    model: Path, check: Check, mistake: Mistake
+) -> None:
+    config = MixtralConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        max_position_embeddings=64,
+        eos_token_id=GPT2Config.from_pretrained(model).eos_token_id,
+    )
+    MixtralForCausalLM(config).save_pretrained(model)
+    with safe_open(model / "model.safetensors", framework="pt") as tensors:
+        names = list(tensors.keys())
+    assert any("experts.1.w3" in name for name in names)  # one by one
+    assert "type        mixtral" in check(str(model))[0]
+    main(["generate", f"--model={model}", "--prompt=a", "--max_new_tokens=1"])
+    (model / "model.safetensors").unlink()
+    save_file({name: torch.zeros(2, 2) for name in names[:1]}, model / "model.safetensors")
+    assert "the weights lack model." in mistake("fetch", f"--check={model}")

@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
+from gpt2_lightning import run_folder
 from gpt2_lightning.cli import main
+from gpt2_lightning.data.tokenizer import cache_folder
 from gpt2_lightning.run_folder import read_scalars
 from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
 
@@ -224,3 +226,14 @@ def test_a_finished_run_says_that_nothing_is_left(
     described = re.findall(r"^\| `(\w+/[\w*]+)`", docs.read_text(encoding="utf-8"), re.MULTILINE)
     tags = {name for name in curves(run) if not name.startswith("samples/")} - {"step"}
     assert tags <= set(described)
+
+
+def test_the_list_of_known_runs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "NOTES_KEPT", 5)
+    for number in range(40):
+        run_folder.remember_run(Path(f"elsewhere/version_{number}/checkpoints"))
+    run_folder.remember_settings("a: 1\n")
+    lines = (cache_folder(None) / run_folder.RECORD).read_text(encoding="utf-8").splitlines()
+    assert 5 <= len(lines) <= 10
+    assert run_folder.are_own_settings("a: 1\n")
+    assert '/version_39/checkpoints"' in "".join(lines)

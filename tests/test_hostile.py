@@ -231,6 +231,25 @@ def test_a_damaged_shard_list(evil: Path, mistake: Mistake, verb: str, listed: A
     assert f"{INDEX} lists no files of weights: it is damaged" in mistake(*VERBS[verb])
 
 
+@pytest.mark.parametrize("verb", [*READERS, "plan", "inspect", "tokenizer"])
+def test_settings_that_are_nested_too_deeply(evil: Path, mistake: Mistake, verb: str) -> None:
+    text = (evil / "config.json").read_text(encoding="utf-8").rstrip().removesuffix("}")
+    # Python's parser takes 900 levels, and transformers, which copies them, does not
+    (evil / "config.json").write_text(f'{text}, "x": {"[" * 900}{"]" * 900}}}', encoding="utf-8")
+    assert "evil: config.json cannot be read (its lists or objects are nested too deeply" in (
+        mistake(*VERBS[verb])
+    )
+
+
+@pytest.mark.parametrize("verb", [*READERS, "plan"])
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_models_that_are_no_causal_ones(evil: Path, mistake: Mistake, verb: str, kind: str) -> None:
+    (evil / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+    message = mistake(*VERBS[verb])
+    assert f"evil: config.json is of type {kind}, which is no causal language model." in message
+    assert "Only GPT-2-like models are supported" in message
+
+
 def test_a_tokenizer_of_two_hundred_megabytes(evil: Path, mistake: Mistake) -> None:
     with (evil / "tokenizer.json").open("wb") as stream:
         stream.truncate(200_000_000)  # takes no room on the disk

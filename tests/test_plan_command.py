@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import OPTConfig
 
 from gpt2_lightning.cli import main
 from tests.command_line import CALM, Mistake, fine_tuning, fit
@@ -190,3 +191,21 @@ def test_a_vocabulary_that_does_not_suit_is_warned_of(
     Path("zh.txt").write_text("从前有一座山，山里有一座庙。\n" * 60, encoding="utf-8")
     warnings = plan(capsys, *fine_tuning(Path("zh.txt"), tiny_model), *FLAGS)["warnings"]
     assert any("The vocabulary does not suit this language" in warning for warning in warnings)
+
+
+def test_a_model_whose_layers_lie_in_a_decoder(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = OPTConfig(
+        vocab_size=1000,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    )
+    config.save_pretrained("opt")
+    words = ("--model.pretrained=opt", "--data.source=builtin", f"--data.tokenizer={tiny_model}")
+    planned = plan(capsys, *words, "--data.block_size=32")
+    assert planned["model"]["layers"] == 2

@@ -257,7 +257,7 @@ def _find(path: Path, flag: str) -> Found:
     """
     found = Found()
     if path.is_file():
-        _take(path, path.name, found, flag)
+        _add(path, path.name, found, flag, named=True)
         return found
     seen = {path.resolve()}
     for folder, inner, names in os.walk(path, followlinks=True):
@@ -280,7 +280,8 @@ def _find(path: Path, flag: str) -> Found:
         for name in names:
             if not name.startswith("."):
                 file = Path(folder, name)
-                _take(file, file.relative_to(path).as_posix(), found)
+                name_inside = file.relative_to(path).as_posix()
+                _add(file, name_inside, found, flag, named=False)
     found.files.sort(key=lambda file: file.name)
     about = {file.name for file in found.files if ABOUT.fullmatch(PurePosixPath(file.name).name)}
     if len(about) < len(found.files):  # a README is text only where there is no other
@@ -305,28 +306,38 @@ def _made_here(folder: Path) -> str:
     return "token cache" if holds("manifest.json", "ids.bin") else ""
 
 
-def _take(file: Path, name: str, found: Found, named_by: str | None = None) -> None:
+def _add(file: Path, name: str, found: Found, flag: str, *, named: bool) -> None:
+    """Add a file to those that are read, or to those that are left out.
+
+    Args:
+        file: The file.
+        name: Below the folder that is read.
+        found: Where it is added.
+        flag: Which gave the file or its folder, for messages.
+        named: Whether it gave the file itself, which then is text whatever its suffix.
+
+    Raises:
+        UsageError: If a file that was named cannot be read, or an archive is damaged or unsafe.
+    """
     suffix = file.suffix.lower()
     inner = PurePosixPath(file.stem.lower()).suffix
     if not file.is_file():
         found.leave_out(name, "a link to nowhere" if file.is_symlink() else "no file")
     elif suffix == ".zip":
-        _take_archive(file, name, found)
+        _add_archive(file, name, found, flag)
     elif suffixes_of(file.name):
         found.files.append(DataFile(file, name))
-    elif suffix in ARCHIVES or inner == ".tar" or (suffix in COMPRESSIONS):
-        reason = "unpack it first"
-        if named_by:
+    elif suffix in ARCHIVES or inner == ".tar" or suffix in COMPRESSIONS:
+        if named:
             raise UsageError(
-                f"{named_by} {file}: it is packed in a way that is not read here. "
-                "Unpack it first; read as they are: .txt.gz, .jsonl.zst, .zip and "
-                "their like."
+                f"{flag} {file}: archives of this kind are not read. Unpack it first; .txt.gz, "
+                ".jsonl.zst, .zip and the like are read as they are."
             )
-        found.leave_out(name, reason)
-    elif named_by:
+        found.leave_out(name, "unpack it first")
+    elif named:
         if suffix in OTHER_DOCUMENTS - {".html", ".htm"}:
             raise UsageError(
-                f"{named_by} {file}: {suffix} holds no plain text. Save it as .txt or .csv."
+                f"{flag} {file}: {suffix} holds no plain text. Save it as .txt or .csv."
             )
         found.files.append(DataFile(file, name))
     elif suffix in OTHER_DOCUMENTS:
@@ -337,10 +348,18 @@ def _take(file: Path, name: str, found: Found, named_by: str | None = None) -> N
         )
 
 
-def _take_archive(file: Path, name: str, found: Found) -> None:
+def _add_archive(file: Path, name: str, found: Found, flag: str) -> None:
     with naming_damage(DataFile(file, name)), zipfile.ZipFile(file) as archive:
         members = [inner for inner in archive.namelist() if not inner.endswith("/")]
-    taken = 0
+    for inner in members:
+        parts = PurePosixPath(inner.replace("\\", "/")).parts
+        if ".." in parts or inner.startswith(("/", "\\")):
+            raise UsageError(
+                f"{flag} {file}: the archive holds {inner!r}, a path that leads out of it, as no "
+                "honest archive does. Nothing of it was read. If you trust it, unpack it and give "
+                "the folder."
+            )
+    before = len(found.files)
     for inner in sorted(members):
         parts = PurePosixPath(inner).parts
         if not parts or any(part.startswith(".") for part in parts) or parts[0] == "__MACOSX":
@@ -350,11 +369,12 @@ def _take_archive(file: Path, name: str, found: Found) -> None:
             found.files.append(
                 DataFile(file, f"{name}/{inner}" if len(members) > 1 else name, inner)
             )
-            taken += 1
         else:
             found.leave_out(f"{name}/{inner}", "unpack the archive to read it")
-    if not taken:
-        raise UsageError(f"{file}: nothing in this archive can be read. Unpack it first.")
+    if len(found.files) == before:
+        raise UsageError(
+            f"{flag} {file}: no file in this archive can be read. Unpack it, and give the folder."
+        )
 
 
 def _is_saved(folder: Path) -> bool:

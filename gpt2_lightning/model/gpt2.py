@@ -206,7 +206,7 @@ def check_logits(model: PreTrainedModel, asked: str) -> None:
                 if plain
                 else "has a head that is more than a matrix (a bias, a soft cap)."
             )
-            + " GPT-2 and its kin work here."
+            + " Only GPT-2-like models are supported."
         )
 
 
@@ -314,8 +314,8 @@ def positions_of(model: PreTrainedModel) -> int:
     found = getattr(model.config, "max_position_embeddings", None)
     if found is None:
         raise UsageError(
-            f"--model: a model of type {model.config.model_type} names no longest context. GPT-2 "
-            "and its kin work here."
+            f"--model: a model of type {model.config.model_type} names no longest context. Only "
+            "GPT-2-like models are supported."
         )
     return int(found)
 

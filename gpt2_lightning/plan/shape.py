@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gpt2_lightning.errors import UsageError
+from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.model.gpt2 import (
     Architecture,
     count_parameters,
@@ -130,7 +130,8 @@ def shape_of(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> Shap
     with torch.device("meta"):
         model = _model(flags, block_size, vocab_size)
     config = model.config
-    blocks = next(it for it in model.base_model.children() if isinstance(it, torch.nn.ModuleList))
+    # the first list of layers: GPT-2's is a child, OPT's lies in its decoder
+    blocks = next(it for it in model.base_model.modules() if isinstance(it, torch.nn.ModuleList))
     layer = {id(p): p for p in blocks[0].parameters()}.values()
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     width = int(config.hidden_size)
@@ -181,9 +182,9 @@ def _model(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> PreTra
         raise
     except Exception as error:
         raise UsageError(
-            f"--model.pretrained {name}: no config.json was found there "
-            f"({' '.join(str(error).split())[:300]}). Give a folder with config.json, a Hub id "
-            "such as openai-community/gpt2, or null to start from scratch."
+            f"--model.pretrained {name}: no configuration could be loaded from there "
+            f"({reason(error)}). Give a folder with config.json, a Hub id such as "
+            "openai-community/gpt2, or null to start from scratch."
         ) from error
     set_dropout(config, dropout)
     return from_config(config.to_dict(), attention="sdpa")

@@ -228,13 +228,14 @@ class Connection(H11Protocol):
     uvicorn itself limits the time between two requests alone.
 
     Args:
-        idle_seconds: For a request's headers; and how long a client may take no byte of an answer.
+        service: Its limits say how many seconds a request's headers may take, and how long a client
+            may take no byte of an answer.
         rest: uvicorn's own arguments.
     """
 
-    def __init__(self, idle_seconds: float, **rest: Any) -> None:
+    def __init__(self, service: Service, **rest: Any) -> None:
         super().__init__(**rest)
-        self._idle_seconds = idle_seconds
+        self._service = service
         self._headers_due: asyncio.TimerHandle | None = None
         self._reader_due: asyncio.TimerHandle | None = None
 
@@ -274,7 +275,8 @@ class Connection(H11Protocol):
 
     def _expect_headers(self) -> None:
         if self._headers_due is None and not self.transport.is_closing():
-            self._headers_due = self.loop.call_later(self._idle_seconds, self.transport.abort)
+            seconds = self._service.limits.max_idle_seconds
+            self._headers_due = self.loop.call_later(seconds, self.transport.abort)
 
     def _watch_reader(self, waited: int | None = None) -> None:
         """Close the connection when nothing is taken between two looks.
@@ -286,7 +288,8 @@ class Connection(H11Protocol):
         if waiting == waited:
             self.transport.abort()
         else:
-            self._reader_due = self.loop.call_later(self._idle_seconds, self._watch_reader, waiting)
+            seconds = self._service.limits.max_idle_seconds
+            self._reader_due = self.loop.call_later(seconds, self._watch_reader, waiting)
 
 
 class Server(uvicorn.Server):
@@ -302,7 +305,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 make_app(service),
                 # h11 is what uvicorn brings along; the model is what takes time
-                http=cast(Any, partial(Connection, service.limits.max_idle_seconds)),
+                http=cast(Any, partial(Connection, service)),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
