@@ -398,7 +398,7 @@ def test_without_validation_each_epoch_is_saved(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("{step}-{val/los:.3f}",), "val/los is not measured. A name may hold epoch, step, val/l"),
+        (("{step}-{val/los:.3f}",), "val/los is not measured. A name may hold epoch, step, val/p"),
         (("{step}-{val_loss:.3f}",), "val_loss is not measured. A name may hold epoch, step, va"),
         (("best-{step",), "it cannot be read"),
         (("best-{step:.3q}",), "it cannot be read"),

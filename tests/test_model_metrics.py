@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 from torchmetrics.text import Perplexity as Oracle
 
-from gpt2_lightning.model.metrics import BitsPerByte, CrossEntropy, Perplexity
+from gpt2_lightning.model.metrics import METRICS, BitsPerByte, CrossEntropy, MetricInfo, Perplexity
+
+DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -65,3 +68,19 @@ def test_sums_of_many_small_batches_are_exact() -> None:
 def test_apple_gpus_have_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert CrossEntropy().nats.dtype == torch.float32
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_the_docs_say_of_each_metric_what_the_list_says(metric: MetricInfo) -> None:
+    rows = [line for line in DOCS.read_text("utf-8").splitlines() if f"`{metric.name}`" in line]
+    if "/" not in metric.name:  # of evaluate
+        assert any(row.startswith("|") and metric.description in row for row in rows)
+        return
+    better = {True: "lower", False: "higher", None: "-"}[metric.lower_is_better]
+    row = f"| `{metric.name}` | {metric.unit} | {better} | {metric.description} |"
+    assert row in rows
+
+
+def test_a_metric_is_listed_once() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)

@@ -18,7 +18,9 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_text import whole_characters
 from gpt2_lightning.data.tokenizer import train_tokenizer
 from gpt2_lightning.fit import finish, records
+from gpt2_lightning.fit.monitoring import LAYOUT
 from gpt2_lightning.fit.records import nats_of, passage_of, split_facts
+from gpt2_lightning.model.metrics import METRICS
 from gpt2_lightning.report.charts import shade_of
 from gpt2_lightning.report.page import render
 from gpt2_lightning.report.tables import duration, figure, share
@@ -221,6 +223,13 @@ def test_a_run_leaves_a_page(
     cells = Page((run / "report.html").read_text(encoding="utf-8")).cells
     tested = [value for _, value in Run(run).curve("test/perplexity")]
     assert cells[cells.index("test split") + 1] == figure(tested[0])
+
+    # metrics.csv, the events of both verbs, and TensorBoard's charts name what the list names
+    logged = {name for row in Run(run).scalars.values() for name in row} | columns.keys() - {"step"}
+    listed = {metric.name for metric in METRICS if "/" in metric.name}
+    assert logged == listed - {"train/skipped_steps"}
+    drawn = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
+    assert drawn <= listed
 
 
 @pytest.mark.slow

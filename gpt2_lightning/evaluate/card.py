@@ -14,6 +14,7 @@ import numpy.typing as npt
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.protocol import ProtocolName
 from gpt2_lightning.evaluate.scoring import Score
+from gpt2_lightning.model.metrics import group
 from gpt2_lightning.storage import write_text
 from gpt2_lightning.untrusted import read_json
 
@@ -22,6 +23,8 @@ RESAMPLES = 10_000  # of a text of up to so many articles; fewer of a longer one
 FEWEST_RESAMPLES = 1_000
 
 LEVEL = 0.95
+
+FIGURES = {metric.name: metric.card for metric in group("") if metric.card}  # key -> label
 
 Sums = npt.NDArray[np.float64]  # of one quantity, in every resample
 
@@ -257,10 +260,7 @@ def as_lines(card: Card) -> list[tuple[str, str]]:
         ("words", f"{card.words:,} by {card.words_rule}{_other_words(card)}"),
         ("bytes", f"{card.bytes:,}"),
         ("nats", f"{card.nats:,.2f}"),
-        ("token perplexity", figure("token_perplexity", card.token_perplexity)),
-        ("word perplexity", figure("word_perplexity", card.word_perplexity)),
-        ("byte perplexity", figure("byte_perplexity", card.byte_perplexity)),
-        ("bits per byte", figure("bits_per_byte", card.bits_per_byte)),
+        *((label, figure(name, getattr(card, name))) for name, label in FIGURES.items()),
         ("speed", f"{card.seconds:.1f} s, {card.tokens_per_second:,.0f} predicted tokens/s"),
         ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
         ("", card.comparable),
@@ -275,14 +275,6 @@ def _other_words(card: Card) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,.2f}" if value >= 100 else f"{value:.4f}"
-
-
-FIGURES = {
-    "token_perplexity": "token perplexity",
-    "word_perplexity": "word perplexity",
-    "byte_perplexity": "byte perplexity",
-    "bits_per_byte": "bits per byte",
-}
 
 
 def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[Card]:

@@ -22,6 +22,7 @@ from gpt2_lightning.checkpoint import (
 from gpt2_lightning.data.sources import HUB_ID
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.card import FIGURES
+from gpt2_lightning.model.metrics import group
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.run_folder import Run, run_of
 
@@ -31,11 +32,6 @@ LICENCE_MISSING = (
     "Not stated yet. The author of this model has to fill it in: `license` at the top of this "
     "file, and this line. The licences of the base model and of the training text have a say in it."
 )
-VALIDATION = {
-    "val/perplexity": "token perplexity",
-    "val/loss": "nats per token",
-    "val/bits_per_byte": "bits per byte",
-}
 
 
 def code(text: Any) -> str:
@@ -381,7 +377,7 @@ def _metadata(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> s
             dataset_name=card.get("text") or public_name(card["source"]),
             dataset_config=card.get("subset"),
             dataset_split=card["split"],
-            metric_type=FIGURES[name].replace(" ", "_"),
+            metric_type=name,
             metric_name=f"{FIGURES[name]} ({_protocol(card)})",
             metric_value=round(card[name], 4),
         )
@@ -432,9 +428,9 @@ Plain `AutoModelForCausalLM` and `AutoTokenizer` load it; prompt and answer toge
 def _metrics(origin: Origin, cards: list[dict[str, Any]]) -> str:
     parts = [_of_evaluation(card) for card in cards]
     rows = [
-        (label, f"{origin.figures[name]:,.4f}")
-        for name, label in VALIDATION.items()
-        if origin.figures.get(name) is not None
+        (metric.card, f"{origin.figures[metric.name]:,.4f}")
+        for metric in group("val")
+        if metric.card and origin.figures.get(metric.name) is not None
     ]
     chosen = ""
     if origin.chosen:

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.metrics import METRICS
 
 # What a checkpoint's run may change without changing its losses.
 FREE_TO_CHANGE = {
@@ -30,7 +31,7 @@ FREE_TO_CHANGE = {
 }
 
 # What `ModelCheckpoint` can go by.
-MONITORED = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
+MONITORED = tuple(metric.name for metric in METRICS if metric.monitored)
 
 # Lightning's finders -> why they are refused, and what does their work.
 INSTEAD_OF_FINDERS = {

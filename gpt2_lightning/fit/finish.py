@@ -23,7 +23,7 @@ from gpt2_lightning.logs import say
 from gpt2_lightning.model.gpt2 import from_config
 from gpt2_lightning.model.module import GPT2Module, NotFinite
 from gpt2_lightning.report.page import write_page
-from gpt2_lightning.report.tables import chosen_by, figure
+from gpt2_lightning.report.tables import MEASURES, chosen_by, figure
 from gpt2_lightning.run_folder import HF_RECORD, Run, run_of
 from gpt2_lightning.storage import refusal_of
 
@@ -129,13 +129,6 @@ class Report(Callback):
             )
         else:
             say(f"Report:     {run.report}")
-
-
-COLUMNS = {
-    "perplexity": "perplexity",
-    "loss": "nats per token",
-    "bits_per_byte": "bits per byte",
-}
 
 
 class RunSummary(Callback):
@@ -279,7 +272,7 @@ def _say(trainer: Trainer, numbers: dict[str, float]) -> None:
     """Print a validation in a line, above the bar, or into a log that has no bar."""
     if not trainer.is_global_zero:
         return
-    found = {name: numbers.get(f"val/{key}") for key, name in COLUMNS.items()}
+    found = {name: numbers.get(f"val/{key}") for key, name in MEASURES.items()}
     words = [f"{name} {figure(value)}" for name, value in found.items() if value is not None]
     say(f"Step {trainer.global_step:,}: {', '.join(words)}")
 
@@ -314,9 +307,9 @@ def _table(
         title=title, title_justify="left", caption="\n".join(notes), caption_justify="left"
     )
     table.add_column("")
-    for name in COLUMNS.values():
+    for name in MEASURES.values():
         table.add_column(name, justify="right")
     for label, row in rows.items():
         if row:
-            table.add_row(label, *(figure(row.get(prefix + name)) for name in COLUMNS))
+            table.add_row(label, *(figure(row.get(prefix + name)) for name in MEASURES))
     return table

@@ -1,11 +1,203 @@
-"""Perplexity and its kin: summed nats over counts, exact over ranks and batch sizes."""
+"""Every number that is logged or printed, by name; and perplexity: summed nats over counts."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What is known of a number; docs/metrics.md has the same words, and a test holds that.
+
+    Attributes:
+        name: Tag in TensorBoard and column of ``metrics.csv``; without a group, a key of a card.
+        description: What it says.
+        unit: Of its values.
+        lower_is_better: None where it says nothing of how good a model is.
+        column: Its heading in the tables on the screen and in the report; empty: not there.
+        chart: Title of its chart in the report; empty: it has none.
+        card: Its label in cards of ``evaluate`` and in model cards; empty: not there.
+        monitored: Whether ``--checkpoint.monitor`` can choose by it.
+    """
+
+    name: str
+    description: str
+    unit: str
+    lower_is_better: bool | None = None
+    column: str = ""
+    chart: str = ""
+    card: str = ""
+    monitored: bool = False
+
+
+# The one list, in the order of the tables and charts.
+METRICS = (
+    MetricInfo(
+        "val/perplexity",
+        "exp(`val/loss`).",
+        "-",
+        lower_is_better=True,
+        column="perplexity",
+        card="token perplexity",
+        monitored=True,
+    ),
+    MetricInfo(
+        "val/loss",
+        "Mean over the validation split, each token predicted once, without dropout.",
+        "nats per token",
+        lower_is_better=True,
+        column="nats per token",
+        card="nats per token",
+        monitored=True,
+    ),
+    MetricInfo(
+        "val/bits_per_byte",
+        "The same per byte of the original text, where no text is lost.",
+        "bits per byte",
+        lower_is_better=True,
+        column="bits per byte",
+        card="bits per byte",
+        monitored=True,
+    ),
+    MetricInfo(
+        "val/loss_best",
+        "`val/loss` of the best checkpoint, at its step; where another number chose it, that "
+        "number's `_best` as well.",
+        "nats per token",
+        lower_is_better=True,
+    ),
+    MetricInfo("test/perplexity", "exp(`test/loss`).", "-", lower_is_better=True),
+    MetricInfo(
+        "test/loss",
+        "As `val/loss`, of the test split, by the verb `test`.",
+        "nats per token",
+        lower_is_better=True,
+    ),
+    MetricInfo(
+        "test/bits_per_byte",
+        "As `val/bits_per_byte`, of the test split.",
+        "bits per byte",
+        lower_is_better=True,
+    ),
+    MetricInfo(
+        "train/loss",
+        "Mean over the targets of one whole step, over all processes and accumulation, with "
+        "dropout.",
+        "nats per token",
+        lower_is_better=True,
+        monitored=True,
+    ),
+    MetricInfo(
+        "train/perplexity",
+        "exp(`train/loss`): of one step and with dropout, so it jumps about more than "
+        "`val/perplexity`.",
+        "-",
+        lower_is_better=True,
+    ),
+    MetricInfo(
+        "train/learning_rate", "The schedule's rate at this step.", "-", chart="Learning rate"
+    ),
+    MetricInfo(
+        "train/tokens_per_second",
+        "Targets per second since the last logged step, validation and saving left out.",
+        "targets/s",
+        chart="Predicted tokens/s",
+    ),
+    MetricInfo(
+        "train/grad_norm",
+        "Norm of all gradients before `--trainer.gradient_clip_val`.",
+        "-",
+        chart="Gradient norm, before clipping",
+    ),
+    MetricInfo(
+        "train/skipped_steps",
+        "Steps left out so far because loss or gradients were not finite (`--model.on_nonfinite "
+        "skip`).",
+        "steps",
+        chart="Steps left out, their loss or gradients not being finite",
+    ),
+    MetricInfo("train/epoch", "Epochs of training so far, with their fractions.", "epochs"),
+    MetricInfo("train/tokens_seen", "Targets predicted so far, of all processes.", "targets"),
+    MetricInfo(
+        "train/model_flops_per_second",
+        "Operations of the model's mathematics, without recomputation.",
+        "FLOP/s",
+    ),
+    MetricInfo(
+        "train/peak_memory_gb",
+        "The most memory held so far: the GPU's, or the process' on a CPU.",
+        "10^9 bytes",
+    ),
+    MetricInfo(
+        "samples/distinct_2",
+        "Different pairs of tokens, of all pairs of all samples: 1 where none comes twice.",
+        "share",
+        chart="samples/distinct_2",
+    ),
+    MetricInfo(
+        "samples/repeated_4",
+        "Share of a sample's four tokens in a row that it has said before: high where it goes "
+        "round in circles.",
+        "share",
+        chart="samples/repeated_4",
+    ),
+    MetricInfo(
+        "samples/ended",
+        "Share of the samples that came to an end by themselves.",
+        "share",
+        chart="samples/ended",
+    ),
+    MetricInfo(
+        "samples/longest_copy",
+        "Tokens of the longest run that a sample shares with the training text: high where the "
+        "model recites.",
+        "tokens",
+        chart="samples/longest_copy",
+    ),
+    # of `evaluate`
+    MetricInfo(
+        "token_perplexity",
+        "exp(nats / tokens predicted)",
+        "-",
+        lower_is_better=True,
+        card="token perplexity",
+    ),
+    MetricInfo(
+        "word_perplexity",
+        "exp(nats* / words)",
+        "-",
+        lower_is_better=True,
+        card="word perplexity",
+    ),
+    MetricInfo(
+        "byte_perplexity",
+        "exp(nats* / bytes)",
+        "-",
+        lower_is_better=True,
+        card="byte perplexity",
+    ),
+    MetricInfo(
+        "bits_per_byte",
+        "nats* / (ln 2 x bytes)",
+        "bits per byte",
+        lower_is_better=True,
+        card="bits per byte",
+    ),
+    MetricInfo(
+        "distinct_3",
+        "unique n-grams of all samples together / n-grams of all samples together",
+        "share",
+    ),
+)
+
+
+def group(name: str) -> list[MetricInfo]:
+    """Return the metrics of a group, such as ``val``; of the empty one, those of ``evaluate``."""
+    return [metric for metric in METRICS if metric.name.rpartition("/")[0] == name]
 
 
 def _sum_dtype() -> torch.dtype:

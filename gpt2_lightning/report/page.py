@@ -5,32 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_lightning.report import tables as tables
+from gpt2_lightning.model.metrics import group
+from gpt2_lightning.report import tables
 from gpt2_lightning.report.charts import Chart, Line, before_and_after, draw, legend, of_each
 from gpt2_lightning.run_folder import Run
 from gpt2_lightning.storage import write_text
 
 MANY_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){4,}")  # a poor model's pages of nothing
-
-
-# what of training is drawn beside the loss
-TRAINING = {
-    "train/learning_rate": "Learning rate",
-    "train/tokens_per_second": "Predicted tokens/s",
-    "train/grad_norm": "Gradient norm, before clipping",
-    "train/skipped_steps": "Steps left out, their loss or gradients not being finite",
-}
-
-# what of the samples is drawn, and what it means
-QUALITY = {
-    "samples/distinct_2": "Different pairs of tokens, of all pairs of all samples: 1 where none "
-    "comes twice.",
-    "samples/repeated_4": "Share of a sample's four tokens in a row that it has said before: high "
-    "where it goes round in circles.",
-    "samples/ended": "Share of the samples that came to an end by themselves.",
-    "samples/longest_copy": "Tokens of the longest run that a sample shares with the training "
-    "text: high where the model recites.",
-}
 
 
 @dataclass(frozen=True)
@@ -183,16 +164,20 @@ def _curves(runs: list[Run], names: list[str]) -> list[Chart]:
         losses.append(Line(label, val, number, dots=True))
     charts = [
         draw("loss", "Loss, nats per token", losses),
-        *(_chart(runs, names, scalar, title) for scalar, title in TRAINING.items()),
+        *(
+            _chart(runs, names, metric.name, metric.chart)
+            for metric in group("train")
+            if metric.chart
+        ),
     ]
     return [chart for chart in charts if chart]
 
 
 def _quality(runs: list[Run], names: list[str]) -> list[tuple[Chart, str]]:
     return [
-        (chart, meaning)
-        for scalar, meaning in QUALITY.items()
-        if (chart := _chart(runs, names, scalar, scalar, dots=True))
+        (chart, metric.description)
+        for metric in group("samples")
+        if metric.chart and (chart := _chart(runs, names, metric.name, metric.chart, dots=True))
     ]
 
 

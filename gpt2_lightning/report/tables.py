@@ -7,9 +7,11 @@ from typing import Any
 
 from gpt2_lightning.checkpoint import extreme_of
 from gpt2_lightning.data.cleaning import CLEANERS
+from gpt2_lightning.model.metrics import group
 from gpt2_lightning.run_folder import ENDS, Run
 
-MEASURES = {"perplexity": "perplexity", "loss": "nats per token", "bits_per_byte": "bits per byte"}
+# by its name without the split's -> its heading
+MEASURES = {it.name.partition("/")[2]: it.column for it in group("val") if it.column}
 
 NONE = "–"
 
