@@ -246,6 +246,14 @@ class Run:
         step = (max if mode == "max" else min)(values, key=values.__getitem__)
         return {"step": step, "monitor": monitor, "mode": mode, "value": values[step]}
 
+    @property
+    def best_figures(self) -> dict[str, float]:
+        """The validation of the best checkpoint; the last one where none was chosen."""
+        facts = self.known("facts")
+        best, outcome = facts.get("best") or {}, facts.get("outcome") or {}
+        # a run of an earlier version has noted the best among the outcome
+        return best.get("figures") or outcome.get("best") or outcome.get("last") or {}
+
     @cached_property
     def best_step(self) -> int | None:
         """The step of ``hf/``: that of the best checkpoint, else of the last validation."""

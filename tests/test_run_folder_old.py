@@ -14,6 +14,7 @@ import torch
 
 from gpt2_lightning.checkpoint import FORMAT, read_checkpoint, read_notes
 from gpt2_lightning.cli import main
+from gpt2_lightning.run_folder import Run
 from tests.command_line import CALM, Mistake, curves
 
 OLD = Path(__file__).parent / "old_run"
@@ -67,6 +68,18 @@ def test_it_is_reported(old_run: Path) -> None:
     main(["report", str(old_run)])
     page = (old_run / "report.html").read_text(encoding="utf-8")
     assert "50.84" in page  # the perplexity at step 132
+
+
+def test_its_facts_of_before_the_best_had_a_step_are_read(old_run: Path) -> None:
+    facts = json.loads((old_run / "facts.json").read_text())
+    figures = facts.pop("best")["figures"]
+    facts["outcome"]["best"] = figures
+    (old_run / "facts.json").write_text(json.dumps(facts))
+    assert Run(old_run).best_figures == figures
+    assert Run(old_run).best_step == 132  # by its curves
+    del facts["outcome"]["best"]
+    (old_run / "facts.json").write_text(json.dumps(facts))
+    assert Run(old_run).best_figures == facts["outcome"]["last"]
 
 
 def test_its_checkpoints_are_read_by_the_present_names(old_run: Path) -> None:

@@ -1,14 +1,13 @@
-"""The model card of an exported folder: where its weights come from, data, recipe, figures."""
+"""The model card of an exported folder: where its weights come from, and what is known of them."""
 
 import json
 import logging
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from gpt2_lightning.checkpoint import (
     BEST_KEY,
@@ -28,10 +27,7 @@ from gpt2_lightning.run_folder import Run, run_of
 
 log = logging.getLogger(__name__)
 
-LICENCE_MISSING = (
-    "Not stated yet. The author of this model has to fill it in: `license` at the top of this "
-    "file, and this line. The licences of the base model and of the training text have a say in it."
-)
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
 def code(text: Any) -> str:
@@ -44,17 +40,6 @@ def number(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table; rows whose last cell is empty are left out."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    titles, kept = list(head), [list(row) for row in rows]
-    lines = [line(row) for row in kept if row[-1]]
-    return "\n".join([line(titles), line(["---"] * len(titles)), *lines])
 
 
 Which = Literal["best", "last"]
@@ -185,16 +170,20 @@ def _of_checkpoint(file: Path, run: Run | None) -> Origin:
 
 def _of_hf_folder(run: Run) -> Origin:
     facts = run.known("facts")
-    outcome, best = facts.get("outcome") or {}, facts.get("best") or {}
-    # earlier versions noted the figures of the best beside the others
-    figures = best.get("figures") or outcome.get("best") or outcome.get("last") or {}
+    best = facts.get("best") or {}
     settings = _with_paths(run.known("settings"), facts.get("local"))
     record = run.hf_record()
     if record is not None and best and record["step"] != best.get("step"):  # the run went on since
         return Origin(str(run.hf), run.folder, settings, facts, record["step"])
     known = None not in (best.get("monitor"), best.get("value"))
     return Origin(
-        str(run.hf), run.folder, settings, facts, best.get("step"), figures, best if known else {}
+        str(run.hf),
+        run.folder,
+        settings,
+        facts,
+        best.get("step"),
+        run.best_figures,
+        best if known else {},
     )
 
 
@@ -223,63 +212,6 @@ def public_name(name: str) -> str:
     return hub_id(name) or re.split(r"[\\/]", name.rstrip("\\/"))[-1] or "a folder"
 
 
-def data_section(origin: Origin) -> str:
-    """Return what the model was trained on, and how it was cleaned and cut."""
-    data = origin.settings.get("data") or {}
-    if not data.get("source"):
-        return "Nothing is known here of the text that this model was trained on."
-    losses = {
-        True: ", which loses no text",
-        False: ", which loses text: figures on it are not comparable with published ones",
-    }
-    rows = [
-        ("source", source_of(data)),
-        ("cleaning", code(data.get("cleaning")) + losses.get(origin.fact("cleaning.lossless"), "")),
-        ("blocks", f"{code(data.get('blocks'))}, {number(data.get('block_size'))} tokens each"),
-    ]
-    text = table(("", ""), rows)
-    splits = origin.fact("data")
-    if isinstance(splits, dict) and splits:
-        columns = ("articles", "words", "bytes", "tokens", "targets")
-        text += "\n\n" + table(
-            ("split", *columns[:-1], "predicted tokens"),
-            [(name, *(number(of.get(it)) for it in columns)) for name, of in splits.items()],
-        )
-    return text
-
-
-def recipe_section(origin: Origin) -> str:
-    """Return how the model was trained; nothing where it is not known."""
-    if not origin.of_training:
-        return ""
-    setting, fact = origin.setting, origin.fact
-    betas, seconds, seed = setting("model.betas"), fact("seconds"), setting("model.seed")
-    dropout, clipping = setting("model.dropout"), setting("trainer.gradient_clip_val")
-    warmup = number(setting("model.warmup_steps"))
-    rows = {
-        "began with": start_of(origin) or "random weights",
-        "loss": "cross-entropy of the next token, over every target of a step",
-        "optimizer steps": _steps(origin.step, fact("steps.schedule")),
-        "blocks of a step": number(fact("steps.blocks")),
-        "blocks of a micro-batch": number(setting("data.batch_size")),
-        "tokens of a step": number(fact("steps.tokens")),
-        "optimizer": f"AdamW, betas {betas[0]} and {betas[1]}" if betas else "AdamW",
-        "peak learning rate": number(setting("model.learning_rate")),
-        "schedule": f"{setting('model.schedule')}, {warmup or 0} steps of warm-up",
-        "weight decay": f"{number(setting('model.weight_decay'))}, of matrices only",
-        "gradient clipping": f"at norm {number(clipping)}" if clipping else "",
-        "dropout": "the model's own" if dropout is None else number(dropout),
-        "dropout of attention": number(setting("model.attention_dropout")),
-        "precision": fact("trainer.precision") or setting("trainer.precision") or "",
-        "seed": number(setting("seed_everything") if seed is None else seed),
-        "processes": number(fact("trainer.processes")),
-        "machine": _machine(fact("machine")),
-        "time of the run": f"{seconds / 60:,.1f} minutes" if seconds else "",
-        "versions": ", ".join(f"{name} {it}" for name, it in (fact("versions") or {}).items()),
-    }
-    return table(("", ""), rows.items())
-
-
 def start_of(origin: Origin) -> str:
     """Return the model that training began with; nothing where there was none."""
     name, revision = origin.setting("model.pretrained"), origin.setting("model.revision")
@@ -296,19 +228,6 @@ def source_of(data: dict[str, Any]) -> str:
 
 def _at(revision: str | None) -> str:
     return f" at {code(revision)}" if revision else ""
-
-
-def _steps(step: int | None, schedule: int | None) -> str:
-    if step is None:
-        return f"those of the best of {schedule:,}" if schedule else ""
-    return f"{step:,}" + (f" of {schedule:,}" if schedule else "")
-
-
-def _machine(machine: Any) -> str:
-    if not isinstance(machine, dict):
-        return ""
-    cores = f"{machine.get('cores')} cores"
-    return f"{machine.get('system')}, {', '.join(machine.get('gpus') or []) or cores}"
 
 
 @dataclass(frozen=True)
@@ -350,22 +269,29 @@ def model_card(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> 
     Reference:
         https://huggingface.co/docs/hub/model-cards
     """
-    sections = {
-        "": _what_it_is(model, origin),
-        "Use": _use(model),
-        "Data": data_section(origin),
-        "Recipe": recipe_section(origin),
-        "Metrics": _metrics(origin, cards),
-        "Intended use and limits": _limits(model, origin),
-        "Licence": model.license or LICENCE_MISSING,
-    }
-    text = "\n\n".join(
-        f"## {title}\n\n{body}" if title else body for title, body in sections.items() if body
+    data = origin.settings.get("data") or {}
+    validation = {metric.name: metric.card for metric in group("val") if metric.card}
+    written = ModelCard.from_template(
+        _metadata(model, origin, cards),
+        str(TEMPLATE),
+        model=model,
+        quoted_name=json.dumps(model.name, ensure_ascii=False),
+        origin=origin,
+        cards=cards,
+        source=source_of(data) if data.get("source") else "",
+        start=start_of(origin),
+        figures=FIGURES,
+        measured={
+            label: origin.figures[name]
+            for name, label in validation.items()
+            if origin.figures.get(name) is not None
+        },
+        **{it.__name__: it for it in (code, number, source_of, protocol_of, extreme_of)},
     )
-    return f"---\n{_metadata(model, origin, cards)}\n---\n\n# {model.name}\n\n{text}\n"
+    return f"{written}\n"
 
 
-def _metadata(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> str:
+def _metadata(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> ModelCardData:
     source = hub_id(origin.setting("data.source"))
     base = hub_id(origin.setting("model.pretrained"))
     if not origin.of_training:  # a model of the Hub, exported again
@@ -378,14 +304,14 @@ def _metadata(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> s
             dataset_config=card.get("subset"),
             dataset_split=card["split"],
             metric_type=name,
-            metric_name=f"{FIGURES[name]} ({_protocol(card)})",
+            metric_name=f"{FIGURES[name]} ({protocol_of(card)})",
             metric_value=round(card[name], 4),
         )
         for card in cards
         for name in FIGURES
         if card.get(name) is not None
     ]
-    data = ModelCardData(
+    return ModelCardData(
         language=model.language,
         license=model.license or "other",
         license_name=None if model.license else "to-be-filled-in",
@@ -397,94 +323,9 @@ def _metadata(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> s
         model_name=model.name.rpartition("/")[2],
         eval_results=results or None,
     )
-    return str(data.to_yaml()).strip()
 
 
-def _what_it_is(model: Exported, origin: Origin) -> str:
-    data, start = origin.settings.get("data") or {}, start_of(origin)
-    trained = ""
-    if data.get("source"):
-        begun = f"fine-tuned from {start}" if start else "trained from scratch"
-        trained = f", {begun} on {source_of(data)}"
-    return (
-        f"A causal language model of type {model.model_type}{trained}: {model.parameters:,} "
-        f"parameters (tied ones counted once), {model.dtype}, {model.positions:,} positions, a "
-        f"vocabulary of {model.vocabulary:,} tokens."
-    )
-
-
-def _use(model: Exported) -> str:
-    return f"""```python
-from transformers import pipeline
-
-writer = pipeline("text-generation", model={json.dumps(model.name, ensure_ascii=False)})
-print(writer("Once upon a time", max_new_tokens=50)[0]["generated_text"])
-```
-
-Plain `AutoModelForCausalLM` and `AutoTokenizer` load it; prompt and answer together have room for \
-{model.positions:,} tokens."""
-
-
-def _metrics(origin: Origin, cards: list[dict[str, Any]]) -> str:
-    parts = [_of_evaluation(card) for card in cards]
-    rows = [
-        (metric.card, f"{origin.figures[metric.name]:,.4f}")
-        for metric in group("val")
-        if metric.card and origin.figures.get(metric.name) is not None
-    ]
-    chosen = ""
-    if origin.chosen:
-        chosen = (
-            f"The checkpoint is that of the {code(extreme_of(origin.chosen))} of all validations, "
-            f"{origin.chosen['value']:,.4f}. "
-        )
-    if rows:
-        parts.append(
-            "The run's own validation, at this model's step or the last before it, on the blocks "
-            f"of training ({code(origin.setting('data.blocks'))}, "
-            f"{number(origin.setting('data.block_size'))} tokens, cleaning "
-            f"{code(origin.setting('data.cleaning'))}). {chosen}It says nothing beside figures of "
-            "another protocol.\n\n" + table(("", "validation split"), rows)
-        )
-    return "\n\n".join(parts) or "Nothing was measured."
-
-
-def _of_evaluation(card: dict[str, Any]) -> str:
-    intervals = card.get("intervals") or {}
-    rows = []
-    for name, label in FIGURES.items():
-        if card.get(name) is not None:
-            ends = intervals.get(name)
-            sure = (
-                f" (95 % of resampled articles: {ends[0]:,.4f} to {ends[1]:,.4f})" if ends else ""
-            )
-            rows.append((label, f"{card[name]:,.4f}{sure}"))
-    text = f", {card['text']}" if card.get("text") else ""
-    labels = [
-        ("text", f"{source_of(card)}, {card['split']} split{text}"),
-        ("sha256", code(card["sha256"])),
-        ("reading", f"{card['reading']}; cleaning: {card['cleaning']}"),
-        ("protocol", _protocol(card)),
-        ("first token", card["first_token"]),
-        ("predicted", f"{card['tokens_predicted']:,} of {card['tokens']:,} tokens"),
-        ("words and bytes", f"{card['words']:,} by {card['words_rule']}; {card['bytes']:,}"),
-        ("weights", card["dtype"]),
-    ]
-    return table(("", ""), rows + labels) + f"\n\n{card['comparable']}"
-
-
-def _protocol(card: dict[str, Any]) -> str:
+def protocol_of(card: dict[str, Any]) -> str:
+    """Return how a card's text was scored."""
     stride = "" if card.get("stride") is None else f", stride {card['stride']:,}"
     return f"{card['protocol']}, context {card['context']:,}{stride}"
-
-
-def _limits(model: Exported, origin: Origin) -> str:
-    start = start_of(origin)
-    inherited = f", and those of {start}," if start else ""
-    return (
-        "For continuing text of the kind that it was trained on, for study, and for further "
-        "training. It is a base model: it continues a text and neither answers questions nor "
-        "follows instructions. What it writes may be false, and may repeat its training text word "
-        f"for word; the leanings of that text{inherited} are its own. Nothing filters its output. "
-        f"Beyond {model.positions:,} tokens it sees nothing. Decide nothing about people with it."
-    )
