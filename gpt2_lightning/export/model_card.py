@@ -286,7 +286,11 @@ def model_card(model: Exported, origin: Origin, cards: list[dict[str, Any]]) -> 
             for name, label in validation.items()
             if origin.figures.get(name) is not None
         },
-        **{it.__name__: it for it in (code, number, source_of, protocol_of, extreme_of)},
+        code=code,
+        number=number,
+        source_of=source_of,
+        protocol_of=protocol_of,
+        extreme_of=extreme_of,
     )
     return f"{written}\n"
 

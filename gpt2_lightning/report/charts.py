@@ -1,27 +1,23 @@
-"""Curves as SVG in the page's own colours, and a passage shaded by its surprisal."""
+"""Curves, laid out for the page's SVG, and a passage shaded by its surprisal."""
 
-import io
 import itertools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpt2_lightning.run_folder import Run
 
-# Matplotlib knows no CSS: it draws in these colours, which then give way to the page's.
-INK, GRID = "#010101", "#020202"
+COLOURS = 6  # --c0 to --c5 of the page, of which each colour scheme has its own
 
-COLOURS = 6  # --c0 to --c5, of which each scheme has its own
-
-WIDTH, HEIGHT = 5.0, 2.9  # inches of 72 units; a phone shows about as many pixels
-
-POINTS = 12
-
+# In the SVG's units; a phone shows about as many pixels.
+WIDTH, HEIGHT = 360, 209
+LEFT, RIGHT, TOP, BOTTOM = 62, 350, 10, 174  # of the area that is drawn in
 
 # Bits at which a darker shade begins. A token that the model gave 1/2 costs one bit, 1/256 eight.
 SHADES = (0, 1, 2, 4, 6, 8, 10, 13)
+
+Points = Sequence[tuple[int, float]]  # optimizer steps and values
 
 
 @dataclass(frozen=True)
@@ -31,16 +27,22 @@ class Line:
     Attributes:
         label: What the legend calls it.
         points: Steps and values.
-        colour: Its number among the page's colours.
+        number: Which of the curves: decides its colour, and from the seventh on its dashes.
         faint: Whether it stands behind the others: many points, each of one batch.
         dots: Whether every point is marked.
     """
 
     label: str
-    points: Sequence[tuple[int, float]]
-    colour: int
+    points: Points
+    number: int
     faint: bool = False
     dots: bool = False
+
+    @property
+    def look(self) -> str:
+        """Its classes in the page's style."""
+        dashed = self.number >= COLOURS
+        return f"c{self.number % COLOURS}{' faint' * self.faint}{' dashed' * dashed}"
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,32 @@ class Chart:
 
     Attributes:
         title: What is drawn, with its unit.
-        svg: The drawing.
-        lines: Its curves, for the legend.
+        lines: Its curves, each with its polyline and its dots in the SVG's units; a dot has the
+            text that is shown where it is pointed at.
+        x_ticks: Places and labels of the steps.
+        y_ticks: Of the values.
     """
 
     title: str
-    svg: str
-    lines: list[Line]
+    lines: list[tuple[Line, str, list[tuple[float, float, str]]]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+    @property
+    def spoken(self) -> str:
+        """The chart in words, for those who do not see it."""
+        ends = [
+            f"{line.label} from {line.points[0][1]:.4g} at step {line.points[0][0]} to "
+            f"{line.points[-1][1]:.4g} at step {line.points[-1][0]}"
+            for line, _, _ in self.lines
+        ]
+        return f"{self.title}: {'; '.join(ends)}"
 
 
-def draw(name: str, title: str, lines: list[Line], *, from_zero: bool = False) -> Chart | None:
-    """Draw curves over the optimizer step.
+def draw(title: str, lines: list[Line], *, from_zero: bool = False) -> Chart | None:
+    """Lay curves out over the optimizer step.
 
     Args:
-        name: A word that no other chart of the page has.
         title: What is drawn, with its unit.
         lines: The curves; those without points are left out.
         from_zero: Whether the values' axis begins at 0, for what is never less.
@@ -70,94 +84,71 @@ def draw(name: str, title: str, lines: list[Line], *, from_zero: bool = False) -
     Returns:
         The chart, or None where no line has a point.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     lines = [line for line in lines if line.points]
     if not lines:
         return None
-    # text stays text; the same chart has the same ids each time
-    with matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": name,
-            "font.size": POINTS,
-            "text.usetex": False,
-        }
-    ):
-        figure = Figure((WIDTH, HEIGHT))
-        axes = figure.add_axes((0.17, 0.17, 0.8, 0.78))
-        for line in lines:
-            steps, values = zip(*line.points, strict=True)
-            axes.plot(
-                steps,
-                values,
-                color=_sentinel(line.colour),
-                alpha=0.75 if line.faint else 1,
-                linewidth=1.2 if line.faint else 1.8,
-                linestyle="--" if line.colour >= COLOURS else "-",
-                marker="o" if line.dots or len(steps) == 1 else None,
-                markersize=4,
-                clip_on=False,  # a clip path would be asked for by an url()
-            )
-        axes.set_xlim(left=0)
-        if from_zero:
-            highest = max(value for line in lines for _, value in line.points)
-            axes.set_ylim(0, highest * 1.05 or 1)
-        axes.set_xlabel("optimizer step", color=INK)
-        axes.tick_params(colors=INK, length=0, pad=6)
-        axes.grid(axis="y", color=GRID, linewidth=0.8, clip_on=False)
-        axes.spines[:].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        plain = FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}")
-        axes.xaxis.set_major_formatter(plain)
-        axes.yaxis.set_major_formatter(plain)
-        figure.patch.set_visible(False)
-        axes.patch.set_visible(False)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg")
-    return Chart(title, _for_the_page(drawn.getvalue(), name, _spoken(title, lines)), lines)
+    last = max(step for line in lines for step, _ in line.points) or 1
+    values = [value for line in lines for _, value in line.points]
+    low, high = (0.0 if from_zero else min(values)), max(values)
+    margin = (high - low) / 20 or abs(high) / 20 or 1.0
+    low, high = low - margin * (not from_zero), high + margin
 
+    def x(step: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * step / last, 1)
 
-def _sentinel(colour: int) -> str:
-    return f"#{3 + colour % COLOURS:02x}0000"
+    def y(value: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low), 1)
 
-
-def _spoken(title: str, lines: list[Line]) -> str:
-    """Say a chart in words, for those who do not see it."""
-    ends = [
-        f"{line.label} from {line.points[0][1]:.4g} at step {line.points[0][0]} to "
-        f"{line.points[-1][1]:.4g} at step {line.points[-1][0]}"
-        for line in lines
-    ]
-    return f"{title}: {'; '.join(ends)}"
-
-
-def _for_the_page(svg: str, name: str, spoken: str) -> str:
-    """Take from Matplotlib's file what would reach outside the drawing."""
-    from markupsafe import escape
-
-    svg = svg[svg.index("<svg") :]
-    for alien in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</defs>", r"<!--.*?-->"):
-        svg = re.sub(alien, "", svg, flags=re.DOTALL)
-    svg = svg.replace("xlink:href", "href")
-    view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None
-    head = f'<svg {view[0]} role="img" aria-label="{escape(spoken)}">'
-    svg = head + svg[svg.index(">") + 1 :]
-    svg = re.sub(r" font-family: [^;]*;", "", svg)
-    svg = re.sub(r"\s+", " ", re.sub(r"<g/>", "", svg))
-    asked_for = set(re.findall(r'href="#([^"]+)"', svg))
-    svg = re.sub(
-        r' id="([^"]+)"', lambda it: f' id="{name}-{it[1]}"' if it[1] in asked_for else "", svg
+    laid_out = []
+    for line in lines:
+        places = [(x(step), y(value)) for step, value in line.points]
+        marked = line.points if line.dots or len(line.points) == 1 else []
+        dots = [
+            (x(step), y(value), f"{line.label}: {_number(value)} at step {step:,}")
+            for step, value in marked
+        ]
+        laid_out.append(
+            (line, " ".join(f"{across},{down}" for across, down in _thin(places)), dots)
+        )
+    return Chart(
+        title,
+        laid_out,
+        [(x(step), _number(step)) for step in ticks(0, last, whole=True)],
+        [(y(value), _number(value)) for value in ticks(low, high)],
     )
-    svg = svg.replace('href="#', f'href="#{name}-')
-    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--line)")
-    for colour in range(COLOURS):
-        svg = svg.replace(_sentinel(colour), f"var(--c{colour})")
-    return svg
+
+
+def _number(value: float) -> str:
+    return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+
+
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Return round numbers in a range, six at most.
+
+    Args:
+        low: Its lower end.
+        high: Its upper end, above it.
+        whole: Whether they are integers.
+    """
+    least = (high - low) / 5 * (1 - 1e-9)  # a hair less than 5 parts is 5 parts
+    if whole:
+        least = max(least, 1.0)
+    power = 10.0 ** math.floor(math.log10(least))
+    distances = (power * it for it in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10))
+    distance = next(it for it in distances if it >= least and not (whole and it % 1))
+    first, last = math.ceil(low / distance - 1e-9), math.floor(high / distance + 1e-9)
+    return [number * distance for number in range(first, last + 1)]
+
+
+def _thin(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Keep, of the points in half a unit, the first, the lowest, the highest and the last."""
+    kept = []
+    for _, column in itertools.groupby(places, key=lambda place: round(2 * place[0])):
+        few = list(column)
+        heights = [down for _, down in few]
+        keep = {0, heights.index(min(heights)), heights.index(max(heights)), len(few) - 1}
+        kept += [few[number] for number in sorted(keep)]
+    return kept
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.model.metrics import group
-from gpt2_lightning.report import tables
+from gpt2_lightning.report import charts, tables
 from gpt2_lightning.report.charts import Chart, Line, before_and_after, draw, legend, of_each
 from gpt2_lightning.run_folder import Run
 from gpt2_lightning.storage import write_text
@@ -111,6 +111,7 @@ def render(runs: list[Run]) -> str:
         measures=list(tables.MEASURES.values()),
         verdict=tables.verdict(runs, names),
         comparison=(tables.COMPARED, tables.compared(runs, names)),
+        area=charts,
         charts=_curves(runs, names),
         quality=_quality(runs, names),
         shared_samples=samples_of_each(runs, names) if len(runs) > 1 else {},
@@ -158,12 +159,12 @@ def _curves(runs: list[Run], names: list[str]) -> list[Chart]:
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         alone = len(runs) == 1
         train, val = run.curve("train/loss"), run.curve("val/loss")
-        label, colour = ("training", 1) if alone else (f"{name}, training", number)
-        losses.append(Line(label, train, colour, faint=True))
+        label, shown_as = ("training", 1) if alone else (f"{name}, training", number)
+        losses.append(Line(label, train, shown_as, faint=True))
         label = "validation" if alone else f"{name}, validation"
         losses.append(Line(label, val, number, dots=True))
     charts = [
-        draw("loss", "Loss, nats per token", losses),
+        draw("Loss, nats per token", losses),
         *(
             _chart(runs, names, metric.name, metric.chart)
             for metric in group("train")
@@ -185,7 +186,7 @@ def _chart(
     runs: list[Run], names: list[str], scalar: str, title: str, *, dots: bool = False
 ) -> Chart | None:
     lines = [
-        Line(name, run.curve(scalar), colour=number, dots=dots)
+        Line(name, run.curve(scalar), number, dots=dots)
         for number, (run, name) in enumerate(zip(runs, names, strict=True))
     ]
-    return draw(scalar.replace("/", "-"), title, lines, from_zero=True)
+    return draw(title, lines, from_zero=True)
