@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2_lightning.cli import main
+from gpt2_lightning.data import token_store
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_text import whole_characters
 from gpt2_lightning.data.tokenizer import train_tokenizer
@@ -94,6 +96,19 @@ def assert_stands_alone(text: str) -> None:
     assert page.tags.count("svg") == len(spoken)
 
 
+def count_calls(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+    """Let a function note its calls; return the list of them."""
+    calls: list[object] = []
+    function = getattr(owner, name)
+
+    def noted(*args: Any) -> Any:
+        calls.append(args)
+        return function(*args)
+
+    patch.setattr(owner, name, noted)
+    return calls
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder of long ago: no events, facts or passage."""
@@ -149,8 +164,13 @@ def plain_nats(text: Path, folder: Path, passage: str) -> list[float]:
 
 @pytest.mark.slow
 def test_a_run_leaves_a_page(
-    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    reads = count_calls(monkeypatch, EventAccumulator, "Reload")
+    compressions = count_calls(monkeypatch, token_store, "primed_xz_bits_per_byte")
     run = fit(
         *fine_tuning(wiki_folder, tiny_model),
         "--trainer.max_steps=4",
@@ -159,6 +179,7 @@ def test_a_run_leaves_a_page(
         '--samples.prompts=["the <b>river</b> & town"]',
         "--model.sampling.max_new_tokens=8",
     )
+    assert (len(reads), len(compressions)) == (1, 1)  # for table, facts, metrics.csv and report
     screen = capsys.readouterr()
     assert f"Report:     {run / 'report.html'}" in screen.out
     assert "was not written" not in screen.err

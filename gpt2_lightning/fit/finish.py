@@ -118,7 +118,9 @@ class Report(Callback):
         if not trainer.is_global_zero or run is None:
             return
         try:
-            write_page([Run(run.folder)], run.report)
+            read = Run(run.folder)  # its files have been written since `run` was made
+            read.scalars = run.scalars  # metrics.csv was made of them
+            write_page([read], run.report)
         except Exception as error:  # the model is trained and saved: no reason to end in an error
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             log.warning(
@@ -141,6 +143,7 @@ class RunSummary(Callback):
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
         self.last: dict[str, float] = {}
+        self._xz: float | None = None
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the numbers before training, if they are the whole split's."""
@@ -181,7 +184,8 @@ class RunSummary(Callback):
         data = typed(trainer).datamodule
         best = best_of(trainer)
         rows = {"before": self.before, "best": best["figures"] if best else {}, "last": self.last}
-        rows["xz"] = self._of_xz(data)
+        if "val/bits_per_byte" in self.last and (xz := self.xz_bits_per_byte(data)) is not None:
+            rows["xz"] = {"val/bits_per_byte": xz}
         if any(rows.values()):
             _show(_table("Validation", rows, "val/", data, best))
         self._say_place(trainer)
@@ -229,12 +233,12 @@ class RunSummary(Callback):
         say(f"{'Best model' if best_of(trainer) else 'Last model'}: {run.hf}")
         say(f'Use it:     python -m gpt2_lightning generate --model {run.folder} --prompt "..."')
 
-    def _of_xz(self, data: Any) -> dict[str, float]:
-        if "val/bits_per_byte" not in self.last:
-            return {}
-        splits = data.stores["train"], data.stores["validation"]
-        found = xz_bits_per_byte(*splits, data.tokenizer)
-        return {} if found is None else {"val/bits_per_byte": found}
+    def xz_bits_per_byte(self, data: Any) -> float | None:
+        """Return what xz needs for the validation split; it is compressed once in a run."""
+        if self._xz is None:
+            splits = data.stores["train"], data.stores["validation"]
+            self._xz = xz_bits_per_byte(*splits, data.tokenizer)
+        return self._xz
 
     @staticmethod
     def _print_numbers(trainer: Trainer, title: str, prefix: str) -> None:

@@ -23,7 +23,7 @@ from gpt2_lightning.fit.stop import Stopped
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.gpt2 import count_parameters, training_flops_per_token
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.run_folder import Run, read_scalars
+from gpt2_lightning.run_folder import Run
 from gpt2_lightning.storage import refusal_of, write_text
 
 log = logging.getLogger(__name__)
@@ -376,18 +376,19 @@ class Curves(Callback):
             elif isinstance(logger, TensorBoardLogger) and Path(logger.log_dir).is_dir():
                 logger.experiment.flush()
                 if logger.log_dir not in by_logger:
-                    write_metrics_csv(Path(logger.log_dir))
+                    run, folder = current_run(trainer), Path(logger.log_dir)
+                    write_metrics_csv(run if run and run.folder == folder else Run(folder))
 
 
-def write_metrics_csv(run: Path) -> None:
+def write_metrics_csv(run: Run) -> None:
     """Write a run's scalars as ``metrics.csv``: one row a step, one column a name."""
-    table = read_scalars(run)
+    table = run.scalars
     names = sorted({name for row in table.values() for name in row})
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, ["step", *names])
     writer.writeheader()
     writer.writerows({"step": step, **row} for step, row in sorted(table.items()))
-    write_text(Run(run).metrics, text.getvalue())
+    write_text(run.metrics, text.getvalue())
 
 
 def settings_of_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

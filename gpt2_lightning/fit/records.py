@@ -23,7 +23,6 @@ from gpt2_lightning.checkpoint import FACTS_KEY
 from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.batches import PaddedBlocks
 from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.data.token_store import xz_bits_per_byte
 from gpt2_lightning.data.token_text import passage, whole_characters
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.fit.checkpoints import is_sharded, typed
@@ -129,10 +128,9 @@ class Facts(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what came of it."""
-        data = typed(trainer).datamodule
         if self.facts and self.facts["no_bits_per_byte"] is None:
-            splits = data.stores["train"], data.stores["validation"]
-            self.facts["xz_bits_per_byte"] = xz_bits_per_byte(*splits, data.tokenizer)
+            data = typed(trainer).datamodule
+            self.facts["xz_bits_per_byte"] = _summary(trainer).xz_bits_per_byte(data)
         self._go_on(trainer, "finished")
 
     def on_exception(
@@ -153,15 +151,17 @@ class Facts(Callback):
         self.facts["steps"]["trained"] = trainer.global_step
         self.facts["steps"]["skipped"] = cast(GPT2Module, trainer.lightning_module).skipped_steps
         self.facts["ended"] = ended
-        for callback in typed(trainer).callbacks:
-            if isinstance(callback, RunSummary):
-                self.facts["outcome"] = callback.state_dict()
+        self.facts["outcome"] = _summary(trainer).state_dict()
         self.facts["best"] = best_of(trainer)
         self._write(run)
 
     def _write(self, run: Run) -> None:
         text = json.dumps(self.facts, indent=2, ensure_ascii=False)
         write_text(run.facts_file, text + "\n")
+
+
+def _summary(trainer: Trainer) -> RunSummary:
+    return next(it for it in typed(trainer).callbacks if isinstance(it, RunSummary))
 
 
 def split_facts(data: WikiTextDataModule, split: SplitName) -> dict[str, Any]:
