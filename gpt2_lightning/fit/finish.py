@@ -4,7 +4,7 @@ import json
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
@@ -144,6 +144,23 @@ class RunSummary(Callback):
         self.before: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self._xz: float | None = None
+        self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what will be missing; so does the next."""
+        self._say_what_lacks(cast(GPT2Module, pl_module), "validation", "val/")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it of the test split."""
+        self._say_what_lacks(cast(GPT2Module, pl_module), "test", "test/")
+
+    def _say_what_lacks(
+        self, module: GPT2Module, split: Literal["validation", "test"], prefix: str
+    ) -> None:
+        found, reason = module.original_bytes(split)
+        if found is None and split not in self._told:
+            self._told.add(split)
+            log.info("%sbits_per_byte is not logged: %s.", prefix, reason)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the numbers before training, if they are the whole split's."""

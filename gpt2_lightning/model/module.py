@@ -254,7 +254,6 @@ class GPT2Module(LightningModule):
         self._last_step = 0  # that the run will take
         self._epoch_steps = 1
         self.trained_steps = 0  # of the checkpoint that was loaded
-        self._told: set[str] = set()  # splits of which it was said why they have no bits per byte
 
     # --- before a run -------------------------------------------------------------------------
 
@@ -504,16 +503,19 @@ class GPT2Module(LightningModule):
 
     # --- validation and test ------------------------------------------------------------------
 
-    def _begin_eval(self, split: str, prefix: str, whole: bool) -> None:
+    def original_bytes(self, split: Literal["validation", "test"]) -> tuple[int | None, str]:
+        """Return the bytes of the text that is evaluated; None, and why, where they say nothing."""
+        found, reason = typed(self.trainer).datamodule.original_bytes(split)
+        of_test = split == "test"
+        limit = self.trainer.limit_test_batches if of_test else self.trainer.limit_val_batches
+        if found is not None and not (isinstance(limit, float) and limit == 1.0):
+            return None, "only a part of the split is evaluated"
+        return found, reason
+
+    def _begin_eval(self, split: Literal["validation", "test"], prefix: str) -> None:
         metrics: dict[str, Any] = {"loss": CrossEntropy(), "perplexity": Perplexity()}
-        original_bytes, reason = typed(self.trainer).datamodule.original_bytes(split)
-        if original_bytes is not None and not whole:
-            original_bytes, reason = None, "only a part of the split is evaluated"
-        if original_bytes is not None:
+        if (original_bytes := self.original_bytes(split)[0]) is not None:
             metrics["bits_per_byte"] = BitsPerByte(original_bytes)
-        elif prefix not in self._told:
-            self._told.add(prefix)
-            log.info("%sbits_per_byte is not logged: %s.", prefix, reason)
         self.eval_metrics = MetricCollection(
             metrics, prefix=prefix, compute_groups=[list(metrics)]
         ).to(self.device)
@@ -539,13 +541,11 @@ class GPT2Module(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
-        limits = self.trainer.limit_val_batches
-        self._begin_eval("validation", "val/", isinstance(limits, float) and limits == 1.0)
+        self._begin_eval("validation", "val/")
 
     def on_test_epoch_start(self) -> None:
         """Begin to count."""
-        limits = self.trainer.limit_test_batches
-        self._begin_eval("test", "test/", isinstance(limits, float) and limits == 1.0)
+        self._begin_eval("test", "test/")
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count a batch."""

@@ -1,6 +1,5 @@
 """How long a run takes: a few steps, taken and timed, and a range of seconds."""
 
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -64,33 +63,25 @@ def measure_step(model: Mapping[str, Any], data: WikiTextDataModule, trainer: An
     sampling = SamplingOptions(**model["sampling"])
     module = GPT2Module(**{**model, **changed, "architecture": architecture, "sampling": sampling})
     clock = _Clock()
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "gpt2_lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:  # what is said of a run is not true of these few steps
-        logger.setLevel(logging.ERROR)
-    try:
-        with scratch_folder() as folder:
-            Trainer(
-                accelerator=trainer.accelerator,
-                devices=1,
-                precision=trainer.precision,
-                gradient_clip_val=trainer.gradient_clip_val,
-                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
-                max_steps=WARM_UP + MEASURED,
-                limit_train_batches=WARM_UP + MEASURED,
-                limit_val_batches=WARM_UP + MEASURED,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                default_root_dir=folder,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                callbacks=[clock],
-            ).fit(module, data)
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with scratch_folder() as folder:
+        Trainer(
+            accelerator=trainer.accelerator,
+            devices=1,
+            precision=trainer.precision,
+            gradient_clip_val=trainer.gradient_clip_val,
+            gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+            max_steps=WARM_UP + MEASURED,
+            limit_train_batches=WARM_UP + MEASURED,
+            limit_val_batches=WARM_UP + MEASURED,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[clock],
+        ).fit(module, data)
     return MeasuredStep(
         _summary(clock.micro_batches), _summary(clock.updates), _summary(clock.validations, 1)
     )
