@@ -31,7 +31,7 @@ def test_an_epoch_predicts_every_token_once() -> None:
     data = blocks(11)
     batches = TrainBatches(data, batch_size=2, seed=3, accumulate=2)
     assert len(batches) == 6
-    assert batches.steps_taken == 3
+    assert batches.num_steps == 3
     seen = sorted(t for batch in batches for t in targets(batch))
     assert seen == list(range(1, 44))
 
@@ -102,10 +102,10 @@ def test_going_on_from_a_saved_place(stop: int) -> None:
 @pytest.mark.parametrize(("limit", "steps"), [(3, 2), (0.5, 2), (1.0, 3), (100, 3)])
 def test_a_limit_counts_the_last_steps_targets(limit: int | float, steps: int) -> None:
     batches = TrainBatches(blocks(12, short=0), batch_size=2, seed=1, accumulate=2, limit=limit)
-    assert batches.steps_taken == steps
-    taken = list(batches)[: batches.taken]
+    assert batches.num_steps == steps
+    taken = list(batches)[: batches.num_batches]
     assert taken[-1]["ends_step"]
-    size = 2 if batches.taken % 2 == 0 else 1
+    size = 2 if batches.num_batches % 2 == 0 else 1
     assert taken[-1]["step_targets"] == size * 8
 
 

@@ -88,7 +88,9 @@ def test_a_source_with_one_split_gets_the_others(
     file = tmp_path / "corpus.txt"
     file.write_text("".join(wiki_rows(articles=60)), encoding="utf-8")
     data = ready(file, tiny_model)
-    assert re.search(r"taking about 5 % of the text each, \d+ and \d+ of 60 articles", caplog.text)
+    assert re.search(
+        r"holding out about 5 % of the text each, \d+ and \d+ of 60 articles", caplog.text
+    )
     assert sum(store.manifest.articles for store in data.stores.values()) == 60
     assert sum(store.manifest.bytes for store in data.stores.values()) == file.stat().st_size
 
@@ -134,13 +136,13 @@ def test_nothing_left_after_cleaning(tmp_path: Path, tiny_model: Path) -> None:
 def test_a_missing_split_is_named(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "test.txt").write_text("text", encoding="utf-8")
     data = WikiTextDataModule(str(tmp_path), tokenizer=str(tiny_model))
-    with pytest.raises(UsageError, match=r"no train split.*it has: test"):
+    with pytest.raises(UsageError, match=r"no train split.*It has: test"):
         data.prepare(["train"])
 
 
 @pytest.mark.parametrize("flag", ["block_size", "batch_size"])
 def test_sizes_below_one(flag: str) -> None:
-    with pytest.raises(UsageError, match=rf"--data\.{flag} 0: it has to be 1 or more"):
+    with pytest.raises(UsageError, match=rf"--data\.{flag} 0: must be >= 1"):
         WikiTextDataModule(**{flag: 0})  # type: ignore[arg-type] # one of two whole numbers
 
 

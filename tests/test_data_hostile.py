@@ -125,7 +125,7 @@ def test_a_parquet_that_lies_about_its_sizes(tmp_path: Path, lie: str) -> None:
     if lie == "group":  # how much is read at once is all that goes by it
         assert len(list(open_source(str(file))["train"])) == 300
         return
-    message = "it says 1,099,511,627,776 rows and has 300" if lie == "rows" else ""
+    message = "its header says 1,099,511,627,776 rows, it has 300" if lie == "rows" else ""
     with pytest.raises(UsageError, match=rf"lie\.parquet: cannot be read as parquet \({message}"):
         list(open_source(str(file))["train"])
     assert pool.bytes_allocated() < 100e6
@@ -156,7 +156,7 @@ def test_what_unpacks_without_end_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (bytes(5000), r"100 % of line 1 are NUL characters, .* It is no text file"),
+        (bytes(5000), r"100 % of line 1 are NUL characters, .* It is not a text file"),
         (b"well begun\n" + bytes(300), r"100 % of line 2 are NUL"),  # as a power cut leaves it
         ("in two bytes\n".encode("utf-16-le"), r"line 1 .* It looks like UTF-16: .*UTF-16LE"),
     ],

@@ -297,7 +297,7 @@ def test_splits_are_given_by_hand(tmp_path: Path, said: pytest.LogCaptureFixture
         "test": "m",
     }
     assert "--data.validation_source" in said.text
-    with pytest.raises(UsageError, match=r"--data\.test_source nowhere: there is no file of text"):
+    with pytest.raises(UsageError, match=r"--data\.test_source nowhere: no text file was found"):
         open_source(str(tmp_path / "c"), test_source="nowhere", validation_source="none")
     with pytest.raises(UsageError, match="all of it is held out"):
         open_source(str(tmp_path / "mine.txt"), test_source=str(tmp_path / "mine.txt"))
@@ -335,9 +335,9 @@ def test_links(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     [
         ("a.csv", "text\ncafé\n".encode("latin-1"), r"not UTF-8 at byte 8 \(0xe9\).*iconv"),
         ("a.jsonl", '{"text": "中"}'.encode("gbk"), r"not UTF-8 at byte 10 .*iconv -f GB18030"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"line 2 is no JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"line 2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', r"line 2 is list, not an object"),
-        ("a.json", b'[{"text": "a"}, {"text', r"object 2 is no JSON"),
+        ("a.json", b'[{"text": "a"}, {"text', r"object 2 is not JSON"),
         ("a.csv", b'text\n"a\nb\n', r"line 3 cannot be read as csv .*quotation mark"),
         ("a.csv", b"text\nwell, then\n", r"ends on line 2 has 2 cells, the header 1"),
         ("a.txt.gz", gzip.compress(b"a" * 99, mtime=0)[:-12], r"cannot be read as txt\.gz"),

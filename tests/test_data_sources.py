@@ -31,7 +31,7 @@ def test_builtin_has_three_splits() -> None:
 
 def test_builtin_without_the_reference_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(UsageError, match=r"--data.source builtin: this Python carries no"):
+    with pytest.raises(UsageError, match=r"--data.source builtin: this Python has no"):
         open_source("builtin")
 
 
@@ -75,7 +75,10 @@ def test_shards_come_in_order_and_all_are_needed(tmp_path: Path) -> None:
         write_parquet(tmp_path / f"train-{index:05}-of-00003.parquet", [f"row {index}"])
     assert texts(open_source(str(tmp_path))["train"]) == ["row 0", "row 1", "row 2"]
     (tmp_path / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(UsageError, match=r"has 3\. Missing: train-00001-of-00003\.parquet"):
+    with pytest.raises(
+        UsageError,
+        match=r"of 3 parquet files of the train split\. Missing: train-00001-of-00003\.parquet",
+    ):
         open_source(str(tmp_path))
 
 
@@ -144,7 +147,7 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path) -> None:
     [
         (b"%PDF-1.7\n\xe2\xe3", "It is a PDF"),
         ("Die Brücke".encode("utf-16"), "It is UTF-16"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "It is no text file"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "It is not a text file"),
         ("Die Brücke".encode("latin-1"), "iconv -f LATIN1"),
     ],
 )
@@ -221,7 +224,7 @@ def test_missing_and_empty(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.txt: there is no such file or folder"):
         open_source("nowhere.txt")
     (tmp_path / "notes.pdf").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"no data files in this folder\. It holds: notes\.pdf"):
+    with pytest.raises(UsageError, match=r"there are no data files in it\. It holds: notes\.pdf"):
         open_source(str(tmp_path))
 
 
@@ -252,7 +255,11 @@ def test_what_is_which_split_is_said_of_every_kind_of_source(
 @pytest.mark.parametrize(
     ("source", "flags", "said"),
     [
-        ("book.txt", {"revision": "v1"}, "--data.revision v1 is not used: book.txt is a path here"),
+        (
+            "book.txt",
+            {"revision": "v1"},
+            "--data.revision v1 is not used: book.txt is a local path",
+        ),
         ("builtin", {"revision": "v1"}, "--data.revision v1 is not used: the built-in text has"),
         ("builtin", {"subset": "a"}, "--data.subset a is not used: the built-in text has none"),
         ("builtin", {"documents": "line"}, "--data.documents line is not used: the built-in"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.data.articles import Row, stretches
+from gpt2_lightning.data.articles import Row, word_chunks
 from gpt2_lightning.data.cleaning import get_cleaner
 from gpt2_lightning.data.token_store import (
     TokenStore,
@@ -173,13 +173,13 @@ def test_a_store_of_an_earlier_version_opens(
 
 def test_a_long_text_is_cut_before_white_space_and_a_long_word_is_not() -> None:
     text = "one  two\nthree " * 50
-    parts = list(stretches(text, 20))
+    parts = list(word_chunks(text, 20))
     assert "".join(parts) == text
     assert all(20 <= len(part) < 30 for part in parts[:-1])
     assert all(part[0].isspace() for part in parts[1:])
     assert [word for part in parts for word in part.split()] == text.split()
-    assert list(stretches("x" * 100, 20)) == ["x" * 100]
-    assert list(stretches("", 20)) == [""]
+    assert list(word_chunks("x" * 100, 20)) == ["x" * 100]
+    assert list(word_chunks("", 20)) == [""]
 
 
 def test_the_words_of_a_giant_line_are_not_listed(tmp_path: Path) -> None:
@@ -249,6 +249,6 @@ def test_a_tokenizers_panic_is_a_message(
         raise PanicException("Onig: Regex search error: match-stack limit over")
 
     monkeypatch.setattr(type(tokenizer), "__call__", panic)
-    with pytest.raises(UsageError, match=r"gave up \(Onig: .*limit over\) on a piece .* of 5 char"):
+    with pytest.raises(UsageError, match=r"failed \(Onig: .*limit over\) on a piece of 5 char"):
         write(tmp_path / "store", [Row("short", True)], tokenizer)
     assert not list(tmp_path.iterdir())

@@ -166,7 +166,7 @@ def test_what_is_taken_out_of_the_training_text_is_said_once(
         *(f"--model={tiny_model}", f"--against={other_model}"),
         *(f"--data.source={wiki_folder}", "--protocol=articles"),
     )
-    assert capsys.readouterr().err.count("has no validation and no test split: taking") == 1
+    assert capsys.readouterr().err.count("has no validation and no test split: holding out") == 1
 
 
 def test_text_without_spaces_has_no_word_perplexity(
@@ -291,8 +291,8 @@ def test_two_processes_give_the_same_answer(wiki_folder: Path, tiny_model: Path)
     [
         (("--context=65",), "--context 65: the model has 64 positions"),
         (("--stride=65", "--context=64"), "--stride 65: above the context of 64"),
-        (("--stride=0",), "--stride 0: it has to be 1 or more"),
-        (("--stride=-3",), "--stride -3: it has to be 1 or more"),
+        (("--stride=0",), "--stride 0: must be >= 1"),
+        (("--stride=-3",), "--stride -3: must be >= 1"),
         (("--context=1",), "--context 1: a window of one token"),
         (("--batch_size=0",), "--batch_size 0"),
         (("--protocol=articles", "--stride=8"), "--stride 8: --protocol articles moves no windows"),

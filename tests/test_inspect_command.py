@@ -306,9 +306,9 @@ def test_differences() -> None:
     ("words", "told"),
     [
         (("--data.source=absent",), "--data.source absent: there is no such file or folder"),
-        (("--data.source=empty",), "no data files in this folder"),
-        (("--ngram=0",), "--ngram 0: it has to be 1 or more"),
-        (("--rows=-1",), "--rows -1: it has to be 0 or more"),
+        (("--data.source=empty",), "there are no data files in it"),
+        (("--ngram=0",), "--ngram 0: must be >= 1"),
+        (("--rows=-1",), "--rows -1: must be >= 0"),
         (("--split=dev",), "expected one of"),
         (("--comprae",), "Did you mean --compare?"),
     ],

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from gpt2_lightning.data.articles import SPLIT_NAMES, Row, Rows, SourceFile, SplitName, say_splits
+from gpt2_lightning.data.articles import SPLIT_NAMES, Row, Rows, SourceFile, SplitName, log_splits
 from gpt2_lightning.data.readers import ROWS_PER_READ, rows_of_column
 from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.untrusted import is_inside, read_json
@@ -18,7 +18,7 @@ def open_saved(
     Args:
         path: The folder.
         text_column: The column that holds the text.
-        held_out: Splits that are given by hand, whose own text is left out.
+        held_out: Splits that flags give; the folder's own text of these is left out.
 
     Raises:
         UsageError: If it cannot be read, or names a file outside of it.
@@ -39,7 +39,7 @@ def open_saved(
 
     try:
         loaded = load_from_disk(str(path))
-    except Exception as error:  # pyarrow and datasets raise what they please of damaged files
+    except Exception as error:  # pyarrow and datasets raise anything for damaged files
         raise UsageError(
             f"--data.source {path}: it cannot be read as a saved data set ({reason(error)}). Save "
             "or fetch it again."
@@ -62,10 +62,10 @@ def open_hub(
         subset: Configuration.
         revision: Branch, tag or commit.
         text_column: The column that holds the text.
-        held_out: Splits that are given by hand, whose own text is left out.
+        held_out: Splits that flags give; the data set's own text of these is left out.
 
     Raises:
-        UsageError: If the Hub does not give it.
+        UsageError: If it cannot be downloaded.
     """
     from datasets import DatasetDict, load_dataset
 
@@ -78,9 +78,9 @@ def open_hub(
         else:
             advice = "Check the name, or give the path of a local file or folder."
         raise UsageError(
-            f"--data.source {source}: the Hub did not give it: {reason(error)}. {advice}"
+            f"--data.source {source}: it could not be downloaded: {reason(error)}. {advice}"
         ) from error
-    assert isinstance(loaded, DatasetDict)  # no split was asked for, so all come
+    assert isinstance(loaded, DatasetDict)  # all splits, as none was named
     return _rows_of_datasets(loaded, text_column, Path(source), held_out)
 
 
@@ -88,7 +88,7 @@ def _rows_of_datasets(
     datasets: dict[str, Any], text_column: str, path: Path, held_out: Collection[SplitName]
 ) -> dict[SplitName, Rows]:
     found: dict[SplitName, Rows] = {}
-    said: dict[SplitName, str] = {}
+    described: dict[SplitName, str] = {}
     left_out: dict[str, list[str]] = {}
     for name, dataset in datasets.items():
         split = SPLIT_NAMES.get(name.lower())
@@ -117,11 +117,11 @@ def _rows_of_datasets(
         files = tuple(SourceFile(Path(entry["filename"])) for entry in dataset.cache_files)
         found[split] = Rows(read, files, f"arrow {text_column} 2")
         called = "" if name == split else f" ({name})"
-        said[split] = f"{dataset.num_rows:,} rows{called}"
+        described[split] = f"{dataset.num_rows:,} rows{called}"
     if not found and not held_out:
         raise UsageError(
-            f"--data.source {path}: splits {', '.join(datasets)}, none of which is called train, "
-            "validation or test."
+            f"--data.source {path}: its splits are {', '.join(datasets)}; none is called train, "
+            "validation or test. Rename one."
         )
-    say_splits(path, said, left_out, "split")
+    log_splits(path, described, left_out, "split")
     return found

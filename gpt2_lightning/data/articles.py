@@ -1,9 +1,4 @@
-"""Rows, the articles that they make, and a validation and a test split cut from them.
-
-WikiText-2 as it was published: the rows of its splits, and the hashes of its raw text.
-
-Merity et al., "Pointer Sentinel Mixture Models", https://arxiv.org/abs/1609.07843.
-"""
+"""Rows, the articles that they make, and a validation and a test split cut from them."""
 
 import hashlib
 import logging
@@ -20,7 +15,7 @@ log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "validation", "test"]
 
-JoinerName = Literal["newlines", "nothing"]  # what may stand between rows, joined to one text
+JoinerName = Literal["newlines", "nothing"]  # between rows that are joined to one text
 
 DocumentsName = Literal["file", "line"]  # what of a text file is a document
 
@@ -36,11 +31,35 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "testing": "test",
 }
 
-CHARACTERS_PER_STRETCH = 1 << 16  # of a long text; bounds what its words need in memory
+CHARACTERS_PER_CHUNK = 1 << 16  # of a long text; bounds what its words need in memory
 
 WORD_END = re.compile(r"\S(?=\s)")
 
-SHOWN = 3  # names in the line that says what is which split
+SHOWN = 3  # file names in a log line
+
+TITLE = re.compile(r" = [^=].*[^=] = ")
+ARTICLE_RULE_VERSION = 1
+
+# WikiText has a title among the first rows; other text is not read to its end for one.
+ROWS_SEARCHED_FOR_TITLE = 1000
+CHARACTERS_SEARCHED_FOR_TITLE = 1 << 24  # the rows are held in memory, and may be books
+HELD_OUT_SHARE = 0.05  # of the bytes, for each split that is made
+FEWEST_ARTICLES = 20  # below this, articles are too few to choose from
+SPLITTING_VERSION = 3
+LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+AFTER_LINE = re.compile(r"\n()")
+AFTER_WORD = re.compile(r"\S()\s")
+
+# Rows of WikiText-2's splits as published: Merity et al., "Pointer Sentinel Mixture Models",
+# https://arxiv.org/abs/1609.07843.
+ROWS: dict[SplitName, int] = {"train": 36718, "validation": 3760, "test": 4358}
+
+# Of its wiki.{train,valid,test}.raw; a row of the Hub's copy is a line there, its blank ones " \n".
+RAW_SHA256: dict[SplitName, str] = {
+    "train": "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57",
+    "validation": "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7",
+    "test": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
+}
 
 
 class Row(NamedTuple):
@@ -52,13 +71,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that rows are read from; it is hashed once, whatever splits are read from it."""
+    """A file that rows are read from; hashed once, however many splits are read from it."""
 
     path: Path
 
     @cached_property
     def sha256(self) -> bytes:
-        """The SHA-256 of its content; no size and no time of a file tells that it is the same."""
+        """The SHA-256 of its content; size and time do not show that a file is the same."""
         with self.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
 
@@ -70,7 +89,7 @@ class Rows:
     Attributes:
         read: Yields the rows in order.
         files: The files the rows are read from; their content identifies the split.
-        identity: Whatever else shapes the rows (a column's name, a version).
+        identity: Whatever else determines the rows (a column's name, a version).
     """
 
     read: Callable[[], Iterator[Row]]
@@ -88,15 +107,15 @@ class Rows:
         return total.hexdigest()
 
 
-def stretches(text: str, characters: int = CHARACTERS_PER_STRETCH) -> Iterator[str]:
-    """Cut a long text before white space, so that no word is parted.
+def word_chunks(text: str, characters: int = CHARACTERS_PER_CHUNK) -> Iterator[str]:
+    """Cut a long text before white space, so that no word is split.
 
     Args:
-        text: The text; as a rule it is short, and comes as it is.
-        characters: In each stretch but the last, at least; a word that is longer stays whole.
+        text: The text; usually it is short, and is yielded as it is.
+        characters: In each chunk but the last, at least; a longer word stays whole.
 
     Yields:
-        The stretches; joined they are the text.
+        The chunks; joined they are the text.
     """
     start = 0
     while len(text) - start > characters:
@@ -108,19 +127,19 @@ def stretches(text: str, characters: int = CHARACTERS_PER_STRETCH) -> Iterator[s
     yield text[start:] if start else text
 
 
-def say_splits(
+def log_splits(
     source: str | Path,
     splits: dict[SplitName, str],
     left_out: dict[str, list[str]],
     what: str = "file",
 ) -> None:
-    """Say in one line what of a source is which split, and what is left out.
+    """Log in one line which parts of a source are which split, and what is left out.
 
     Args:
         source: Its name.
         splits: What each split consists of, in words.
         left_out: Names of what is not read, by the reason.
-        what: What they are names of.
+        what: The kind of thing that they name, such as ``file``.
     """
     order: tuple[SplitName, ...] = ("train", "validation", "test")
     parts = [f"{name}: {splits[name]}" for name in order if name in splits]
@@ -132,35 +151,25 @@ def say_splits(
 
 
 def counted(names: list[str], what: str) -> str:
-    """Return a name, or how many there are with the first of them."""
+    """Return the only name, or the number of names and the first of them."""
     if len(names) == 1:
         return names[0]
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"{len(names):,} {what}s ({shown})"
 
 
-TITLE = re.compile(r" = [^=].*[^=] = ")
-
-ARTICLE_RULE_VERSION = 1
-
-# A text in WikiText's manner shows a title early; a corpus of other text is not read twice.
-ROWS_SEARCHED_FOR_TITLE = 1000
-
-CHARACTERS_SEARCHED_FOR_TITLE = 1 << 24  # rows may be books; those that are searched are held
-
-
 def is_title(text: str) -> bool:
-    r"""Tell whether a row is an article's title, such as ``" = Valkyria = \n"``."""
+    r"""Return whether a row is an article's title, such as ``" = Valkyria = \n"``."""
     return TITLE.fullmatch(text.removesuffix("\n")) is not None
 
 
 def has_titles(rows: Iterable[Row]) -> bool:
-    """Tell whether a text is in WikiText's manner: a title stands among its first rows."""
+    """Return whether a text has WikiText's format: a title is among its first rows."""
     return any(is_title(row.text) for row in first_rows(rows))
 
 
 def first_rows(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield the rows among which a title is looked for."""
+    """Yield the rows that are searched for a title."""
     characters = 0
     for row in islice(rows, ROWS_SEARCHED_FOR_TITLE):
         characters += len(row.text)
@@ -172,10 +181,10 @@ def first_rows(rows: Iterable[Row]) -> Iterator[Row]:
 def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
     r"""Mark the rows that begin an article.
 
-    Where a title stands among the first rows, articles run from title to title, rows are lines,
-    and the newline that the Hub's copy of WikiText takes from blank rows (``""`` for ``" \n"``)
-    is given back. Blank rows before the first title belong to the first article. Elsewhere every
-    document of the source (a text file, a row of a table) is one article.
+    If a title is among the first rows, articles run from title to title, rows are lines, and blank
+    rows regain the newline that the Hub's copy of WikiText lacks (``""`` for ``" \n"``). Blank rows
+    before the first title belong to the first article. Otherwise every document of the source (a
+    text file, a row of a table) is one article.
 
     Args:
         rows: Rows as the source has them, ``begins`` marking documents.
@@ -197,7 +206,7 @@ def mark_articles(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def as_articles(rows: Rows) -> Rows:
-    """Return the same rows, those that begin an article marked (see `mark_articles`)."""
+    """Return the rows with the beginnings of articles marked, as by `mark_articles`."""
     identity = f"{rows.identity} articles {ARTICLE_RULE_VERSION}"
     return Rows(lambda: mark_articles(rows), rows.files, identity)
 
@@ -208,27 +217,14 @@ def _as_line(text: str) -> str:
     return (text or " ") + "\n"
 
 
-HELD_OUT_SHARE = 0.05  # of the bytes, for each split that is made
-
-FEWEST_ARTICLES = 20  # below this, articles are too few to choose from
-
-SPLITTING_VERSION = 3
-
-LINE = re.compile(rb"[^\n]*\n|[^\n]+")
-
-AFTER_LINE = re.compile(r"\n()")
-
-AFTER_WORD = re.compile(r"\S()\s")
-
-
 @dataclass(frozen=True)
 class Shares:
-    """What of a text goes to each split, in plain values: read off the text once, then kept.
+    """Which part of a text goes to each split, in plain values that are cached.
 
     Attributes:
         articles: Articles of the text.
-        held_out: Of each held-out split the articles, counted from 0; null where the text is cut
-            by position.
+        held_out: Articles of each held-out split, counted from 0; null if the text is cut by
+            position.
         bytes: UTF-8 bytes of the text.
         longest_line: Bytes.
     """
@@ -241,13 +237,12 @@ class Shares:
 
 @dataclass(frozen=True)
 class Splitting:
-    """How a source's only rows were shared out.
+    """A source's training rows, divided into splits.
 
     Attributes:
         rows: The marked rows of every split.
-        articles: How many articles of the source went to each split; null where the text was cut
-            by position instead.
-        deal: Yields all rows in the source's order, each with the split that it belongs to.
+        articles: Number of articles in each split; null if the text was cut by position.
+        deal: Yields all rows in the source's order, each with its split.
     """
 
     rows: dict[SplitName, Rows]
@@ -263,8 +258,8 @@ class Splitting:
         return f"about {share}, {counts} of {sum(self.articles.values())} articles"
 
 
-def share_out(rows: Iterable[Row], missing: list[SplitName]) -> Shares:
-    """Read a text, and choose what of it makes the missing splits, each 5 % of the bytes.
+def choose_held_out(rows: Iterable[Row], missing: list[SplitName]) -> Shares:
+    """Read a text, and choose the part of it for each missing split: 5 % of the bytes.
 
     Articles are ordered by the SHA-256 of their text, so neither their order nor a copy under
     another name changes the choice; the first ones go to the held-out splits. With fewer than 20
@@ -272,7 +267,7 @@ def share_out(rows: Iterable[Row], missing: list[SplitName]) -> Shares:
 
     Args:
         rows: The training rows, marked where an article begins.
-        missing: The splits to make, in the order in which they are taken.
+        missing: The splits to make, in the order in which they are filled.
     """
     sizes, hashes = array("Q"), array("Q")  # 16 bytes an article, of which there may be millions
     running = hashlib.sha256()
@@ -294,20 +289,20 @@ def share_out(rows: Iterable[Row], missing: list[SplitName]) -> Shares:
 
 
 def split_rows(rows: Rows, missing: list[SplitName], shares: Shares | None = None) -> Splitting:
-    """Take the missing splits out of the training rows.
+    """Hold the missing splits out of the training rows.
 
-    They are whole articles, or where these are few the text's end, cut where a line ends, or
-    between words if a line is longer than a split, or between characters if a word is.
+    They are whole articles or, if these are few, the end of the text, cut at a line end, between
+    words if a line is longer than a split, or between characters if a word is.
 
     Args:
         rows: The training rows, marked where an article begins.
-        missing: The splits to make, in the order in which they are taken.
-        shares: What `share_out` found of the same rows; null reads them for it.
+        missing: The splits to make, in the order in which they are filled.
+        shares: The result of `choose_held_out` for the same rows; null computes it.
 
     Returns:
         The rows of the training split and of the missing ones.
     """
-    found = shares or share_out(rows, missing)
+    found = shares or choose_held_out(rows, missing)
     names: list[SplitName] = ["train", *missing]
     articles: dict[SplitName, int] | None = None
     deal = partial(_by_position, rows, found, names)
@@ -327,22 +322,22 @@ def split_rows(rows: Rows, missing: list[SplitName], shares: Shares | None = Non
 def _choose(
     sizes: "array[int]", hashes: "array[int]", missing: list[SplitName]
 ) -> dict[str, list[int]]:
-    """Return the articles of each held-out split."""
+    """Return the articles of each held-out split, counted from 0."""
     chosen: dict[str, list[int]] = {name: [] for name in missing}
     share = HELD_OUT_SHARE * sum(sizes)
     filled: dict[SplitName, int] = dict.fromkeys(missing, 0)
     for article in sorted(range(len(sizes)), key=hashes.__getitem__):
         for name in missing:
-            # One long article must not become the whole split: it would say little of the rest.
+            # one long article must not be the whole split: it would not represent the text
             if filled[name] < share and filled[name] + sizes[article] <= 1.5 * share:
                 chosen[name].append(article)
                 filled[name] += sizes[article]
                 break
     if any(size == 0 for size in filled.values()):  # every article is longer than a share
         shortest = sorted(range(len(sizes)), key=sizes.__getitem__)
-        taken = {article: name for name in missing for article in chosen[name]}
-        taken |= dict(zip(shortest, missing, strict=False))
-        chosen = {name: [at for at, of in taken.items() if of == name] for name in missing}
+        owners = {article: name for name in missing for article in chosen[name]}
+        owners |= dict(zip(shortest, missing, strict=False))
+        chosen = {name: [at for at, of in owners.items() if of == name] for name in missing}
     return chosen
 
 
@@ -358,8 +353,8 @@ def _by_position(
 ) -> Iterator[tuple[SplitName, Row]]:
     """Yield the lines or words of each split: the training text, then the held-out ends."""
     share = int(HELD_OUT_SHARE * shares.bytes)
-    # in a stretch as long as the longest line, a line begins; of words not all of a share is
-    # searched, so that each split gets some of it
+    # any span as long as the longest line has a line's beginning; for a word's, only a part of a
+    # share is searched, so that each split gets some text
     by_line = shares.longest_line <= share
     part_ends, reach = (AFTER_LINE, shares.bytes) if by_line else (AFTER_WORD, 3 * share // 4)
     edges = [shares.bytes - share * left for left in range(len(names) - 1, 0, -1)]
@@ -378,15 +373,15 @@ def _by_position(
 
 
 def _cut(text: str, size: int, edge: int, part_ends: re.Pattern[str], reach: int) -> int:
-    """Return the place of the first line or word that begins at a byte or after it.
+    """Return the index of the first line or word that begins at a byte or after it.
 
-    Within a word that is longer than the reach, it is the place of the byte itself.
+    Within a word that is longer than the reach, it is the index of the byte itself.
 
     Args:
         text: The text.
         size: Its length in bytes.
         edge: The byte.
-        part_ends: What ends a line or word; its group stands where the next one begins.
+        part_ends: Matches the end of a line or word; its group is where the next one begins.
         reach: How many bytes after the edge are searched.
     """
     if edge <= 0:
@@ -401,13 +396,3 @@ def _cut(text: str, size: int, edge: int, part_ends: re.Pattern[str], reach: int
     if found:
         return found.start(1)
     return place if end < len(text) else len(text)
-
-
-ROWS: dict[SplitName, int] = {"train": 36718, "validation": 3760, "test": 4358}
-
-# Of wiki.{train,valid,test}.raw; a row of the Hub's copy is a line there, its blank ones " \n".
-RAW_SHA256: dict[SplitName, str] = {
-    "train": "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57",
-    "validation": "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7",
-    "test": "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
-}

@@ -40,7 +40,7 @@ class Blocks(Protocol):
 
 
 class PackedBlocks:
-    """Block i holds inputs ``d[iT : iT+T]`` and targets ``d[iT+1 : iT+T+1]`` of the run ``d``.
+    """Block i holds inputs ``d[iT : iT+T]`` and targets ``d[iT+1 : iT+T+1]`` of the ids ``d``.
 
     Every token but the leading end-of-text is predicted exactly once. The last block is filled
     up with end-of-text and masked there. Attention crosses articles, as in GPT-2's own training.
@@ -124,10 +124,10 @@ class TrainBatches:
 
     An epoch's blocks are shuffled, filled up with masked ones to whole global batches, and each
     global batch is dealt out over micro-batches and ranks; so ranks take equal steps, and the
-    same global batches come whether one process takes them or several.
+    global batches are the same for any number of processes.
 
-    It is a loader with ``state_dict`` and ``load_state_dict``, from which Lightning saves and
-    restores the position in the epoch.
+    Lightning saves and restores the position in the epoch by ``state_dict`` and
+    ``load_state_dict``.
 
     Args:
         blocks: The training split.
@@ -136,9 +136,9 @@ class TrainBatches:
         rank: This process.
         world_size: Number of processes.
         accumulate: Micro-batches in an optimizer step.
-        limit: Trainer's ``limit_train_batches``: micro-batches that are taken of an epoch, or
-            their share if it is a float. The last step's targets are counted up to there.
-        repeat: Take the first epoch's order in every epoch, for Trainer's ``overfit_batches``.
+        limit: Trainer's ``limit_train_batches``: micro-batches of an epoch that are used, or
+            their share if it is a float. The last step counts only the targets up to there.
+        repeat: Use the first epoch's order in every epoch, for Trainer's ``overfit_batches``.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class TrainBatches:
         self.shape = (accumulate, world_size, batch_size)
         self.steps = -(-len(blocks) // int(np.prod(self.shape)))
         whole = self.steps * accumulate
-        self.taken = min(limit, whole) if isinstance(limit, int) else int(whole * limit)
+        self.num_batches = min(limit, whole) if isinstance(limit, int) else int(whole * limit)
         self.epoch = 0
         self.position = 0
         self.tokens_seen = 0
@@ -172,12 +172,12 @@ class TrainBatches:
         return self.steps * self.shape[0]
 
     @property
-    def steps_taken(self) -> int:
+    def num_steps(self) -> int:
         """Optimizer steps in an epoch, where ``limit`` may end it early."""
-        return -(-self.taken // self.shape[0])
+        return -(-self.num_batches // self.shape[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another epoch; within the restored epoch the position stays."""
+        """Begin another epoch; a restored epoch keeps its position."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
@@ -186,15 +186,15 @@ class TrainBatches:
         counts = np.append(self.blocks.target_counts, 0)[order]  # index -1: no targets
         while self.position < len(self):
             step, micro = divmod(self.position, self.shape[0])
-            taken = min(self.shape[0], max(self.taken - step * self.shape[0], 1))
+            in_step = min(self.shape[0], max(self.num_batches - step * self.shape[0], 1))
             position = self.epoch * len(self) + self.position
             self.position += 1
             self.tokens_seen += int(counts[step, micro].sum())
             batch = self.blocks.batch(order[step, micro, self.rank])
             yield {
                 **batch,
-                "step_targets": int(counts[step, :taken].sum()),
-                "ends_step": micro + 1 == taken,
+                "step_targets": int(counts[step, :in_step].sum()),
+                "ends_step": micro + 1 == in_step,
                 "tokens_seen": self.tokens_seen,
                 "position": position,
             }
@@ -210,7 +210,7 @@ class TrainBatches:
         return order.reshape(self.steps, *self.shape)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place of the next micro-batch."""
+        """Return the position of the next micro-batch."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -218,7 +218,7 @@ class TrainBatches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
+        """Continue from a saved position."""
         self.epoch, self.position = state["epoch"], state["position"]
         self.tokens_seen = state["tokens_seen"]
 

@@ -7,18 +7,30 @@ from typing import Literal
 
 CleaningName = Literal["none", "detokenize", "tutorial"]
 
+NOT_WORDS = re.compile(r"[^\w\s\u4e00-\u9fff]+")
+
+# WikiText's marks where it has split numbers and compounds
+MARKS = re.compile(r"(?:^| )@([-,.])@(?: |$)", re.MULTILINE)
+HEADING = re.compile(r"(=(?: =)*) (.+) \1")
+BEFORE = re.compile(r" +(?=(?:[,.;:!?)\]}%]|\.\.\.)(?:[ ,.;:!?)\]}\"']|$))")
+AFTER = re.compile(r"(?<=[(\[{$£€]) +")
+
+# it 's, they 're, do n't, players ' ; English contractions as the Penn treebank splits them
+CONTRACTION = re.compile(r" (?=(?:'(?:s|S|re|ve|ll|d|m)|n't)(?:[ ,.;:!?)\]}\"]|$))")
+QUOTED = re.compile(r'(?<![^ (\[{–—])" ([^"]*[^" ]) "(?![^ ,.;:!?)\]}–—\'])')
+SINGLE_QUOTED = re.compile(r"(?<![^ (\[{\"])' ([^']*[^' ]) '(?![^ ,.;:!?)\]}\"])")
+
 
 @dataclass(frozen=True)
 class Cleaner:
-    """What is done to each row.
+    """A function that cleans each row.
 
     Attributes:
-        name: As the flag has it.
+        name: Value of ``--data.cleaning``.
         version: Raised when the output changes, so that stored tokens are not used again.
         clean: The cleaning, a pure function of one row.
-        lossless: Whether nothing of the text is lost, so that bits per byte of the original text
-            say something.
-        drops_empty: Whether rows that are empty afterwards are left out.
+        lossless: Whether no text is lost, so that bits per byte of the original text are defined.
+        drops_empty: Whether rows that are empty afterwards are dropped.
     """
 
     name: CleaningName
@@ -33,33 +45,13 @@ def get_cleaner(name: CleaningName) -> Cleaner:
     return CLEANERS[name]
 
 
-NOT_WORDS = re.compile(r"[^\w\s\u4e00-\u9fff]+")
-
-
 def tutorial(row: str) -> str:
-    """Put a space for all that is neither word, white space nor Chinese, as the tutorial does."""
+    """Replace all but words, white space and Chinese by spaces, as the tutorial does."""
     return NOT_WORDS.sub(" ", row).strip()
 
 
-# WikiText marks what it split inside numbers and compounds.
-MARKS = re.compile(r"(?:^| )@([-,.])@(?: |$)", re.MULTILINE)
-
-HEADING = re.compile(r"(=(?: =)*) (.+) \1")
-
-BEFORE = re.compile(r" +(?=(?:[,.;:!?)\]}%]|\.\.\.)(?:[ ,.;:!?)\]}\"']|$))")
-
-AFTER = re.compile(r"(?<=[(\[{$£€]) +")
-
-# it 's, they 're, do n't, players ' ; English contractions as the Penn treebank splits them
-CONTRACTION = re.compile(r" (?=(?:'(?:s|S|re|ve|ll|d|m)|n't)(?:[ ,.;:!?)\]}\"]|$))")
-
-QUOTED = re.compile(r'(?<![^ (\[{–—])" ([^"]*[^" ]) "(?![^ ,.;:!?)\]}–—\'])')
-
-SINGLE_QUOTED = re.compile(r"(?<![^ (\[{\"])' ([^']*[^' ]) '(?![^ ,.;:!?)\]}\"])")
-
-
 def detokenize(row: str) -> str:
-    """Undo WikiText's tokenisation, losing nothing but its marks and the spaces it put in.
+    """Undo WikiText's tokenisation; only its marks and the spaces that it inserted are lost.
 
     Quotation marks are paired row by row; one without a partner stays as it is.
     """

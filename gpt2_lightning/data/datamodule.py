@@ -18,7 +18,7 @@ from gpt2_lightning.data.articles import (
     Shares,
     SplitName,
     as_articles,
-    share_out,
+    choose_held_out,
     split_rows,
 )
 from gpt2_lightning.data.batches import (
@@ -69,27 +69,25 @@ class WikiTextDataModule(LightningDataModule):
         subset: Folder below the source, or configuration on the Hub (``wikitext-2-raw-v1``).
         revision: Branch, tag or commit on the Hub.
         text_column: Column that holds the text, in parquet, jsonl and csv files.
-        documents: What of a text file is a document, after which an end-of-text stands: the whole
+        documents: Which part of a text file is a document, followed by an end-of-text: the whole
             ``file``, or each ``line`` (tweets, jokes).
-        validation_source: File, folder or pattern of the validation split, looked up as a path
-            and then inside ``source``, of whose training text it is no longer a part. Null goes by
-            the names of the source's files; ``none`` holds out a part of the training text
-            whatever they say.
+        validation_source: File, folder or pattern of the validation split, looked up as a path and
+            then inside ``source``, and left out of the training text. Null goes by the names of
+            the source's files; ``none`` holds out a part of the training text whatever the names.
         test_source: The same of the test split.
         cleaning: ``none``; ``detokenize`` undoes WikiText's spaces and ``@-@`` marks;
             ``tutorial`` drops all punctuation, as the tutorial does.
-        tokenizer: Name or folder. Null takes the model's own; from scratch, a byte-level BPE is
+        tokenizer: Name or folder. Null uses the model's own; from scratch, a byte-level BPE is
             trained on the training split.
-        tokenizer_revision: Branch, tag or commit on the Hub; null takes the model's own with it.
-        vocab_size: Tokens of the BPE to train, 8192 unless said; ignored where a tokenizer is
-            loaded.
+        tokenizer_revision: Branch, tag or commit on the Hub; null uses the model's.
+        vocab_size: Tokens of the BPE to train, by default 8192; ignored if a tokenizer is loaded.
         blocks: ``pack`` fills every block with text; ``pad`` puts one row in each, as the
             tutorial does.
         block_size: Tokens in a block.
         batch_size: Blocks in a micro-batch of one process.
         prompts: File of prompts for ``predict``: text, one a line, or jsonl.
-        cache_dir: Where tokens are kept; ``~/.cache/gpt2_lightning`` unless said.
-        seed: Decides the order of the blocks; the command line sets it to ``seed_everything``.
+        cache_dir: Folder of the token stores, by default ``~/.cache/gpt2_lightning``.
+        seed: Determines the order of the blocks; the command line sets it to ``seed_everything``.
     """
 
     def __init__(
@@ -117,7 +115,7 @@ class WikiTextDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         for name, value in (("block_size", block_size), ("batch_size", batch_size)):
             if value < 1:
-                raise UsageError(f"--data.{name} {value}: it has to be 1 or more.")
+                raise UsageError(f"--data.{name} {value}: must be >= 1.")
         self.source = source
         self.subset = subset
         self.revision = revision
@@ -145,17 +143,17 @@ class WikiTextDataModule(LightningDataModule):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer; known once `setup` was called."""
+        """The tokenizer, after `setup`."""
         assert self._tokenizer is not None, "setup() has not been called"
         return self._tokenizer
 
     @property
     def decode(self) -> Decode:
-        """Ids -> text; known once `setup` was called."""
+        """Ids -> text, after `setup`."""
         return decoder(self.tokenizer)
 
     def assembler(self, prompt: Sequence[int], stop: Sequence[str]) -> TextAssembler:
-        """Return what puts the text after a prompt together; known once `setup` was called."""
+        """Return an assembler of the text after a prompt; call `setup` first."""
         return TextAssembler(self.tokenizer, stop, after=prompt)
 
     @property
@@ -170,18 +168,18 @@ class WikiTextDataModule(LightningDataModule):
         """Read the source, train the tokenizer if there is none, and write the token stores.
 
         Raises:
-            UsageError: If the source cannot be read or nothing is left of a split.
+            UsageError: If the source cannot be read, or a split is empty.
         """
         stage = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
         try:
             self.prepare(SPLITS_OF_STAGE[stage])
-        except UsageError as mistake:
+        except UsageError as error:
             if self.trainer is None or self.trainer.world_size == 1:
                 raise
-            self._prepared = mistake  # raised in `setup`, by all ranks: none waits for another
+            self._prepared = error  # raised in `setup` by all ranks, so that none waits
 
     def prepare(self, wanted: list[SplitName]) -> None:
-        """Write the tokenizer and the token stores of some splits, where they are not yet there."""
+        """Write the tokenizer and the token stores of some splits, unless they are cached."""
         if self.prompts and not wanted:
             read_prompts(self.prompts)
         splits = self.splits(wanted) if wanted or self.tokenizer_name is None else {}
@@ -193,28 +191,28 @@ class WikiTextDataModule(LightningDataModule):
         self._prepared = (tokenizer_name, names)
 
     def splits(self, wanted: list[SplitName]) -> dict[SplitName, Rows]:
-        """Return the rows of the source's splits, articles marked; those that lack are taken.
+        """Return the source's splits, articles marked; missing ones are held out of training text.
 
         Args:
-            wanted: The splits that are asked for.
+            wanted: The splits that are needed.
 
         Raises:
-            UsageError: If there is no such source, or one of the splits cannot be had.
+            UsageError: If the source does not exist, or has no such split.
         """
         splits = self._splits = self._splits or self._find_splits()
         for split in wanted:
             if split not in splits:
                 raise UsageError(
                     f"--data.source {self.source}: it has no {split} split, and no training split "
-                    f"to take one from; it has: {', '.join(splits)}."
+                    f"to hold one out of. It has: {', '.join(splits)}."
                 )
         return splits
 
     def open(self) -> dict[SplitName, Rows]:
-        """Open the source as it is: no split is taken out of another.
+        """Open the source with its own splits only.
 
         Raises:
-            UsageError: If there is no such source, or nothing in it that can be read.
+            UsageError: If the source does not exist, or nothing in it can be read.
         """
         self._opened = self._opened or open_source(
             self.source,
@@ -228,10 +226,10 @@ class WikiTextDataModule(LightningDataModule):
         return self._opened
 
     def share_source(self, other: "WikiTextDataModule") -> None:
-        """Take the splits that another has found in the same source, so that it is opened once.
+        """Use the splits that another datamodule has found, so that the source is opened once.
 
         Args:
-            other: Of the same source and splits; its cleaning and tokenizer may differ.
+            other: One of the same source and splits; its cleaning and tokenizer may differ.
         """
         self._opened, self._splits, self._deal = other._opened, other._splits, other._deal
         self.held_out_from_train = other.held_out_from_train
@@ -241,23 +239,23 @@ class WikiTextDataModule(LightningDataModule):
         splits = {name: as_articles(rows) for name, rows in found.items()}
         held_out: list[SplitName] = ["validation", "test"]
         missing = [name for name in held_out if name not in splits]
-        # Whatever is asked for, both are taken, so that test text never was training text.
+        # both are held out whatever is needed now, so that test text never was training text
         if missing and "train" in splits:
             splitting = split_rows(splits["train"], missing, self._shares(splits["train"], missing))
             lacking = " and no ".join(missing)
-            log.info("%s has no %s split: taking %s.", self.source, lacking, splitting)
+            log.info("%s has no %s split: holding out %s.", self.source, lacking, splitting)
             splits |= splitting.rows
             self.held_out_from_train, self._deal = missing, splitting.deal
         return splits
 
     def _shares(self, rows: Rows, missing: list[SplitName]) -> Shares:
-        """Return what of the training text goes to the missing splits, from the cache if known."""
+        """Return which part of the training text goes to the missing splits, if possible cached."""
         name = store_name({"rows": rows.digest(), "missing": missing, "splits": SPLITTING_VERSION})
         file = self.cache_dir / "splits" / f"{name}.json"
         try:
             return Shares(**read_json(file))
-        except (OSError, ValueError, TypeError):  # not there, or damaged: found again
-            shares = share_out(rows, missing)
+        except (OSError, ValueError, TypeError):  # not cached, or damaged
+            shares = choose_held_out(rows, missing)
         write_text(file, json.dumps(asdict(shares)) + "\n")
         return shares
 
@@ -320,8 +318,8 @@ class WikiTextDataModule(LightningDataModule):
                 raise UsageError(
                     f"--data.source {self.source}: "
                     + (
-                        f"the text is too short to hold out a {split} split. Give more of it, or "
-                        "a source that has its own."
+                        f"the text is too short to hold out a {split} split. Give more text, or "
+                        "a source with such a split."
                         if split in self.held_out_from_train
                         else f"its {split} split is empty."
                     )
@@ -329,14 +327,14 @@ class WikiTextDataModule(LightningDataModule):
             raise UsageError(
                 f"--data.source {self.source}: nothing is left of the {split} split "
                 f"({manifest.rows} rows) after --data.cleaning {self.cleaner.name}. "
-                "Try --data.cleaning none, or look at the source."
+                "Try --data.cleaning none, or check the source."
             )
         return name
 
     # --- in every process ---------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Load the tokenizer and map the token stores; every rank maps the same files."""
+        """Load the tokenizer and memory-map the token stores; all ranks map the same files."""
         prepared = self._prepared
         if self.trainer is not None:
             prepared = self.trainer.strategy.broadcast(prepared)
@@ -401,8 +399,8 @@ class WikiTextDataModule(LightningDataModule):
         """Return the bytes of a split's original text, if its every byte is predicted.
 
         Returns:
-            The number of UTF-8 bytes and an empty string, or None and the reason why bits per
-            byte would say nothing.
+            The number of UTF-8 bytes and an empty string; or None and the reason why bits per
+            byte are not defined.
         """
         if self.blocks == "pad":
             return None, "--data.blocks pad cuts off what is longer than a block"
@@ -417,5 +415,5 @@ class WikiTextDataModule(LightningDataModule):
     # --- in the checkpoint --------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the tokenizer's files to the checkpoint, which so needs no folder beside it."""
+        """Put the tokenizer's files into the checkpoint, so that it needs no folder beside it."""
         return {"tokenizer_files": tokenizer_files(self.tokenizer)}

@@ -20,7 +20,7 @@ from gpt2_lightning.data.articles import (
     SourceFile,
     SplitName,
     counted,
-    say_splits,
+    log_splits,
 )
 from gpt2_lightning.data.readers import (
     ABOUT,
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<index>\d+)-of-(?P<total>\d+)\.parquet", re.IGNORECASE)
 
-PART = re.compile(r"\d*|(part|shard|split|set|v)\d*|of|[0-9a-f]{16,}")  # says nothing of the text
+PART = re.compile(r"\d*|(part|shard|split|set|v)\d*|of|[0-9a-f]{16,}")  # of a name, without meaning
 
 ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
 
@@ -73,22 +73,22 @@ def open_path(
     """Find the splits of a file, or of a folder in any layout that is known.
 
     Folders called train, valid (validation, val, dev) and test are the splits. Elsewhere the file
-    names tell, in lower case and cut at ``. _ -`` and blanks: a name says its split by its first
-    or last word, parts and shards (``part1``, ``00000-of-00002``) not counted. They are believed
-    where all names say one and what is left of a held-out name is nothing, or is left of a
-    training name as well (``poems_train.txt``, ``poems_test.txt``). Where no name says validation
-    or test, all is training text. Whatever lies between is refused, with the flags that decide.
+    names decide, in lower case and cut at ``. _ -`` and blanks: the first or last word names the
+    split, parts and shards (``part1``, ``00000-of-00002``) ignored. This holds if all names have
+    a split, and the rest of a held-out name is empty or is also the rest of a training name
+    (``poems_train.txt``, ``poems_test.txt``). If no name says validation or test, all is training
+    text. Anything else is refused, with the flags that decide.
 
     Args:
         path: The file or folder.
-        subset: A folder inside ``path``; said to be unused where ``path`` itself holds data.
+        subset: A folder inside ``path``; not used, with a note, if ``path`` itself holds data.
         text_column: The column that holds the text, in parquet, jsonl, json, csv and tsv files.
         documents: Whether a text file, or each of its lines, is a document.
-        held_out: Paths of splits that are given by hand, whose names say nothing then; ``none``
-            where a split is to be held out of the training text.
+        held_out: Paths of splits that flags give, whatever their names; ``none`` for a split to
+            be held out of the training text.
 
     Raises:
-        UsageError: If there is nothing that can be read, or the names can be read in two ways.
+        UsageError: If nothing can be read, or the names are ambiguous.
     """
     held_out = held_out or {}
     if subset is not None:
@@ -119,7 +119,7 @@ def open_path(
     files = [file for file in found.files if _key(file) not in own]
     if not found.files:
         raise UsageError(
-            f"--data.source {path}: no data files in this folder. It holds: {_listing(path)}. "
+            f"--data.source {path}: there are no data files in it. It holds: {_listing(path)}. "
             "Files that can be read: *.txt, *.md, *.jsonl, *.json, *.csv, *.tsv, also compressed "
             "(.gz, .bz2, .xz, .zst, .zip), *.parquet, wiki.train.raw or wiki.train.tokens, "
             "or a folder written by datasets' save_to_disk."
@@ -139,8 +139,8 @@ def open_path(
     splits = {"train": files} if whole else _by_split(path, files, found, held_out)
     for of_split in splits.values():
         _check_shards(of_split)
-    said = {name: counted([file.name for file in of], "file") for name, of in splits.items()}
-    say_splits(path, said, found.left_out)
+    described = {name: counted([file.name for file in of], "file") for name, of in splits.items()}
+    log_splits(path, described, found.left_out)
     return {
         name: rows_of_files(splits[name], text_column, documents)
         for name in ORDER
@@ -154,13 +154,13 @@ def open_held_out(
     """Open all files of a path or pattern as the rows of one split.
 
     Args:
-        flag: Which named it, for messages.
+        flag: The flag that named it, for messages.
         name: A file, a folder, or a pattern such as ``data/*_test.txt``.
         text_column: The column that holds the text, in tables.
         documents: Whether a text file, or each of its lines, is a document.
 
     Raises:
-        UsageError: If there is none of that name, or nothing in it that can be read.
+        UsageError: If it does not exist, or nothing in it can be read.
     """
     files = _named(flag, name)
     if not files:
@@ -172,11 +172,7 @@ def open_held_out(
 def rows_of_files(
     files: Iterable[DataFile], text_column: str, documents: DocumentsName = "file"
 ) -> Rows:
-    """Return the rows of files, one after the other.
-
-    Raises:
-        UsageError: If a table has no such column.
-    """
+    """Return the rows of all files, in order; raise UsageError if a table lacks the column."""
     files = tuple(files)
     for file in files:
         check_column(file, text_column)
@@ -190,21 +186,21 @@ def rows_of_files(
 
 
 def flag_of(split: SplitName) -> str:
-    """Return the flag that gives a held-out split by hand."""
+    """Return the flag that names a held-out split's file."""
     return f"--data.{split}_source"
 
 
 def locate_held_out(flag: str, name: str, source: str, subset: str | None = None) -> str:
-    """Return where a held-out split lies: as the path is given, or inside the source's folder.
+    """Return the path of a held-out split: as it is given, or inside the source's folder.
 
     Args:
-        flag: Which named it, for messages.
+        flag: The flag that named it, for messages.
         name: A file, a folder, or a pattern; ``none`` stays as it is.
         source: The training text.
-        subset: A folder inside it, where the split is looked for first.
+        subset: A folder inside it, which is searched first.
 
     Raises:
-        UsageError: If there is nothing of that name.
+        UsageError: If nothing has that name.
     """
     given = Path(name).expanduser()
     if name == "none" or given.exists() or glob.glob(str(given), recursive=True):
@@ -221,7 +217,7 @@ def locate_held_out(flag: str, name: str, source: str, subset: str | None = None
 
 
 def _meant(name: str, source: Path) -> Path | None:
-    """Return the file of the source, or beside it, that is called most alike."""
+    """Return the file of the source, or beside it, with the most similar name."""
     if not source.exists():  # on the Hub, or built in
         return None
     places = source.rglob("*") if source.is_dir() else source.parent.glob("*")
@@ -233,13 +229,13 @@ def _meant(name: str, source: Path) -> Path | None:
 def _no_text(flag: str, name: str, nor: str = "", meant: Path | None = None) -> UsageError:
     hint = f"Did you mean {flag} {shlex.quote(str(meant))}? " if meant else ""
     return UsageError(
-        f"{flag} {name}: there is no file of text there{nor}. {hint}Give a file, a folder or a "
-        "pattern, or none for text held out of the training text."
+        f"{flag} {name}: no text file was found there{nor}. {hint}Give a file, a folder or a "
+        "pattern, or none to hold out a part of the training text."
     )
 
 
 def _named(flag: str, name: str) -> list[DataFile]:
-    """Return the files of a path, or, where there is none, of a pattern."""
+    """Return the files of a path or, if it does not exist, of a pattern."""
     path = Path(name).expanduser()
     paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
     return [file for one in paths for file in _find(one, flag).files]
@@ -250,10 +246,10 @@ def _key(file: DataFile) -> tuple[Path, str | None]:
 
 
 def _find(path: Path, flag: str) -> Found:
-    """Find the files of a folder at any depth, or of a file, in an order that machines share.
+    """Find the files below a path, in the same order on every machine.
 
-    Hidden files are passed over. Links are followed, a folder once. What runs, models and caches
-    hold is left out: its samples and lists would be taken for a corpus.
+    Hidden files are skipped. Links are followed, to each folder once. Folders of runs, models and
+    token caches are left out: their samples and lists are no corpus.
     """
     found = Found()
     if path.is_file():
@@ -284,7 +280,7 @@ def _find(path: Path, flag: str) -> Found:
                 _add(file, name_inside, found, flag, named=False)
     found.files.sort(key=lambda file: file.name)
     about = {file.name for file in found.files if ABOUT.fullmatch(PurePosixPath(file.name).name)}
-    if len(about) < len(found.files):  # a README is text only where there is no other
+    if len(about) < len(found.files):  # a README is text only if there is no other
         for name in sorted(about):
             found.leave_out(name, "about the text")
         found.files = [file for file in found.files if file.name not in about]
@@ -292,7 +288,7 @@ def _find(path: Path, flag: str) -> Found:
 
 
 def _made_here(folder: Path) -> str:
-    """Say as what a folder was written whose files are no corpus; nothing of any other folder."""
+    """Return the kind of a folder whose files are no corpus; empty for any other folder."""
 
     def holds(*names: str) -> bool:
         return all((folder / name).exists() for name in names)
@@ -382,7 +378,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _holds_data(folder: Path) -> bool:
-    """Tell whether a folder has data of its own, not counting subsets inside."""
+    """Return whether a folder has data of its own, not counting subsets inside."""
     if not folder.is_dir():
         return folder.is_file()
     return _is_saved(folder) or any(
@@ -409,7 +405,7 @@ def _has_splits(folder: Path) -> bool:
 
 
 def _split_of(name: str) -> tuple[SplitName | None, str]:
-    """Return the split that a file name says, None where it says none, and what is left of it."""
+    """Return the split in a file's name, None if there is none, and the rest of the name."""
     stem = PurePosixPath(name).name.lower()
     stem = stem.removesuffix(".zip")
     stem = stem.removesuffix(suffixes_of(stem))
@@ -424,10 +420,10 @@ def _split_of(name: str) -> tuple[SplitName | None, str]:
 def _by_split(
     path: Path, files: list[DataFile], found: Found, held_out: dict[SplitName, str]
 ) -> dict[SplitName, list[DataFile]]:
-    """Sort files by split: by folders called so, or else by their names.
+    """Sort files by split: by the names of their folders, or else by their own.
 
     Raises:
-        UsageError: If the names can be read in two ways.
+        UsageError: If the names are ambiguous.
     """
     splits: dict[SplitName, list[DataFile]] = {}
     tops = [SPLIT_NAMES.get(_top(file)) for file in files]
@@ -458,7 +454,7 @@ def _by_split(
 def _ambiguous(
     path: Path, files: list[DataFile], said: list[tuple[SplitName | None, str]]
 ) -> UsageError:
-    """Ask whether files that are called like a held-out split are one, and name both answers."""
+    """Return the error for files that may be a held-out split or training text, with both flags."""
     apart: dict[SplitName, list[DataFile]] = {}
     trained_on = {rest for split, rest in said if split == "train"}
     others = []
@@ -495,7 +491,7 @@ def _top(file: DataFile) -> str:
 
 
 def _agree(said: list[tuple[SplitName | None, str]]) -> bool:
-    """Tell whether all names say a split, and the held-out ones are of the training text's kind."""
+    """Return whether all names have a split, and held-out ones have a training text's name."""
     train = {rest for split, rest in said if split == "train"}
     others = {rest for split, rest in said if split not in (None, "train")}
     alike = others <= train | {""} if train else len(others) == 1
@@ -503,11 +499,7 @@ def _agree(said: list[tuple[SplitName | None, str]]) -> bool:
 
 
 def _check_shards(files: list[DataFile]) -> None:
-    """Refuse parquet shards of which one is missing.
-
-    Raises:
-        UsageError: If one is.
-    """
+    """Raise UsageError if a parquet shard is missing."""
     by_name: dict[tuple[Path, str], list[re.Match[str]]] = {}
     for file in files:
         if shard := SHARD.fullmatch(file.path.name):
@@ -520,9 +512,8 @@ def _check_shards(files: list[DataFile]) -> None:
                 f"{split}-{index:05}-of-{total:05}.parquet" for index in sorted(missing)
             )
             raise UsageError(
-                f"--data.source {folder}: {len(shards)} parquet files of the {split} split, "
-                f"which has {total}. "
-                + (f"Missing: {names}." if missing else "Their totals differ.")
+                f"--data.source {folder}: there are {len(shards)} of {total} parquet files of the "
+                f"{split} split. " + (f"Missing: {names}." if missing else "Their totals differ.")
             )
 
 

@@ -16,7 +16,7 @@ def read_prompts(file: str, *, flag: str = "--data.prompts") -> list[str]:
 
     Args:
         file: The file.
-        flag: Which named it, for messages.
+        flag: The flag that named it, for messages.
 
     Raises:
         UsageError: If the file is missing, holds no prompt, or a line of it cannot be read.
@@ -50,8 +50,8 @@ def read_lines(data: bytes, name: str) -> dict[int, str]:
     """Return the lines of a text that are not blank, by their numbers from 1.
 
     Args:
-        data: The text, as it is on the disk or comes through a pipe.
-        name: What it is, for messages.
+        data: The content of a file or of standard input.
+        name: Its name in messages.
 
     Raises:
         UsageError: If it is not UTF-8.
@@ -71,8 +71,8 @@ class PromptBatches:
 
     Args:
         prompts: The prompts.
-        tokenizer: What turns them into ids.
-        batch_size: Prompts in a batch.
+        tokenizer: Turns them into ids.
+        batch_size: Prompts in a batch of one rank.
         rank: This process.
         world_size: Number of processes.
     """
@@ -92,11 +92,11 @@ class PromptBatches:
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        """Return the batches of a rank; ranks have equally many, the last of which may be empty."""
+        """Return the batches of a rank: equally many in all ranks, the last ones may be empty."""
         return self.batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield ``prompts``, their place ``index`` in the file, and ``input_ids``, a list each."""
+        """Yield ``prompts``, their ``index`` in the file from 0, and ``input_ids``, a list each."""
         for batch in range(self.batches):
             start = batch * self.batch_size
             part = self.mine[start : start + self.batch_size]

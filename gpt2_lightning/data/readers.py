@@ -44,12 +44,12 @@ FORMATS: dict[str, Format] = {
 
 COMPRESSIONS = {".gz", ".bz2", ".xz", ".zst"}
 
-# what people take for text; words are inside, but not as plain text
+# documents whose text is not stored as plain text
 OTHER_DOCUMENTS = {".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html", ".htm", ".xlsx"}
 
 ARCHIVES = {".tar", ".tgz", ".7z", ".rar"}
 
-# what stands beside a corpus and is no part of it
+# files beside a corpus that are no part of it
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|changelog|citation|notice|requirements)([._-].*)?|"
     r"dataset_infos?\.json|state\.json|dataset_dict\.json",
@@ -62,30 +62,30 @@ ROWS_PER_READ = 1000
 
 LONGEST_LINE = 1 << 28  # bytes; a line is held whole, and a small archive may hold an endless one
 
-READ_AT_ONCE = 1 << 20  # bytes of a parquet file; its columns, unless told, are read whole
+READ_AT_ONCE = 1 << 20  # bytes of a parquet file; by default pyarrow reads its columns whole
 
-VALUES_AT_ONCE = 1 << 24  # bytes of a parquet column as text; a small file may stand for terabytes
+VALUES_AT_ONCE = 1 << 24  # bytes of a parquet column as text; a small file may hold terabytes
 
-# A text that is both is no text, but one piece over and over; logs are packed 100 to 1, at most.
+# Content beyond both bounds is one piece repeated; logs are compressed 100 to 1, at most.
 LARGEST_BOMB = 1 << 28  # bytes
 
 MOST_EXPANDED = 250  # times the file's size
 
-ROW_COSTS = 16  # bytes, beside its text: rows may be empty, and billions
+ROW_COSTS = 16  # bytes counted for a row beside its text: there may be billions of empty ones
 
 MOST_NULS = 0.1  # share of a line
 
-LONGEST_FIELD = 2**31 - 1  # bytes of a cell, which may be a book: the most that Windows takes
+LONGEST_FIELD = 2**31 - 1  # bytes of a cell, which may hold a book; the limit on Windows
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of text or of a table, or one inside a zip archive.
+    """A text file or a table, on disk or inside a zip archive.
 
     Attributes:
         path: Of the file, or of the archive.
-        name: Below the folder that is read, with slashes; inside an archive, its name there.
-        member: Of the archive; None for a file of its own.
+        name: Relative to the folder that is read, with slashes; the path inside an archive follows.
+        member: Path inside the archive; None for a file on disk.
     """
 
     path: Path
@@ -95,18 +95,18 @@ class DataFile:
     def __str__(self) -> str:
         return f"{self.path}: {self.member}" if self.member else str(self.path)
 
-    @cached_property  # it is asked for at each reading, and there may be 20,000 files
+    @cached_property  # needed at each reading, and there may be 20,000 files
     def suffixes(self) -> str:
         """The suffixes that say how it is read, in lower case: ``.txt``, ``.jsonl.gz``."""
         return suffixes_of(self.member or self.path.name)
 
     @property
     def format(self) -> Format:
-        """What it holds; a file that was named, of no known suffix, is text."""
+        """Its format; a file of unknown suffix, which then was named itself, is text."""
         return FORMATS.get("." + self.suffixes.split(".")[1] if self.suffixes else "", "text")
 
     def identity(self, text_column: str, documents: DocumentsName) -> str:
-        """Return what beside its content decides its rows."""
+        """Return what determines its rows beside its content."""
         if self.format == "text":
             return f"{self.suffixes or self.path.suffix} {text_column}" + (
                 " lines" if documents == "line" else ""
@@ -115,7 +115,7 @@ class DataFile:
 
 
 def suffixes_of(name: str) -> str:
-    """Return a name's suffix, that before a compression's included; empty if it is no data."""
+    """Return a data file's suffixes, such as ``.txt.gz``; empty for other files."""
     path = PurePosixPath(name.lower())
     inner = PurePosixPath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
     if inner not in FORMATS or (inner == ".parquet" and path.suffix != inner):
@@ -124,7 +124,7 @@ def suffixes_of(name: str) -> str:
 
 
 def is_data(name: str) -> bool:
-    """Tell by its name whether a file can be read, and is not about the text beside it."""
+    """Return whether a file can be read, by its name, and is no README or the like."""
     if ABOUT.fullmatch(PurePosixPath(name).name):
         return False
     return bool(suffixes_of(name)) or name.lower().endswith(".zip")
@@ -165,11 +165,7 @@ def read_file(file: DataFile, text_column: str, documents: DocumentsName) -> Ite
 
 
 def check_column(file: DataFile, text_column: str) -> None:
-    """See that a table has a column.
-
-    Raises:
-        UsageError: If it has rows, and no such column.
-    """
+    """Raise UsageError if a table has rows but not the column."""
     if file.format == "text":
         return
     with naming_damage(file):
@@ -182,7 +178,7 @@ def check_column(file: DataFile, text_column: str) -> None:
 
 
 def column_names(file: DataFile) -> list[str]:
-    """Return a table's columns; none where it has no rows to tell them."""
+    """Return a table's columns; none if it has no rows and its format no header."""
     match file.format:
         case "parquet":
             names: list[str] = pyarrow.parquet.read_schema(file.path).names
@@ -198,7 +194,7 @@ def column_names(file: DataFile) -> list[str]:
 
 
 def rows_of_column(values: Any, text_column: str, file: object) -> Iterator[Row]:
-    r"""Yield a column's values; every row is a document, null an empty one, ``\r\n`` a newline."""
+    r"""Yield a column's values as documents; null is an empty one, ``\r\n`` becomes ``\n``."""
     for value in values:
         if value is None:
             value = ""
@@ -211,7 +207,7 @@ def rows_of_column(values: Any, text_column: str, file: object) -> Iterator[Row]
 
 
 def _values(file: DataFile, text_column: str) -> Iterator[Any]:
-    """Yield a column's values, None where a row has none."""
+    """Yield a column's values; None where a row lacks it."""
     match file.format:
         case "parquet":
             yield from _parquet_values(file, text_column)
@@ -226,15 +222,15 @@ def _values(file: DataFile, text_column: str) -> Iterator[Any]:
 
 
 def _parquet_values(file: DataFile, text_column: str) -> Iterator[Any]:
-    """Yield a column's values, so many rows at once as are a few megabytes of text.
+    """Yield a column's values, reading a few megabytes of text at a time.
 
-    Not through datasets, which holds a row group at a time: often that is the whole file.
+    `datasets` would hold a row group at a time, which often is the whole file.
     """
     options = {"pre_buffer": False, "buffer_size": READ_AT_ONCE}
     columns = [text_column]
     with (
         pyarrow.parquet.ParquetFile(file.path, **options) as table,
-        # its batches have the dictionary beside them, which tells the longest of repeated values
+        # batches with their dictionary, which gives the length of the longest repeated value
         pyarrow.parquet.ParquetFile(file.path, **options, read_dictionary=columns) as peeked,
     ):
         read = 0
@@ -247,22 +243,22 @@ def _parquet_values(file: DataFile, text_column: str) -> Iterator[Any]:
                 read += len(batch)
                 yield from batch.column(0).to_pylist()
         if read != table.metadata.num_rows:
-            raise ValueError(f"it says {table.metadata.num_rows:,} rows and has {read:,}")
+            raise ValueError(f"its header says {table.metadata.num_rows:,} rows, it has {read:,}")
 
 
 def _rows_at_once(group: Any, text_column: str, first: pyarrow.Array) -> int:
-    """Return how many rows of a row group are read at once.
+    """Return how many rows of a row group to read at once.
 
     Args:
         group: The row group's metadata.
         text_column: The column that is read.
-        first: Its first value, with the dictionary of all values that repeat, if it has one.
+        first: Its first value, with the dictionary of repeated values, if it has one.
     """
     columns = (group.column(index) for index in range(group.num_columns))
     size = next(
         (it.total_uncompressed_size for it in columns if it.path_in_schema == text_column), 0
     )
-    longest: int = size // max(group.num_rows, 1)  # on average, of those that do not repeat
+    longest: int = size // max(group.num_rows, 1)  # the mean of values that do not repeat
     if pyarrow.types.is_dictionary(first.type):
         lengths = pyarrow.compute.binary_length(first.dictionary)
         longest = max(longest, pyarrow.compute.max(lengths).as_py() or 0)
@@ -270,27 +266,24 @@ def _rows_at_once(group: Any, text_column: str, first: pyarrow.Array) -> int:
 
 
 def _check_expansion(file: DataFile, packed: int, size: int) -> None:
-    """See that a small file does not stand for a text without end.
+    """Raise UsageError if no real text is compressed so far: it would fill memory and disk.
 
     Args:
         file: The file.
         packed: Its size in bytes, or that of the archive that holds it.
-        size: Bytes of text that came out of it so far.
-
-    Raises:
-        UsageError: If no text is packed so small.
+        size: Bytes of text read from it so far.
     """
     if size > LARGEST_BOMB and size > MOST_EXPANDED * packed:
         raise UsageError(
             f"{file}: {packed:,} bytes unpack to more than {size >> 20:,} MiB, as only the same "
-            "text over and over does. Nothing more of it is read. If it is meant, unpack it into "
-            "plain text first."
+            "text over and over does. Nothing more of it is read. If this is intended, unpack it "
+            "first."
         )
 
 
 @contextmanager
 def _opened(file: DataFile) -> Iterator[IO[bytes]]:
-    """Open a file's bytes, decompressed as they are read."""
+    """Open a file for reading; it is decompressed on the way."""
     with file.path.open("rb") as raw:
         if file.member is not None:
             with zipfile.ZipFile(raw) as archive, archive.open(file.member) as inner:
@@ -316,7 +309,7 @@ def _opened(file: DataFile) -> Iterator[IO[bytes]]:
 
 
 def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
-    """Yield the lines, from 1, without a byte-order mark; their ends as they are."""
+    """Yield line numbers from 1 and lines with their ends, without a byte-order mark."""
     offset = 0
     packed = file.path.stat().st_size
     with naming_damage(file), _opened(file) as stream:
@@ -324,12 +317,12 @@ def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
             if b"\0" in line and line.count(0) > MOST_NULS * len(line):
                 raise UsageError(
                     f"{file}: {100 * line.count(0) / len(line):.0f} % of line {number} are NUL "
-                    f"characters, which no text has. {_remedy(file)}"
+                    f"characters, so it is not text. {_remedy(file)}"
                 )
             if len(line) > LONGEST_LINE:
                 raise UsageError(
                     f"{file}: line {number} is longer than {LONGEST_LINE >> 20} MiB, and a line is "
-                    "read whole. Put line ends into the text; save a table as .jsonl."
+                    "read at once. Break it into lines; save a table as .jsonl."
                 )
             try:
                 text = line.decode("utf-8")
@@ -358,25 +351,25 @@ def _remedy(file: DataFile) -> str:
     with _opened(file) as stream:
         beginning = stream.read(512)
     if beginning.startswith(b"%PDF"):
-        return "It is a PDF: take the text out of it, for example with pdftotext."
+        return "It is a PDF: extract its text, for example with pdftotext."
     if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "It is UTF-16: convert it, for example with iconv -f UTF-16 -t UTF-8."
     if beginning[1::2].count(0) > len(beginning) / 4 > beginning[::2].count(0):
         return "It looks like UTF-16: convert it, for example with iconv -f UTF-16LE -t UTF-8."
     if b"\0" in beginning or beginning[:2] in (b"PK", b"\x1f\x8b"):
-        return "It is no text file."
+        return "It is not a text file."
     return (
         "Convert the file, for example with iconv -f GB18030 -t UTF-8, or iconv -f LATIN1 -t UTF-8."
     )
 
 
 def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    """Yield a table's rows as text, with the line on which each ends."""
+    """Yield the line on which each row of a table ends, and its cells."""
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(
         (text for _, text in _lines(file)),
         delimiter="\t" if file.format == "tsv" else ",",
-        strict=True,  # otherwise a quotation mark that is not closed takes the rest of the file
+        strict=True,  # otherwise a quote that is not closed swallows the rest of the file
     )
     try:
         for cells in reader:
@@ -398,7 +391,7 @@ def _cells_of_column(file: DataFile, text_column: str) -> Iterator[str | None]:
             raise UsageError(
                 f"{file}: the row that ends on line {line} has {len(cells)} cells, the header "
                 f"{len(header)}. A text that holds a {'tab' if file.format == 'tsv' else 'comma'} "
-                "must stand in quotation marks."
+                "must be in quotation marks."
             )
         yield cells[column] if column < len(cells) else None
 
@@ -409,12 +402,12 @@ def _json_lines(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UsageError(f"{file}: line {number} is no JSON ({error}).") from error
+                raise UsageError(f"{file}: line {number} is not JSON ({error}).") from error
             yield number, _object(value, f"{file}: line {number}")
 
 
 def _json_values(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a list, or those that follow each other, lines or not."""
+    """Yield the objects of a list, or objects that follow each other, whatever the line ends."""
     decode = json.JSONDecoder().raw_decode
     between = re.compile(r"[\s,\[\]]*")
     held, number, tried = "", 0, 0
@@ -423,10 +416,10 @@ def _json_values(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
         if len(held) > LONGEST_LINE:
             raise UsageError(
                 f"{file}: object {number + 1} is longer than {LONGEST_LINE >> 20} MiB, or not "
-                "closed, and an object is read whole. Split it, or save the text as .jsonl."
+                "closed, and an object is read at once. Split it, or save the text as .jsonl."
             )
         if not last and len(held) < 2 * tried:
-            continue  # an object longer than what is held: read twice as much before it is tried
+            continue  # an object longer than what is held: read twice as much before trying again
         place = 0
         while (start := between.match(held, place).end()) < len(held):  # type: ignore[union-attr] # it matches nothing, too
             try:
@@ -434,7 +427,7 @@ def _json_values(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 if last or isinstance(error, RecursionError):
                     raise UsageError(
-                        f"{file}: object {number + 1} is no JSON ({error})."
+                        f"{file}: object {number + 1} is not JSON ({error})."
                     ) from error
                 break
             number += 1
@@ -457,11 +450,7 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 @contextmanager
 def naming_damage(file: DataFile) -> Iterator[None]:
-    """Turn a reader's error into one message that names the file and the root cause.
-
-    Raises:
-        UsageError: In place of the error.
-    """
+    """Turn a reader's error into a UsageError that names the file and the cause."""
     try:
         yield
     except UsageError:
@@ -476,5 +465,5 @@ def naming_damage(file: DataFile) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"{file}: cannot be read as {file.suffixes[1:] or 'text'} ({reason}). "
-            "It may be damaged, encrypted, or packed in a way that is not known here."
+            "It may be damaged, encrypted, or compressed in an unsupported way."
         ) from error

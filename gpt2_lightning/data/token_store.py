@@ -1,4 +1,4 @@
-"""Tokens on disk: memory-mapped, named by their content; and what xz makes of their text."""
+"""Tokens on disk, memory-mapped and named by their content; and how well xz compresses the text."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.data.articles import WORD_END, Row, stretches
+from gpt2_lightning.data.articles import WORD_END, Row, word_chunks
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.token_text import decode_all
 from gpt2_lightning.data.tokenizer import cuts_at_spaces, lost_text, save_tokenizer_files
@@ -27,17 +27,17 @@ CHARACTERS_PER_PIECE = 1 << 16
 
 CHARACTERS_PER_BATCH = 1 << 20  # what is tokenized in one call; bounds the memory
 
-# A text without a place to cut is tokenized in windows that overlap. Each seam is at a token that
-# both have, in the middle, where BERT's limit of 100 characters a word is out of reach.
+# A text without a space to cut at is tokenized in overlapping windows, joined at a token that both
+# have, in the middle of the overlap: beyond BERT's limit of 100 characters per word.
 WINDOW = 1 << 16  # characters
 
 OVERLAP = 1 << 10
 
 IDS_PER_PIECE = 1 << 18  # ids or units read together
 
-MOST_EXAMINED = 1000  # pieces, to say what is lost; that something is, one tells
+MOST_EXAMINED = 1000  # pieces that lose text, to list the kinds of loss
 
-LONGEST_FOR_XZ = 4_000_000  # bytes; xz takes some seconds for them
+LONGEST_FOR_XZ = 4_000_000  # bytes, for which xz needs some seconds
 
 Unit = Literal["article", "row"]
 
@@ -46,7 +46,7 @@ Ids = list[int] | npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands in a token store.
+    """The contents of a token store.
 
     Attributes:
         tokens: Ids stored: a leading end-of-text (unit ``article``), the text's, and an
@@ -56,12 +56,12 @@ class Manifest:
         rows: Rows in the original text.
         words: Words of the original text, by ``str.split``.
         bytes: UTF-8 bytes of the original text.
-        marks: Rows of the original text that carry WikiText's own marks, such as ``@-@``.
+        marks: Rows of the original text with WikiText's marks, such as ``@-@``.
         cleaned_bytes: UTF-8 bytes after cleaning.
         dtype: NumPy type of the ids.
-        shaped_by: Everything the store's name is a hash of.
-        lost: What of the cleaned text its tokens do not give back, in words; empty where they give
-            back all. None in a store of an earlier version, which did not look.
+        shaped_by: Everything that the store's name is a hash of.
+        lost: Kinds of content that the cleaned text loses by tokenizing; None in a store of an
+            earlier version, which did not check.
     """
 
     tokens: int
@@ -82,10 +82,11 @@ class TokenStore:
     """One split's ids, in one long run.
 
     Attributes:
-        folder: Where the store lies.
-        manifest: What stands in it.
-        ids: The ids, shape ``(tokens,)``, mapped from the disk.
-        starts: First id of every unit and, last, the number of ids, shape ``(units + 1,)``.
+        folder: The store's folder.
+        manifest: Its contents.
+        ids: The ids, shape ``(tokens,)``, memory-mapped.
+        starts: Index of the first id of every unit and, last, the number of ids, shape
+            ``(units + 1,)``.
     """
 
     folder: Path
@@ -95,7 +96,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Map a store that `write_token_store` wrote.
+        """Memory-map a store that `write_token_store` wrote.
 
         Raises:
             UsageError: If it is damaged.
@@ -109,22 +110,22 @@ class TokenStore:
         except (OSError, ValueError, TypeError) as error:
             raise _damaged(folder, str(error)) from error
         if not whole:
-            raise _damaged(folder, "it holds other than its manifest says")
+            raise _damaged(folder, "its sizes are not those of its manifest")
         return store
 
     @property
     def closing(self) -> int:
-        """Tokens that end a unit without being its text: an article's end-of-text."""
+        """Tokens at the end of a unit that are not its text: 1 for an article's end-of-text."""
         return int(self.manifest.shaped_by["unit"] == "article")
 
-    # read, not mapped: what is mapped counts as memory once it was looked at
+    # read instead of memory-mapped: pages of a map count as memory once they were read
 
     def ids_between(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Read the ids from ``start`` to before ``stop``, shape ``(stop - start,)``."""
+        """Read ``ids[start:stop]``."""
         return _read(self.folder / "ids.bin", self.manifest.dtype, start, stop)
 
     def starts_between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Read entries of ``starts``, shape ``(stop - start,)``."""
+        """Read ``starts[start:stop]``."""
         return _read(self.folder / "starts.bin", "int64", start, stop)
 
     def each_piece(self) -> Iterator[npt.NDArray[np.unsignedinteger[Any]]]:
@@ -141,8 +142,7 @@ class TokenStore:
 
 def _damaged(folder: Path, why: str) -> UsageError:
     return UsageError(
-        f"{folder}: the tokens kept there are damaged ({why}). Remove that folder: they are made "
-        "again."
+        f"{folder}: the cached tokens are damaged ({why}). Delete that folder; they are made again."
     )
 
 
@@ -161,13 +161,13 @@ def _read(file: Path, dtype: str, start: int, stop: int) -> npt.NDArray[Any]:
 
 
 def store_name(shaped_by: dict[str, Any]) -> str:
-    """Name a store by a hash of everything that shapes it."""
+    """Return a store's name: a hash of everything that determines its content."""
     text = json.dumps({"format": FORMAT_VERSION, **shaped_by}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def cache_tokenizer(files: Mapping[str, str], cache: Path) -> Path:
-    """Write the tokenizer that a checkpoint carries into a cache; return its folder."""
+    """Write a checkpoint's tokenizer into a cache; return its folder."""
     folder = cache / "tokenizers" / store_name(dict(files))
     save_tokenizer_files(files, folder)
     return folder
@@ -186,17 +186,17 @@ def write_token_store(
     """Clean and tokenize rows and write their ids.
 
     With unit ``article`` the ids begin with an end-of-text, and one follows each article. With
-    unit ``row`` every row stands for itself, without an end-of-text; blank ones are dropped.
-    Memory does not grow with the text.
+    unit ``row`` each row is a unit without an end-of-text; blank ones are dropped. Memory does not
+    grow with the text.
 
     Args:
-        folder: The store to write; a store that is there stays as it is.
+        folder: The store to write; an existing one is kept.
         rows: The rows, marked where an article begins.
-        cleaner: What is done to each row.
-        tokenizer: What turns text into ids.
+        cleaner: Cleans each row.
+        tokenizer: Turns text into ids.
         unit: What an entry of ``starts`` marks.
-        shaped_by: What the manifest says of the store's origin.
-        advance: Told, now and then, how many more rows were read.
+        shaped_by: The store's origin, for the manifest.
+        advance: Called with the number of further rows that were read.
     """
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     counts = _Counts()
@@ -246,7 +246,7 @@ def write_token_store(
 
 
 class _Counts:
-    """Counts of the original text, taken as it streams by."""
+    """Counts of the original text, updated as its rows are read."""
 
     def __init__(self) -> None:
         self.rows = self.articles = self.words = self.bytes = self.marks = 0
@@ -256,7 +256,7 @@ class _Counts:
         for row in rows:
             self.rows += 1
             self.articles += row.begins
-            self.words += sum(len(part.split()) for part in stretches(row.text))
+            self.words += sum(len(part.split()) for part in word_chunks(row.text))
             self.bytes += len(row.text.encode())
             self.marks += MARKS.search(row.text) is not None
             if self.rows - told == 1000:
@@ -269,7 +269,7 @@ class _Counts:
 def _pieces(
     rows: Iterable[Row], cleaner: Cleaner, unit: Unit, cuts: bool
 ) -> Iterator[tuple[str, bool]]:
-    """Yield cleaned text, piece by piece, with whether a unit begins; pieces end where ids do."""
+    """Yield cleaned text in pieces that end where a token ends, and whether a unit begins."""
     if unit == "row":
         for row in rows:
             if (text := cleaner.clean(row.text)).strip():
@@ -285,7 +285,7 @@ def _pieces(
         if cleaner.drops_empty and not text:
             continue
         if cleaner.drops_empty:
-            text += "\n"  # the cleaner took the row's end, which keeps rows apart
+            text += "\n"  # the cleaner removed the row's end, which separates rows
         held.append(text)
         length += len(text)
         if cuts and length >= CHARACTERS_PER_PIECE:
@@ -301,9 +301,9 @@ def _pieces(
 
 
 def _last_cut(text: str, start: int, end: int) -> int:
-    """Return the last place before ``end`` where a space follows something else, else the next.
+    """Return the last index before ``end`` at which a space follows another character.
 
-    It is after ``start``; 0 where there is none.
+    If there is none after ``start``, the next such index after ``end``; 0 if there is none at all.
     """
     for place in range(min(end, len(text) - 1), start, -1):
         if text[place].isspace() and not text[place - 1].isspace():
@@ -313,7 +313,7 @@ def _last_cut(text: str, start: int, end: int) -> int:
 
 
 class _Encoder:
-    """Tokenizes pieces, many in one call, since the tokenizer shares a call out over the cores."""
+    """Tokenizes pieces, many in one call, which the tokenizer computes on all cores."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -349,17 +349,17 @@ class _Encoder:
                 [text for text, _ in batch],
                 add_special_tokens=False,
                 return_attention_mask=False,
-                verbose=False,  # no warning that a long text exceeds the model's positions
+                verbose=False,  # no warning about the model's positions
             )["input_ids"]
         self._look_for_losses(batch, encoded)
         yield from zip(batch, encoded, strict=True)
 
     def _in_windows(self, text: str) -> list[npt.NDArray[np.int64]]:
-        """Return a long text's ids, in parts; nothing if the windows cannot be joined.
+        """Return a long text's ids, in parts; empty if the windows cannot be joined.
 
-        Joined at a token that both windows have, the ids are those of the whole: in a byte-level
-        BPE, ids are a text's own if each two that follow each other are the own ids of their text;
-        WordPiece takes each token by what follows alone.
+        Joined at a token that both windows have, the ids are those of the whole text: in a
+        byte-level BPE, because each two adjacent ids are the ids of their text; in WordPiece,
+        because each token depends only on the text after its beginning.
         """
         parts: list[npt.NDArray[np.int64]] = []
         last: npt.NDArray[np.int64] | None = None  # id, first character and end of each token
@@ -396,7 +396,7 @@ class _Encoder:
         if self._examined >= MOST_EXAMINED:
             return
         unknown = self.tokenizer.unk_token_id
-        if unknown == self.tokenizer.eos_token_id:  # GPT-2's: bytes leave nothing unknown
+        if unknown == self.tokenizer.eos_token_id:  # GPT-2's: with bytes, nothing is unknown
             unknown = None
         texts = decode_all(self.tokenizer, encoded)
         for (text, _), ids, back in zip(batch, encoded, texts, strict=True):
@@ -407,20 +407,18 @@ class _Encoder:
 
 @contextmanager
 def _naming_panic(characters: int) -> Iterator[None]:
-    """Turn a panic of `tokenizers` into a message: its pattern's memory is bounded, a text is not.
+    """Turn a panic of `tokenizers`, whose pattern matching has bounded memory, into a UsageError.
 
-    Raises:
-        UsageError: In place of a PanicException, which no ``except Exception`` catches.
+    ``except Exception`` does not catch a PanicException.
     """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3 makes it, and no module holds it
+        if type(error).__name__ != "PanicException":  # made by pyo3, and in no module
             raise
         raise UsageError(
-            f"The tokenizer gave up ({reason(error)}) on a piece of text of {characters:,} "
-            "characters that it cannot part. Put blanks or line ends into the text, or look "
-            "whether it is text."
+            f"The tokenizer failed ({reason(error)}) on a piece of {characters:,} characters "
+            "without a word boundary. Insert spaces or line ends, or check whether it is text."
         ) from error
 
 
@@ -432,14 +430,15 @@ def _seam(
     Args:
         before: Id, first character and end of each token, shape ``(tokens, 3)``.
         after: The same of the next window.
-        middle: A character.
+        middle: Index of a character.
 
     Returns:
-        Tokens up to and with it in either window, and where it ends; None where there is none.
+        The number of tokens up to and including it in either window, and its end; None if there
+        is no such token.
     """
 
     def around(window: npt.NDArray[np.int64]) -> dict[tuple[int, ...], int]:
-        # a token that ends within a character is followed by one that begins in the same
+        # if a token ends within a character, the next one begins in the same character
         whole = np.append(window[1:, 1] >= window[:-1, 2], False)
         near = np.abs(window[:, 2] - middle) < OVERLAP // 4
         return {tuple(window[at].tolist()): int(at) + 1 for at in np.flatnonzero(whole & near)}
@@ -452,16 +451,16 @@ def _seam(
 def xz_bits_per_byte(
     train: TokenStore, held_out: TokenStore, tokenizer: PreTrainedTokenizerBase
 ) -> float | None:
-    """Return what xz needs for a held-out split once it has seen the training split.
+    """Return bits per byte of a held-out split compressed by xz after the training split.
 
     Args:
         train: The training split, cleaned without loss.
         held_out: The split to be predicted, cleaned without loss.
-        tokenizer: A byte-level tokenizer, whose ids give back the text.
+        tokenizer: A byte-level tokenizer, which loses no text.
 
     Returns:
-        Bits per byte of the original text; None where the text is so long that compressing it
-        would keep the user waiting.
+        Bits per byte of the original text; None if the training text is longer than
+        `LONGEST_FOR_XZ`.
     """
     if train.manifest.bytes > LONGEST_FOR_XZ:
         return None
@@ -474,7 +473,7 @@ def xz_bits_per_byte(
 
 
 def primed_xz_bits_per_byte(train: bytes, held_out: bytes) -> float:
-    """Return what xz needs for a held-out text once it has seen the training text.
+    """Return bits per byte of a held-out text compressed by xz after the training text.
 
     ``8 (xz(train + held_out) - xz(train)) / len(held_out)``, where ``xz`` is the compressed size
     in bytes at preset 9, extreme.
@@ -482,9 +481,6 @@ def primed_xz_bits_per_byte(train: bytes, held_out: bytes) -> float:
     Args:
         train: The training text in UTF-8.
         held_out: The text to be predicted, in UTF-8.
-
-    Returns:
-        Bits per byte.
     """
     preset = 9 | lzma.PRESET_EXTREME
     both = len(lzma.compress(train + held_out, preset=preset))

@@ -1,4 +1,4 @@
-"""Text from tokens: the one place where ids are put together to text, whole or as they come."""
+"""Tokens -> text: the one place where ids are decoded, all at once or as they are generated."""
 
 import codecs
 import re
@@ -11,24 +11,24 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-CUT_CHARACTER = "\ufffd"  # what stands in a text for bytes that make no character
+CUT_CHARACTER = "\ufffd"  # Unicode's replacement for bytes that are no character
 
-CONTEXT = 8  # tokens before one that may decide how it is written: a space, a joined word
+CONTEXT = 8  # tokens before one that may change its text: a space, a joined word
 
-MOST_TOKENS = 16  # of one character; bytes that make none are given up after so many
+MOST_TOKENS = 16  # of one character; after so many, bytes that are no character stay as they are
 
-# Scripts that are written without spaces between words: Chinese and Japanese, with their marks.
+# Chinese and Japanese, written without spaces between words, with their punctuation
 _CJK = (
     "\u2e80-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f"
     "\U00020000-\U0003ffff"
 )
 
-_SHARED = "“”‘’…—·"  # marks that Chinese and Latin text share
+_SHARED = "“”‘’…—·"  # punctuation that Chinese and Latin text share
 
-# Thai, Lao, Burmese and Khmer have no spaces between words either, and no tokenizer parts them
+# Thai, Lao, Burmese and Khmer have no spaces between words either, and no tokenizer splits them
 WITHOUT_SPACES = re.compile(f"[{_CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 
-# A WordPiece decoder puts a blank before every word; these stood in no text.
+# Spaces that a WordPiece decoder adds where the text had none.
 _ADDED_BLANK = re.compile(
     f"(?<=[{_CJK}]) | (?=[{_CJK}])"
     f"|(?<=[{_SHARED}]) (?=[{_SHARED}])"
@@ -41,23 +41,23 @@ Finish = Literal["stop", "length"]
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase, *, after: Sequence[int] = ()) -> Decode:
-    """Return what turns ids into text, such that more ids only ever add to it.
+    """Return a function that decodes ids, such that further ids only append to the text.
 
-    Bytes that are no whole character yet are the exception: they stand at the end as U+FFFD.
+    The exception are bytes that are no whole character yet: they are U+FFFD at the end.
 
     A WordPiece tokenizer, such as the BERT vocabulary of Chinese GPT-2s, drops all white space and
-    decodes with a blank before every word; beside Chinese and Japanese characters, and within
-    numbers, that blank is left out again.
+    decodes with a space before every word; beside Chinese and Japanese characters, and within
+    numbers, that space is removed.
 
     Args:
-        tokenizer: The model's own.
-        after: Ids of the text that is continued. They decide how the first new id is written: with
-            a blank before it, or joined to the last word.
+        tokenizer: The model's tokenizer.
+        after: Ids of the text that is continued. They determine whether the first new id begins
+            with a space, or is joined to the last word.
     """
     added_blanks = _kind_of_decoder(tokenizer) == "WordPiece"
 
     def decode(ids: list[int]) -> str:
-        # cleaning up would change what stands there already
+        # cleaning up would change text that was decoded before
         text = cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         return _ADDED_BLANK.sub("", text) if added_blanks else text
 
@@ -69,7 +69,7 @@ def decoder(tokenizer: PreTrainedTokenizerBase, *, after: Sequence[int] = ()) ->
 
 
 def decode_all(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[str]:
-    """Turn many rows of ids into text as `decoder` does, shared out over the cores."""
+    """Decode many rows of ids as `decoder` does, on all cores."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return [decoder(tokenizer)(ids) for ids in rows]
@@ -80,33 +80,33 @@ def decode_all(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> lis
 
 
 def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether tokens stand for bytes, as GPT-2's do: a token is the same text everywhere."""
+    """Return whether tokens are bytes, as GPT-2's: a token's text does not depend on others."""
     return _kind_of_decoder(tokenizer) == "ByteLevel"
 
 
 def _kind_of_decoder(tokenizer: PreTrainedTokenizerBase) -> str | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    # not by backend.to_str(), which writes out the whole vocabulary: 0.2 s with GPT-2's
+    # backend.to_str() would serialize the whole vocabulary: 0.2 s with GPT-2's
     found = None if backend is None else backend.decoder
     return None if found is None else type(found).__name__
 
 
 class TokenBytes:
-    """The bytes that each token adds to a text, so that text can be put together as tokens come.
+    """The bytes that each token adds to a text, so that text can be decoded token by token.
 
-    A byte-level tokenizer has them in its vocabulary. Others, such as BERT's, write a token
-    according to what stands before it: there the text is decoded with and without the token.
+    A byte-level tokenizer has them in its vocabulary. With others, such as BERT's, a token's text
+    depends on the tokens before it: the text is decoded with and without the token.
 
     Args:
-        tokenizer: The model's own.
+        tokenizer: The model's tokenizer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._decode = decoder(tokenizer)
         self._byte_level = is_byte_level(tokenizer)
-        # of a byte-level tokenizer, what stands as it is (<|endoftext|>) and what was looked up; of
-        # others, bytes that the vocabulary has no piece for, as SentencePiece writes them
+        # for a byte-level tokenizer, added tokens (<|endoftext|>) and those looked up so far; for
+        # others, SentencePiece's tokens for single bytes
         self._known = (
             {id_: it.content.encode() for id_, it in tokenizer.added_tokens_decoder.items()}
             if self._byte_level
@@ -114,7 +114,7 @@ class TokenBytes:
         )
 
     def of(self, token: int, before: Sequence[int]) -> bytes:
-        """Return the bytes that a token adds after the tokens before it."""
+        """Return the bytes that a token adds to the text of the tokens before it."""
         if self._byte_level:
             return self._from_vocabulary(token)
         if token in self._known:
@@ -124,7 +124,7 @@ class TokenBytes:
         return longer.removeprefix(shorter).encode()
 
     def label(self, token: int) -> str:
-        """Return a name for a token: its text, or its bytes where these make no characters."""
+        r"""Return a token's text, or ``bytes:\x..`` if its bytes are no characters."""
         if not self._byte_level and token not in self._known:
             return self._decode([token])
         found = self.of(token, ())
@@ -134,7 +134,7 @@ class TokenBytes:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
 
     def longest(self) -> int | None:
-        """Return the bytes of the longest token; None where a token's text depends on others."""
+        """Return the bytes of the longest token; None if a token's text depends on others."""
         if not self._byte_level:
             return None
         return max(len(self._from_vocabulary(id_)) for id_ in self._tokenizer.get_vocab().values())
@@ -145,7 +145,7 @@ class TokenBytes:
             text = cast(str | None, self._tokenizer.convert_ids_to_tokens(token)) or ""
             try:
                 self._known[token] = bytes(_byte_of()[character] for character in text)
-            except KeyError:  # no letters of bytes: such a token is written as it is
+            except KeyError:  # its letters are no bytes: it is its own text
                 self._known[token] = text.encode()
         return self._known[token]
 
@@ -164,11 +164,11 @@ def _single_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
 
 
 class Logprob(NamedTuple):
-    """What a model gave a token.
+    """Log-probabilities at a token, in nats.
 
     Attributes:
-        chosen: Natural logarithm of its probability; None for a text's first token.
-        top: The likeliest tokens' ids and the same for them, the likeliest first.
+        chosen: Of the token itself; None for a text's first token.
+        top: Ids and log-probabilities of the likeliest tokens, the likeliest first.
     """
 
     chosen: float | None
@@ -179,9 +179,9 @@ class Token(NamedTuple):
     """A token of an answer.
 
     Attributes:
-        label: Its text, or its bytes where these make no characters.
-        offset: Where it begins, in characters of the answer's text.
-        logprob: What the model gave it.
+        label: Its text, or its bytes if these are no characters.
+        offset: Its first character in the answer's text.
+        logprob: Its log-probability.
     """
 
     label: str
@@ -190,12 +190,12 @@ class Token(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What has become final of a text.
+    """The next piece of a text, which will not change any more.
 
     Attributes:
         text: More of the text.
-        tokens: More of its tokens, where they were asked for.
-        finish: Why it ended, in its last piece.
+        tokens: More of its tokens, if log-probabilities are wanted.
+        finish: In the last piece, why the text ended.
     """
 
     text: str
@@ -204,17 +204,17 @@ class Piece(NamedTuple):
 
 
 class TextAssembler:
-    """Puts a text together from its tokens, as they come.
+    """Decodes a text token by token.
 
-    What may still become another character, or the beginning of a stop string, is held back: a
-    piece that was given out stays as it is, and all of them joined are the text, up to the first
-    stop string. The prompt that it continues is searched for none.
+    An unfinished character and the possible beginning of a stop string are held back: a returned
+    piece is final, and all pieces joined are the text, up to the first stop string. The prompt is
+    not searched for stop strings.
 
     Args:
-        tokens: What each token adds, or the tokenizer.
+        tokens: The bytes of each token, or the tokenizer.
         stop: Strings before which the text ends.
         end_of_text: Id that ends the text and is no part of it; None for none.
-        after: Ids of the text that it continues, where they are no part of it.
+        after: Ids of the text that is continued, if they are no part of the text.
     """
 
     def __init__(
@@ -237,15 +237,15 @@ class TextAssembler:
     def add_prompt(
         self, ids: Sequence[int], logprobs: Sequence[Logprob] | None, *, last: bool
     ) -> Piece:
-        """Take an echoed prompt, in which stop strings stop nothing.
+        """Add an echoed prompt, which is not searched for stop strings.
 
         Args:
             ids: Its ids.
-            logprobs: What the model gave each, where that is asked for.
+            logprobs: Log-probabilities of each id, if wanted.
             last: Whether no token will follow.
 
         Returns:
-            All of it but, unless it is the last, a last character that is cut.
+            The prompt's text, without an unfinished character at its end unless ``last``.
         """
         for number, token in enumerate(ids):
             content = self._tokens.of(token, self._ids)
@@ -256,11 +256,11 @@ class TextAssembler:
         return self._release(text, "length" if last else None)
 
     def add(self, token: int, logprob: Logprob | None = None, *, last: bool = False) -> Piece:
-        """Take the next token.
+        """Add the next token, and return the text that has become final.
 
         Args:
             token: Its id.
-            logprob: What the model gave it, where that is asked for.
+            logprob: Its log-probability, if wanted.
             last: Whether no other will follow, if this one does not end the text by itself.
         """
         ended = token == self._end_of_text
@@ -276,14 +276,14 @@ class TextAssembler:
             return self._release(text, "stop")
         finish: Finish | None = "stop" if ended else "length" if last else None
         cut = len(self._pending) - (0 if finish else self._beginning_of_stop())
-        # where tokens are told of, each comes with all of its text
+        # where tokens are returned, each comes with all of its text
         parted = [it.offset for end, it in self._held if it.offset < self._released + cut < end]
         cut = min([cut, *(begin - self._released for begin in parted)])
         text, self._pending = self._pending[:cut], self._pending[cut:]
         return self._release(text, finish)
 
     def add_all(self, ids: Sequence[int]) -> str:
-        """Take all of a text's tokens; return it, up to the first stop string."""
+        """Add all tokens of a text; return it up to the first stop string."""
         pieces = []
         for number, token in enumerate(ids, 1):
             pieces.append(self.add(token, last=number == len(ids)))
@@ -292,11 +292,11 @@ class TextAssembler:
         return "".join(piece.text for piece in pieces)
 
     def close(self) -> str:
-        """Return what was held back, when no token follows."""
+        """Return the text that was held back, when no token follows."""
         return self._pending + self._decoder.decode(b"", final=True)
 
     def _keep(self, token: int, content: bytes, logprob: Logprob | None) -> None:
-        if content and not 0x80 <= content[0] < 0xC0:  # it goes on with no character that is open
+        if content and not 0x80 <= content[0] < 0xC0:  # it does not continue a character
             self._pending += self._decoder.decode(b"", final=True)
         begin = self._released + len(self._pending)
         self._pending += self._decoder.decode(content)
@@ -306,7 +306,7 @@ class TextAssembler:
             self._held.append((end, Token(self._tokens.label(token), begin, logprob)))
 
     def _beginning_of_stop(self) -> int:
-        """Return how many of the last characters may be the beginning of a stop string."""
+        """Return the number of last characters that may begin a stop string."""
         longest = min(max(map(len, self._stop), default=1) - 1, len(self._pending))
         return next(
             (
@@ -330,14 +330,14 @@ def whole_characters(
     """Cut a text into pieces of whole characters, as small as its tokens are.
 
     Args:
-        tokenizer: What made the ids.
+        tokenizer: The tokenizer.
         ids: The ids.
-        after: Ids before the first, which may decide whether a space precedes it.
+        after: Ids before the first, which may determine whether a space precedes it.
 
     Returns:
-        The pieces: their text, and of how many tokens each is. Joined they are the text.
+        Text and number of tokens of each piece; joined they are the text.
     """
-    known = [*after, *ids]  # of which a piece needs the last few before it
+    known = [*after, *ids]  # a piece's text depends on the last few before it
     pieces: list[tuple[str, int]] = []
     begins = len(after)
     decode = decoder(tokenizer, after=after)
@@ -357,23 +357,23 @@ def passage(
 ) -> slice | None:
     """Find a passage that begins and ends at a word, within one article.
 
-    In scripts without spaces, and where there is but one word, it begins and ends at a character.
+    In scripts without spaces, or if there is only one word, it begins and ends at a character.
 
     Args:
-        tokenizer: What made the ids.
-        ids: A whole text, shape ``(tokens,)``; end-of-text ids part its articles.
-        begins: The passage begins here, or at the first word after it.
-        most: Tokens, at most.
+        tokenizer: The tokenizer.
+        ids: A whole text, shape ``(tokens,)``, with an end-of-text between articles.
+        begins: Index at or after which the passage begins.
+        most: Tokens at most.
 
     Returns:
-        Where it stands in ``ids``; None where nothing but ends of texts is left.
+        Its slice of ``ids``; None if nothing but end-of-texts is left.
     """
     end_of_text = int(tokenizer.eos_token_id)
     while begins < len(ids) and ids[begins] == end_of_text:
         begins += 1
     if begins >= len(ids):
         return None
-    # the token before the first, and the one after the last, show whether they part a word
+    # the token before the first, and the one after the last, show whether a word is cut
     lead = 0 if begins == 0 or ids[begins - 1] == end_of_text else 1
     window = ids[begins - lead : begins + most + 1].tolist()
     article = window[: window.index(end_of_text)] if end_of_text in window else window
@@ -395,13 +395,13 @@ def passage(
     places = words if len(words) > 1 else [place for place in characters if place >= lead]
     first = places[0]
     last = max(place for place in places if place <= first + most)
-    if last == first:  # no character is so short
+    if last == first:  # one character is longer
         last = min(len(article), first + most)
     return slice(begins - lead + first, begins - lead + last)
 
 
 def _parts(before: str, behind: str) -> bool:
-    """Tell whether no word and no character goes on from one piece of text to the next."""
+    """Return whether a word or character ends between two pieces of text."""
     if not before or not behind or CUT_CHARACTER in before[-1] + behind[0]:
         return False
     if WITHOUT_SPACES.match(before[-1]) or WITHOUT_SPACES.match(behind[0]):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
-from gpt2_lightning.data.articles import CHARACTERS_PER_STRETCH, stretches
+from gpt2_lightning.data.articles import CHARACTERS_PER_CHUNK, word_chunks
 from gpt2_lightning.data.token_text import CUT_CHARACTER, decoder
 from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.pretrained import load_tokenizer_files
@@ -25,12 +25,12 @@ END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, so that every tool for GPT-2 knows
 
 BYTES = 256  # a byte-level BPE begins with one token for each
 
-# How GPT-2 parts words, as `tokenizers` has it for its ByteLevel pre-tokenizer.
+# GPT-2's pattern of words, as the ByteLevel pre-tokenizer of `tokenizers` has it.
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-LONGEST_LEARNED = 512  # characters of a word; a merge goes through each word that has its pair
+LONGEST_LEARNED = 512  # characters of a word; each merge scans the words that have its pair
 
-MOST_LEARNED = 1 << 22  # characters of a text without blanks that the training holds
+MOST_LEARNED = 1 << 22  # characters sampled from a text without spaces
 
 # Of GPT-2's tokens of a sentence in German or Polish 3 to 15 % are pieces of a character, in
 # Russian or Arabic more than four in ten, in Chinese or Korean nine.
@@ -45,8 +45,8 @@ def cache_folder(cache_dir: str | None) -> Path:
     """Return the folder for tokens and tokenizers.
 
     Args:
-        cache_dir: What the user asked for; null is ``gpt2_lightning`` below XDG_CACHE_HOME, which
-            is ``~/.cache`` unless set.
+        cache_dir: The user's choice; null is ``gpt2_lightning`` below XDG_CACHE_HOME, by default
+            ``~/.cache``.
     """
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(cache_dir or f"{home}/gpt2_lightning").expanduser()
@@ -55,19 +55,19 @@ def cache_folder(cache_dir: str | None) -> Path:
 def load_tokenizer(
     name: str, revision: str | None = None, *, flag: str = FLAG
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and see that it can end a text and pad a batch.
+    """Load a tokenizer with an end-of-text and a padding token.
 
-    A tokenizer without an end-of-text, as Chinese GPT-2s with BERT's vocabulary have it, takes
-    its separator instead, and says so. Padding is the end-of-text where there is none.
+    If it has no end-of-text, as the BERT vocabulary of Chinese GPT-2s, its separator is used
+    instead, with a warning. The padding token defaults to the end-of-text.
 
     Args:
         name: Hub id, or folder with tokenizer files.
         revision: Branch, tag or commit on the Hub.
-        flag: Which named it, for messages.
+        flag: The flag that named it, for messages.
 
     Raises:
-        UsageError: If there is no tokenizer of that name, it is empty, or it has neither an
-            end-of-text nor a separator.
+        UsageError: If no tokenizer has that name, it is empty, or it has neither an end-of-text
+            nor a separator.
     """
     try:
         tokenizer = load_tokenizer_files(name, revision, said=f"{flag} {name}")
@@ -91,7 +91,7 @@ def load_tokenizer(
             )
         tokenizer.eos_token = tokenizer.sep_token
         log.warning(
-            "The tokenizer %s has no end-of-text token; its separator %s ends each text instead.",
+            "The tokenizer %s has no end-of-text token; its separator %s is used instead.",
             name,
             tokenizer.sep_token,
         )
@@ -101,11 +101,11 @@ def load_tokenizer(
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE in GPT-2's manner.
+    """Train a byte-level BPE like GPT-2's.
 
-    Memory grows with the different words. A word of more than 512 characters is learned from in
-    pieces, and a text without blanks, which is nothing but different words, from a sample of 4
-    million characters, evenly spread over it.
+    Memory grows with the number of distinct words. Words of more than 512 characters are cut into
+    pieces; of a text without spaces, in which all words differ, 4 million characters are sampled
+    at even distances.
 
     Args:
         texts: The training text, in pieces that end with a word.
@@ -115,7 +115,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         A tokenizer whose last id is the end-of-text.
 
     Raises:
-        UsageError: If ``vocab_size`` leaves no room for the 256 bytes and the end-of-text.
+        UsageError: If ``vocab_size`` is below the 256 bytes and the end-of-text.
 
     Reference:
         Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units",
@@ -127,8 +127,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     if vocab_size <= BYTES:
         raise UsageError(
-            f"--data.vocab_size {vocab_size}: a byte-level vocabulary has at least {BYTES + 1} "
-            "tokens: 256 bytes and the end-of-text. Try 2048."
+            f"--data.vocab_size {vocab_size}: must be >= {BYTES + 1}, for 256 bytes and the "
+            "end-of-text. Try 2048."
         )
     bpe = ByteLevelBPETokenizer()
     bpe.pre_tokenizer = Sequence(
@@ -145,8 +145,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = GPT2Tokenizer(
         vocab=model["vocab"],
-        merges=merges,  # type: ignore[arg-type] # its annotation forgets the pairs it takes
-        unk_token=None,  # type: ignore[arg-type] # bytes leave nothing unknown
+        merges=merges,  # type: ignore[arg-type] # its annotation lacks the pairs that it accepts
+        unk_token=None,  # type: ignore[arg-type] # with bytes, nothing is unknown
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
@@ -155,41 +155,41 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _sample(texts: Iterable[str]) -> Iterator[str]:
-    """Yield texts in stretches; of one without blanks, some that are evenly spread over it."""
+    """Yield texts in chunks; of a text without spaces, some at even distances."""
     for text in texts:
-        for part in stretches(text):
-            if len(part) <= 2 * CHARACTERS_PER_STRETCH:
+        for part in word_chunks(text):
+            if len(part) <= 2 * CHARACTERS_PER_CHUNK:
                 yield part
                 continue
-            starts = range(0, len(part), CHARACTERS_PER_STRETCH)
+            starts = range(0, len(part), CHARACTERS_PER_CHUNK)
             step = -(-len(part) // MOST_LEARNED)
             if step > 1:
                 log.info(
-                    "The tokenizer learns from one in %d of %s characters without a blank.",
+                    "The tokenizer is trained on one in %d of %s characters without a space.",
                     step,
                     f"{len(part):,}",
                 )
             for start in starts[::step]:
-                yield part[start : start + CHARACTERS_PER_STRETCH]
+                yield part[start : start + CHARACTERS_PER_CHUNK]
 
 
 def set_model_max_length(tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
-    """Tell a tokenizer how many positions its model has, before it is saved beside the model."""
+    """Set a tokenizer's ``model_max_length`` before it is saved beside its model."""
     tokenizer.model_max_length = positions
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the tokenizer's files by name, as text, so that a checkpoint can carry them."""
+    """Return the text of the tokenizer's files, by name, to be stored in a checkpoint."""
     with scratch_folder() as folder:
         tokenizer.save_pretrained(folder)
         return {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.iterdir())}
 
 
 def save_tokenizer_files(files: Mapping[str, str], folder: Path) -> None:
-    """Write a tokenizer's files into a folder named by their content.
+    """Write a tokenizer's files into a folder, whole or not at all.
 
     Raises:
-        UsageError: If a name is more than that of a file.
+        UsageError: If a name is not a plain file name.
     """
     for name in files:
         if "/" in name or not is_inside(folder, name):
@@ -200,8 +200,8 @@ def save_tokenizer_files(files: Mapping[str, str], folder: Path) -> None:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the SHA-256 of what decides the ids: vocabulary, rules and end-of-text."""
-    # tokenizer_config.json also says where the tokenizer came from, which changes no id
+    """Return the SHA-256 of what determines the ids: vocabulary, rules and end-of-text."""
+    # tokenizer_config.json also has the tokenizer's origin, which changes no id
     files = tokenizer_files(tokenizer)
     files.pop("tokenizer_config.json", None)
     shaping = json.dumps([files, tokenizer.eos_token_id], sort_keys=True)
@@ -209,10 +209,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a text may be cut before a space without changing its ids.
+    """Return whether a text may be cut before a space without changing its ids.
 
-    True for GPT-2's byte-level tokenizers, whose pattern never joins a space to what stands before
-    it, and for BERT's, which part all words at white space; nothing looks back across a cut.
+    True for GPT-2's byte-level tokenizers, whose pattern never joins a space to the characters
+    before it, and for BERT's, which split words at white space.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if _has_backend(tokenizer) else {}
     splitter = backend.get("pre_tokenizer") or {}
@@ -228,7 +228,7 @@ def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def keeps_every_byte(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the ids determine the text's bytes, as those of a byte-level tokenizer do."""
+    """Return whether the ids determine the text's bytes, as those of a byte-level tokenizer do."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     if not _has_backend(tokenizer):
@@ -243,14 +243,14 @@ def keeps_every_byte(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def lost_text(text: str, back: str, *, unknown: bool) -> list[str]:
-    """Name what of a text its tokens do not give back.
+    """Name the kinds of content that a text loses by tokenizing and decoding.
 
     Args:
-        text: What was tokenized.
-        back: What its tokens give.
+        text: The text.
+        back: Its tokens, decoded.
         unknown: Whether the unknown token is among them.
     """
-    if back in (text, f" {text}"):  # some put a space before every text
+    if back in (text, f" {text}"):  # some tokenizers add a space before every text
         return []
     visible, left = ("".join(it.split()) for it in (text, back))
     found = {
@@ -263,26 +263,25 @@ def lost_text(text: str, back: str, *, unknown: bool) -> list[str]:
 
 
 def lost_by_tokens(lost: list[str] | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Say what a text's tokens do not give back; nothing where they give back all.
+    """Describe what a text loses by tokenizing; empty if nothing.
 
     Args:
-        lost: What a token store's manifest says; None where it is of an earlier version, which did
-            not look.
-        tokenizer: What made the tokens.
+        lost: From a token store's manifest; None in stores of an earlier version.
+        tokenizer: The tokenizer of the store.
     """
     if lost is None and not keeps_every_byte(tokenizer):
-        return "it is not byte-level, and an earlier version stored its tokens without looking"
+        return "it is not byte-level, and an earlier version stored its tokens without a check"
     return " and ".join(filter(None, [", ".join((lost or [])[:-1]), *(lost or [])[-1:]]))
 
 
 def pieces_of_characters(
     tokenizer: PreTrainedTokenizerBase, counts: npt.NDArray[np.int64]
 ) -> float:
-    """Return the share of tokens that hold no whole character, but a part of its bytes.
+    """Return the share of tokens that are a part of a character's bytes.
 
     Args:
-        tokenizer: What made them.
-        counts: How often each id occurs, shape ``(ids,)``.
+        tokenizer: The tokenizer.
+        counts: Number of occurrences of each id, shape ``(ids,)``.
     """
     decode = decoder(tokenizer)
     broken = [id_ for id_ in np.flatnonzero(counts).tolist() if CUT_CHARACTER in decode([id_])]
@@ -290,11 +289,11 @@ def pieces_of_characters(
 
 
 def unsuited_vocabulary(pieces: float, per_character: float, *, trained: bool) -> str | None:
-    """Return a warning where a vocabulary lacks most of a text's characters.
+    """Return a warning if a vocabulary lacks most of a text's characters.
 
     Args:
-        pieces: Share of the training split's tokens that hold only a part of a character.
-        per_character: Tokens to a character.
+        pieces: Share of the training split's tokens that are a part of a character.
+        per_character: Tokens per character.
         trained: Whether the tokenizer is trained on this text.
     """
     if pieces <= MOST_PIECES:
@@ -302,13 +301,13 @@ def unsuited_vocabulary(pieces: float, per_character: float, *, trained: bool) -
     remedy = (
         "A larger --data.vocab_size would have more whole characters."
         if trained
-        else "Take a model whose tokenizer was made for it (--model.pretrained "
-        "uer/gpt2-chinese-cluecorpussmall for Chinese, say), or train one from scratch "
+        else "Use a model with a tokenizer for it (for Chinese --model.pretrained "
+        "uer/gpt2-chinese-cluecorpussmall, say), or train one from scratch "
         "(--model.pretrained null)."
     )
     return (
-        f"The vocabulary does not suit this language: {100 * pieces:.1f} % of the tokens hold only "
-        f"a part of a character, and it takes {per_character:.2f} tokens to a character (GPT-2 on "
+        f"The vocabulary does not suit this language: {100 * pieces:.1f} % of the tokens are only "
+        f"a part of a character, and there are {per_character:.2f} tokens per character (GPT-2 on "
         "English: about 0.23). A model will spend its positions on spelling. " + remedy
     )
 
@@ -316,11 +315,11 @@ def unsuited_vocabulary(pieces: float, per_character: float, *, trained: bool) -
 def sampled_vocabulary(
     tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[Any], *, trained: bool
 ) -> str | None:
-    """Return `unsuited_vocabulary` of a text's beginning, which takes a tenth of a second.
+    """Return `unsuited_vocabulary` for a text's beginning, within a tenth of a second.
 
     Args:
-        tokenizer: What made the ids.
-        ids: Those of the training split.
+        tokenizer: The tokenizer.
+        ids: Ids of the training split, shape ``(tokens,)``.
         trained: Whether the tokenizer is trained on this text.
     """
     beginning = ids[:SAMPLED]

@@ -30,7 +30,7 @@ from gpt2_lightning.data.articles import (
     Rows,
     first_rows,
     has_titles,
-    stretches,
+    word_chunks,
 )
 from gpt2_lightning.data.cleaning import Cleaner, get_cleaner
 from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
@@ -146,7 +146,7 @@ class _Counter:
                 self._bytes.append(0)
             encoded = row.text.encode()
             found = 0
-            for part in stretches(row.text):
+            for part in word_chunks(row.text):
                 pieces = part.split()
                 found += len(pieces)
                 self._characters += sum(map(len, pieces))

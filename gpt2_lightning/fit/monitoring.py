@@ -127,7 +127,7 @@ class StartSummary(Callback):
             data.block_size,
             f"{blocks:,}",
             f"{blocks * data.block_size:,}",
-            f"{batches.steps_taken:,}",
+            f"{batches.num_steps:,}",
             f"{total:,}",
         )
         store = data.stores["train"]

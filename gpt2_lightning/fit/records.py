@@ -240,7 +240,7 @@ def _steps(trainer: Trainer, module: GPT2Module, data: WikiTextDataModule) -> di
     blocks = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     return {
         "schedule": module.total_steps(),
-        "epoch": data.train_dataloader().steps_taken,
+        "epoch": data.train_dataloader().num_steps,
         "blocks": blocks,
         "tokens": blocks * data.block_size,
     }

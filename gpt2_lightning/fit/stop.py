@@ -79,7 +79,7 @@ class Stop(Callback):
             UsageError: If none would.
         """
         interval = trainer.val_check_interval
-        batches = typed(trainer).datamodule.train_dataloader().taken
+        batches = typed(trainer).datamodule.train_dataloader().num_batches
         by_epoch = trainer.check_val_every_n_epoch is not None
         if by_epoch and isinstance(interval, int) and interval > batches:
             raise UsageError(

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_lightning.data.articles import Row, Rows, stretches
+from gpt2_lightning.data.articles import Row, Rows, word_chunks
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.token_text import WITHOUT_SPACES
 
@@ -67,7 +67,7 @@ class Reader:
             text.articles += 1
             text.harness_words += row.text[:1].isspace()
         words = 0
-        for part in stretches(row.text):
+        for part in word_chunks(row.text):
             if found := part.split():
                 self._digest.update(" ".join([*found, ""]).encode())
                 words += len(found)
@@ -277,7 +277,7 @@ class CleaningMeter:
         cleaned = self.cleaner.clean(text)
         if cleaned.strip() or not self.cleaner.drops_empty:
             loss.text_characters += len(cleaned)
-            loss.text_words += sum(len(part.split()) for part in stretches(cleaned))
+            loss.text_words += sum(len(part.split()) for part in word_chunks(cleaned))
         if not text.strip():
             return
         loss.rows_emptied += not cleaned.strip()

@@ -49,7 +49,7 @@ class TrainingData(Protocol):
     tokenizer: PreTrainedTokenizerBase
 
     def train_dataloader(self) -> Any:
-        """Return micro-batches; ``steps_taken`` is the optimizer steps of an epoch."""
+        """Return micro-batches; ``num_steps`` is the optimizer steps of an epoch."""
 
     def assembler(self, prompt: list[int], stop: Sequence[str]) -> Assembler:
         """Return what puts the text after a prompt together."""
@@ -297,7 +297,7 @@ class GPT2Module(LightningModule):
             # The loader is built for its numbers alone; Lightning's estimated_stepping_batches
             # would set up its own early and lose the position that a checkpoint restores.
             data = typed(trainer).datamodule
-            return int(trainer.max_epochs * data.train_dataloader().steps_taken)
+            return int(trainer.max_epochs * data.train_dataloader().num_steps)
         if trainer.max_steps > 0:
             return trainer.max_steps
         raise UsageError(
@@ -310,7 +310,7 @@ class GPT2Module(LightningModule):
         trainer = self.trainer
         ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            epoch = typed(trainer).datamodule.train_dataloader().steps_taken
+            epoch = typed(trainer).datamodule.train_dataloader().num_steps
             ends.append(trainer.max_epochs * epoch)
         return min(ends, default=self.total_steps())
 
@@ -379,7 +379,7 @@ class GPT2Module(LightningModule):
     def on_train_start(self) -> None:
         """Find the run's last step, and the steps of an epoch, once: both take a loader."""
         self._last_step = self.run_steps()
-        self._epoch_steps = typed(self.trainer).datamodule.train_dataloader().steps_taken
+        self._epoch_steps = typed(self.trainer).datamodule.train_dataloader().num_steps
 
     def on_train_end(self) -> None:
         """Log the last step, should the run have ended early."""

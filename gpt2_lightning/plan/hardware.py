@@ -132,7 +132,7 @@ def hardware_of(trainer: Any, device_memory: float | None, gpu: GPU | None) -> H
     memory: int | None
     if device_memory is not None:
         if device_memory <= 0:
-            raise UsageError(f"--device_memory {device_memory:g}: it has to be above 0, in GB.")
+            raise UsageError(f"--device_memory {device_memory:g}: must be > 0, in GB.")
         memory, source = int(device_memory * 1e9), "--device_memory"
     elif gpu is not None:
         memory, source = int(gpu.memory_gb * 1e9), f"--device {gpu.name}"

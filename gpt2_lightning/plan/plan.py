@@ -81,7 +81,7 @@ def plan_of(
             "--device_flops speak of another. Choose one of them."
         )
     if device_flops is not None and device_flops <= 0:
-        raise UsageError(f"--device_flops {device_flops:g}: it has to be above 0, in operations/s.")
+        raise UsageError(f"--device_flops {device_flops:g}: must be > 0, in operations/s.")
     hardware = hardware_of(values.trainer, device_memory, device)
     precision = precision_of(values.trainer.precision)
     data = WikiTextDataModule(**values.data.as_dict())

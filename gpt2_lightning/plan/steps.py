@@ -79,7 +79,7 @@ def steps_of(
         data.split_blocks("validation"), batch_size=data.batch_size, world_size=processes
     )
     targets = int(blocks.target_counts.sum())
-    per_epoch = batches.steps_taken
+    per_epoch = batches.num_steps
     if per_epoch == 0:
         raise UsageError(
             f"--trainer.limit_train_batches {limit}: nothing is left of an epoch of "
@@ -96,9 +96,9 @@ def steps_of(
             "--trainer.max_steps."
         )
     steps = min(ends)
-    in_epoch = round(targets * batches.taken / len(batches))
+    in_epoch = round(targets * batches.num_batches / len(batches))
     validated = _validated(_share_or_count(trainer.limit_val_batches), len(held_out))
-    due = _due_by_interval(trainer, steps, per_epoch, batches.taken) if validated else []
+    due = _due_by_interval(trainer, steps, per_epoch, batches.num_batches) if validated else []
     baseline = trainer.num_sanity_val_steps
     at_the_end = bool(validated and steps and steps not in due[-1:])
     return Steps(
@@ -107,7 +107,7 @@ def steps_of(
         validation_tokens=int(held_out.blocks.target_counts.sum()),
         blocks_per_step=data.batch_size * processes * accumulate,
         tokens_per_step=data.batch_size * processes * accumulate * data.block_size,
-        micro_batches=batches.taken,
+        micro_batches=batches.num_batches,
         steps_per_epoch=per_epoch,
         tokens_per_epoch=in_epoch,
         steps=steps,
