@@ -271,7 +271,7 @@ def test_a_split_that_is_not_there_is_answered_with_the_nearest_name(tmp_path: P
         UsageError, match=r"nor in --data\.source c\. Did you mean .* c/poems\.txt\?"
     ):
         open_source("c", test_source="poem.txt")
-    with pytest.raises(UsageError, match=r"text there\. Did you mean --data\.test_source c/poems"):
+    with pytest.raises(UsageError, match=r"found there\. Did you mean --data\.test_source c/poems"):
         open_source("c/train.txt", test_source="poems.txt")
 
 

@@ -124,7 +124,7 @@ def test_the_hubs_cache(model: Path, check: Check, mistake: Mistake) -> None:
     assert f"{WEIGHTS} is damaged or was changed" in mistake("fetch", "--check", snapshot)
     shutil.copytree(snapshot, "links/x", symlinks=True)
     message = mistake("fetch", "--check", "links")
-    assert "which is not there: of a cache, only the links were copied" in message
+    assert "which does not exist: only the links of a cache were copied" in message
     assert "cp -rL" in message
 
 
@@ -132,7 +132,7 @@ def test_the_hubs_cache_of_several(model: Path, mistake: Mistake) -> None:
     for name in ("a", "b"):
         in_the_cache(model, Path(f"cache/models--org--{name}"))
     message = mistake("fetch", "--check", "cache")
-    assert "there are several models in it" in message
+    assert "it contains several models" in message
     assert f"--check cache/models--org--b/snapshots/{COMMIT}" in message
 
 
@@ -186,7 +186,7 @@ def test_the_original_archive(
     (Path("around") / "wikitext-2-raw" / "wiki.train.raw").unlink()
     shown, warnings = check("around")
     assert "complete" not in shown
-    assert "there is no train split. It can be evaluated on, not trained on" in warnings
+    assert "there is no train split. It can be used to evaluate, not to train" in warnings
 
 
 def test_rows_of_the_hub_are_the_original_text(wiki_folder: Path) -> None:

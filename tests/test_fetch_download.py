@@ -154,7 +154,7 @@ def test_a_second_call_does_nothing_and_says_so(
     before = {path: path.stat().st_mtime_ns for path in Path("gpt2").iterdir()}
     capsys.readouterr()
     main([*MODEL, "--endpoint", endpoint])  # where no hub is any more
-    assert "gpt2 is there already, with all its files" in capsys.readouterr().out
+    assert "gpt2 already exists, with all its files" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in Path("gpt2").iterdir()} == before
     for flags, other in (
         (("--revision", "v2"), "(revision of the main branch (0123456789ab))"),
@@ -163,20 +163,20 @@ def test_a_second_call_does_nothing_and_says_so(
     ):
         assert f"it was fetched as something else {other}" in mistake(*MODEL, *flags)
     (Path("gpt2") / WEIGHTS).write_bytes(b"short")
-    assert f"since it was fetched, {WEIGHTS} changed or went" in mistake(*MODEL)
+    assert f"since it was fetched, {WEIGHTS} changed or was deleted" in mistake(*MODEL)
 
 
 def test_without_a_network_by_the_users_own_wish(
     mistake: Mistake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set, so nothing may be fetched" in mistake(*MODEL)
+    assert "HF_HUB_OFFLINE forbids downloads" in mistake(*MODEL)
 
 
 def test_files_of_others_stay(mistake: Mistake) -> None:
     Path("gpt2").mkdir()
     Path("gpt2/notes.txt").write_text("mine", encoding="utf-8")
-    assert "it holds files that no fetch wrote. fetch --check" in mistake(*MODEL)
+    assert "it contains files that fetch did not write. fetch --check" in mistake(*MODEL)
     assert left() == ["gpt2"]
     assert "is a file. Choose another folder" in mistake(*MODEL[:3], "--to", "gpt2/notes.txt/x")
 
@@ -198,7 +198,7 @@ def test_a_stopped_transfer_goes_on_in_the_next_call(root: Path, mistake: Mistak
     faults = Faults(cut={WEIGHTS: [20_000, *[0] * transfer.TRIES]})
     with faulty_hub(root, faults) as (endpoint, requests):
         message = mistake(*MODEL, "--endpoint", endpoint)
-        assert "model.safetensors is there up to byte 20,000, where the next try begins" in message
+        assert "model.safetensors is kept up to byte 20,000, where the next try begins" in message
         assert left() == [".gpt2.fetching"]
         assert len(faults.ranges[WEIGHTS]) == 1 + transfer.TRIES
         faults.cut.clear()
@@ -237,7 +237,7 @@ def test_a_damaged_file_is_refused_and_nothing_stays(
 ) -> None:
     with faulty_hub(root, Faults(damaged={file})) as (endpoint, _):
         message = mistake(*MODEL, "--endpoint", endpoint)
-    assert f"{file} came damaged (its {hash} is " in message
+    assert f"{file} arrived damaged (its {hash} is " in message
     assert left() == []
 
 
@@ -245,12 +245,12 @@ def test_a_silent_server(root: Path, mistake: Mistake) -> None:
     with faulty_hub(root, Faults(silent={""})) as (endpoint, requests):
         message = mistake(*MODEL, "--timeout", "0.3", "--endpoint", endpoint)
         assert len(requests) == transfer.TRIES
-    assert "was silent for 0.3 seconds, time after time" in message
+    assert "timed out after 0.3 seconds, repeatedly" in message
     assert "--endpoint https://hf-mirror.com" in message
     assert left() == []
     with faulty_hub(root, Faults(silent={"/large/"})) as (endpoint, _):
         message = mistake(*MODEL, "--timeout", "0.3", "--endpoint", endpoint)
-    assert "silent" in message
+    assert "timed out" in message
     assert left() == [".gpt2.fetching"]
 
 
@@ -260,11 +260,11 @@ def test_a_silent_server(root: Path, mistake: Mistake) -> None:
         ("/api/", 404, {"X-Error-Code": "RepoNotFound"}, "has no model of that name (HTTP 404)"),
         ("/api/", 404, {"X-Error-Code": "RevisionNotFound"}, "Check --revision"),
         ("/resolve/", 404, {}, "config.json: the Hub (http://127.0.0.1"),
-        ("/api/", 401, {}, "wants to know who asks, or has nothing of that name (HTTP 401)"),
+        ("/api/", 401, {}, "requires a login, or has nothing of that name (HTTP 401)"),
         ("/api/", 403, {"X-Error-Code": "GatedRepo"}, "accept its terms"),
-        ("/api/", 429, {}, "had too many requests (HTTP 429). Wait a while"),
+        ("/api/", 429, {}, "limits the rate of requests (HTTP 429). Wait, or sign in"),
         ("/large/", 429, {"Retry-After": "3600"}, "asks to wait 3,600 seconds"),
-        ("/api/", 503, {}, "is out of order (HTTP 503)"),
+        ("/api/", 503, {}, "has failed (HTTP 503)"),
         ("/api/", 418, {}, "refused (HTTP 418)"),
     ],
 )
@@ -367,7 +367,7 @@ def test_which_subset(root: Path, mistake: Mistake) -> None:
         main([*TEXT, "--endpoint", endpoint])  # the only one needs no name
         shutil.copytree(root / "datasets/Salesforce/wikitext", root / "models/a/b")
         wrong = mistake("fetch", "model", "a/b", "--to", "x", "--endpoint", endpoint)
-    assert "it holds no config.json" in wrong
+    assert "it has no config.json" in wrong
     assert "wikitext-2-v1/train-00000-of-00001.parquet" in names("wikitext")
 
 
@@ -390,7 +390,7 @@ def test_a_subset_more(root: Path, capsys: pytest.CaptureFixture[str], mistake: 
         capsys.readouterr()
         main([*TEXT, *subset])
         shown = capsys.readouterr().out
-        assert "wikitext is there already, with all its files" in shown
+        assert "wikitext already exists, with all its files" in shown
         assert f"--data.subset {subset[1]}" in shown
 
 
@@ -416,27 +416,30 @@ def test_verdicts_on_wikitext() -> None:
     verdict, wrong = judge(tokenized, "wikitext-2-raw-v1")
     assert wrong
     assert verdict is not None
-    assert "train has the right 36,718 rows, but its text is another" in verdict
+    assert "train has the right 36,718 rows, but its text differs" in verdict
     assert judge(tokenized, "else") == (None, False)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "fetch: what? Write: python -m gpt2_lightning fetch model openai-community/gpt2"),
+        (
+            (),
+            "fetch: nothing is named. Write: python -m gpt2_lightning fetch model",
+        ),
         (("gpt2",), "fetch gpt2: model or data? Write: fetch model gpt2, or: fetch data gpt2"),
-        (("model", "a/b"), "--to is missing, the folder to be: --to b, say"),
-        (("model", "https://hub.example/a/b", "--to", "x"), "it is no name of the Hub"),
+        (("model", "a/b"), "--to is missing, the folder to create: --to b, say"),
+        (("model", "https://hub.example/a/b", "--to", "x"), "it is no name on the Hub"),
         (("model", "gpt2", "--to", "x", "--from", "modelscope"), "such as AI-ModelScope/gpt2"),
         (
             ("model", "a/b", "--to", "x", "--endpoint", "hub.example"),
-            "--endpoint hub.example: give",
+            "--endpoint hub.example: must be",
         ),
-        (("model", "a/b", "--to", "x", "--subset", "y"), "--subset: a model has none"),
+        (("model", "a/b", "--to", "x", "--subset", "y"), "--subset: a model has no subsets"),
         (("data", "a/b", "--to", "x", "--allow-pickle"), "--allow_pickle: data is never"),
-        (("model", "a/b", "--to", "x", "--timeout", "0"), "--timeout 0.0: give seconds"),
+        (("model", "a/b", "--to", "x", "--timeout", "0"), "--timeout 0.0: must be > 0, in seconds"),
         (("model", "a/b", "--to", "x", "--token", "t"), "--token: there is no such flag"),
-        (("--check", "x", "--to", "y"), "--check DIR: it stands alone"),
+        (("--check", "x", "--to", "y"), "--check DIR: it downloads nothing"),
     ],
 )
 def test_mistakes_in_the_words(mistake: Mistake, words: tuple[str, ...], message: str) -> None:
@@ -471,7 +474,7 @@ def test_a_pickle_only_where_it_is_allowed(
     pickled(old | {"h.0.attn.bias": torch.ones(1, 1, 64, 64).tril()})
     with small_hub(root) as (endpoint, requests):
         message = mistake(*MODEL, "--endpoint", endpoint)
-        assert "its weights come only as pytorch_model.bin, a pickle" in message
+        assert "its weights exist only as pytorch_model.bin, a pickle" in message
         assert len(requests) == 1
         main([*MODEL, "--endpoint", endpoint, "--allow-pickle"])
     assert names("gpt2") == NEEDED

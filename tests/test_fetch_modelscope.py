@@ -94,7 +94,7 @@ def test_the_endpoint_of_the_environment(
     assert "Fetched data some/wikitext at master into text: 3 files" in screen
     assert f"as ModelScope ({endpoint}) lists" in screen
     main([*TEXT, "--subset", "wikitext-2-v1"])
-    assert "text is there already" in capsys.readouterr().out
+    assert "text already exists" in capsys.readouterr().out
 
 
 def test_a_cut_connection_is_resumed_where_it_ended(root: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_cut_connection_is_resumed_where_it_ended(root: Path) -> None:
 def test_a_damaged_file_is_refused_and_nothing_stays(root: Path, mistake: Mistake) -> None:
     with faulty_hub(root, Faults(damaged={WEIGHTS}), ModelScopeHandler) as (endpoint, _):
         message = mistake(*MODEL, "--endpoint", endpoint)
-    assert f"{WEIGHTS} came damaged (its sha256 is " in message
+    assert f"{WEIGHTS} arrived damaged (its sha256 is " in message
     assert sorted(path.name for path in Path().iterdir()) == ["hub"]
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_refused_and_nothing_stays(root: Path, mistake: Mistak
         (Faults(status={"": (401, {})}), "set MODELSCOPE_API_TOKEN"),
         (Faults(status={"": (404, {})}), "has no model of that name (HTTP 404)"),
         (Faults(status={"": (429, {"Retry-After": "60"})}), "asks to wait 60 seconds"),
-        (Faults(silent={""}), "was silent for 0.3 seconds"),
+        (Faults(silent={""}), "timed out after 0.3 seconds"),
     ],
     ids=["401", "404", "429", "silent"],
 )

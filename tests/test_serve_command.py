@@ -167,8 +167,8 @@ def test_mistakes(mistake: Mistake, opinionated_model: Path, tmp_path: Path) -> 
         ((*model, "--host", "256.0.0.1"), "--host 256.0.0.1 --port 8000: it cannot listen there"),
         ((*model, "--host", ".."), "--host .. --port 8000: it cannot listen there"),
         ((*model, "--api_key="), "--api_key: it is empty"),
-        ((*model, "--api_key=clé à"), "--api_key: it holds spaces"),
-        ((*model, "--compare", str(opinionated_model)), "it is --model itself"),
+        ((*model, "--api_key=clé à"), "--api_key: it contains spaces"),
+        ((*model, "--compare", str(opinionated_model)), "it is the same as --model"),
         (("serve", "--port=0", "--model", str(tmp_path)), "neither a model in Hugging Face"),
     ):
         assert message in mistake(*words)
@@ -179,7 +179,7 @@ def test_a_port_that_is_taken(mistake: Mistake, opinionated_model: Path) -> None
         port = str(taken.getsockname()[1])
         message = mistake("serve", "--model", str(opinionated_model), "--port", port)
     assert f"--port {port}: it cannot listen there (Address already in use)" in message
-    assert "--port 0 takes one that is" in message
+    assert "--port 0 chooses a free one" in message
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def test_greedy_is_transformers_greedy_whatever_joins_and_leaves(
 def test_samples_take_turns_and_write_the_same(
     loaded: TextModel, opinionated_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt2_lightning.serve.engine.TURN", 4)
+    monkeypatch.setattr("gpt2_lightning.serve.engine.TOKENS_PER_TURN", 4)
 
     def asked() -> list[RequestSample]:
         drawn = [{"seed": seed, "do_sample": True, "temperature": 1.2} for seed in range(3)]
@@ -157,7 +157,7 @@ def test_samples_take_turns_and_write_the_same(
 def test_long_samples_keep_no_short_one_waiting(
     loaded: TextModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt2_lightning.serve.engine.TURN", 8)
+    monkeypatch.setattr("gpt2_lightning.serve.engine.TOKENS_PER_TURN", 8)
     engine = Engine(loaded.model, batch_size=2, max_queue=2)
     ended: list[str] = []
 
@@ -312,7 +312,7 @@ def test_a_free_row_is_for_a_sample_not_for_a_request(loaded: TextModel) -> None
 def test_whoever_is_given_up_is_told(loaded: TextModel) -> None:
     engine = Engine(loaded.model, batch_size=2, max_queue=9)
     waiting = [submit(engine, sample(loaded, [number])) for number in range(5)]
-    engine.give_up(RuntimeError("enough"))
+    engine.abort(RuntimeError("enough"))
     assert all("enough" in str(it.error) for it in waiting)
     assert engine.waiting == 0
 

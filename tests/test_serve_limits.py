@@ -207,7 +207,7 @@ def test_a_body_that_stands_still(opinionated_model: Path) -> None:
         client.sendall(head(1000) + b'{"prompt": ')
         answer = ended(client).decode()
         assert answer.startswith("HTTP/1.1 408 ")
-        assert "No more of the body came for 0.2 seconds." in answer
+        assert "No more of the body arrived for 0.2 seconds." in answer
 
 
 @pytest.mark.parametrize("begun", ["", "GET /hea", "GET /health HTTP/1.1\r\nHost: localhost\r\n"])

@@ -1,4 +1,4 @@
-"""What a folder is, whether its model or data is whole, and which flags use it."""
+"""Checks what a folder is, whether its model or data is complete, and which flags use it."""
 
 import hashlib
 import re
@@ -41,7 +41,7 @@ DEEPEST = 4  # folders below the one that was named: a cache's models--X/snapsho
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Return the files at any depth, links to nowhere included, but no hidden ones."""
+    """Return the files at any depth, broken links included, without hidden ones."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -51,26 +51,26 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def check_content(folder: Path, files: list[Path]) -> list[str]:
-    """See that files hold content, and the content that is known to belong there.
+    """Check that files have their content, and the hash of their download if that is known.
 
     Returns:
         The names of those whose hash is known, and right.
 
     Raises:
-        UsageError: If one is a pointer, a link to nowhere, or has another hash.
+        UsageError: If one is a pointer of git LFS or a broken link, or has another hash.
     """
     pointers = [file for file in files if is_pointer(file)]
     if pointers:
         raise UsageError(
             f"--check {folder}: {_names(folder, pointers)} {_is(pointers)} of git LFS instead of "
             "content: it was cloned without LFS, or downloaded as a raw page. Run git lfs pull "
-            "there, or fetch it with: python -m gpt2_lightning fetch."
+            "there, or download it with: python -m gpt2_lightning fetch."
         )
     lost = [file for file in files if file.is_symlink() and not file.exists()]
     if lost:
         raise UsageError(
-            f"--check {folder}: {_names(folder, lost)} leads to {lost[0].readlink()}, which is not "
-            "there: of a cache, only the links were copied. Copy the whole models--... or "
+            f"--check {folder}: {_names(folder, lost)} is a link to {lost[0].readlink()}, which "
+            "does not exist: only the links of a cache were copied. Copy the whole models--... or "
             "datasets--... folder, or follow the links: cp -rL."
         )
     known = [name for file in files if (name := _verified(folder, file))]
@@ -78,15 +78,15 @@ def check_content(folder: Path, files: list[Path]) -> list[str]:
 
 
 def is_pointer(file: Path) -> bool:
-    """Tell whether a file is git LFS' note of a content that is elsewhere."""
+    """Return whether a file is a pointer of git LFS to content that is elsewhere."""
     if not file.is_file() or file.stat().st_size > LONGEST_POINTER:
         return False
     return file.read_bytes().startswith(POINTER)
 
 
 def _verified(folder: Path, file: Path) -> str | None:
-    """Return a file's name if the hub's hash of it is known from its download."""
-    wanted = _promised(folder, file)
+    """Return a file's name if its hash is known from its download, and right."""
+    wanted = _expected_hash(folder, file)
     if wanted is None:
         return None
     if (SHA1.fullmatch(wanted) and git_sha1_of(file) != wanted) or (
@@ -94,16 +94,16 @@ def _verified(folder: Path, file: Path) -> str | None:
     ):
         raise UsageError(
             f"--check {folder}: {file.relative_to(folder)} is damaged or was changed: its hash is "
-            "not the one that was written down when it was downloaded. Fetch it again."
+            "not the one recorded when it was downloaded. Fetch it again."
         )
     return file.relative_to(folder).as_posix()
 
 
-def _promised(folder: Path, file: Path) -> str | None:
-    """Return what hash a file should have, by what downloaded it.
+def _expected_hash(folder: Path, file: Path) -> str | None:
+    """Return the hash that a file had when it was downloaded; None if that is not known.
 
-    Ours writes a manifest. The Hub's client, downloading into a folder, leaves a note below
-    .cache/huggingface; in its cache, files are links to content that is named by its hash.
+    `fetch` writes a manifest. The Hub's client leaves a note below .cache/huggingface in a folder;
+    in its cache, files are links to content that is named by its hash.
     """
     name = file.relative_to(folder).as_posix()
     if (manifest := read_manifest(folder)) is not None:
@@ -135,7 +135,7 @@ class SplitText:
     """A split's text.
 
     Attributes:
-        rows: How many.
+        rows: Number of rows.
         sha256: Of the original text in UTF-8, blank rows restored, in hexadecimal.
     """
 
@@ -144,7 +144,7 @@ class SplitText:
 
 
 def read_split(rows: Rows) -> SplitText:
-    """Read a split to its end; its text is what its articles are made of."""
+    """Read a split to its end, as articles."""
     total, count = hashlib.sha256(), 0
     for row in as_articles(rows):
         total.update(row.text.encode())
@@ -157,11 +157,11 @@ def judge(splits: Mapping[SplitName, SplitText], subset: str | None) -> tuple[st
 
     Args:
         splits: Its splits.
-        subset: What the text is called, if it has a name.
+        subset: The text's name, if it has one.
 
     Returns:
-        The verdict in words, None where there is nothing to compare; and whether the text is not
-        what its name says.
+        The verdict in words, None if there is nothing to compare; and whether the text is another
+        than its name says.
     """
     raw = [name for name, text in splits.items() if text.sha256 == RAW_SHA256[name]]
     if raw and len(raw) == len(splits):
@@ -169,7 +169,7 @@ def judge(splits: Mapping[SplitName, SplitText], subset: str | None) -> tuple[st
     if subset == RAW:
         wrong = next(name for name in splits if name not in raw)
         return (
-            f"NOT the official {RAW}: {_rows(wrong, splits[wrong])}its text is another. Its "
+            f"NOT the official {RAW}: {_rows(wrong, splits[wrong])}its text differs. Its "
             "figures cannot be compared with published ones",
             True,
         )
@@ -188,7 +188,7 @@ def _rows(name: SplitName, text: SplitText) -> str:
 
 
 def looks_like_data(folder: Path) -> bool:
-    """Tell whether a folder holds files of data, not counting those in folders of its own."""
+    """Return whether a folder holds data files, not counting those in its subfolders."""
     return any((folder / name).is_file() for name in SAVED) or any(
         is_data(path.name) and not path.name.startswith(".")
         for path in folder.iterdir()
@@ -197,14 +197,14 @@ def looks_like_data(folder: Path) -> bool:
 
 
 def check_data(folder: Path, root: Path) -> tuple[list[str], list[str]]:
-    """See that a folder's data can be read to its end.
+    """Read a folder's data to its end.
 
     Args:
         folder: The data.
-        root: The fetched folder that it is in, or the same.
+        root: The fetched folder that contains it, or the same.
 
     Returns:
-        What it is, line by line; and what is wrong with it although it can be read.
+        Lines that describe it, and warnings.
 
     Raises:
         UsageError: If something is missing, cut short or damaged.
@@ -226,7 +226,7 @@ def check_data(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     warnings = [f"{folder.name}: {verdict}."] if verdict and wrong else []
     if "train" not in splits:
         warnings.append(
-            f"{folder.name}: there is no train split. It can be evaluated on, not trained on."
+            f"{folder.name}: there is no train split. It can be used to evaluate, not to train."
         )
     if not any(text.rows for text in splits.values()):
         raise UsageError(f"--check {folder}: its files hold no text. Fetch it again.")
@@ -234,20 +234,20 @@ def check_data(folder: Path, root: Path) -> tuple[list[str], list[str]]:
 
 
 def looks_like_model(folder: Path) -> bool:
-    """Tell whether a folder holds a part of a model, if not all of it."""
+    """Return whether a folder holds a model, or a part of one."""
     names = {"config.json", WHOLE, WHOLE + INDEX, PICKLED, PICKLED + INDEX, "tokenizer.json"}
     names.add(ADAPTER)
     return any((folder / name).is_file() or (folder / name).is_symlink() for name in names)
 
 
 def check_model(folder: Path) -> tuple[list[str], list[str]]:
-    """See that a folder is a whole model.
+    """Check that a folder is a complete model.
 
     Args:
         folder: The folder.
 
     Returns:
-        What it is, line by line; and what is wrong with it although it can be read.
+        Lines that describe it, and warnings.
 
     Raises:
         UsageError: If something is missing, cut short, damaged, or does not fit the rest.
@@ -267,7 +267,7 @@ def check_model(folder: Path) -> tuple[list[str], list[str]]:
     if not any((folder / name).is_file() for name in TOKENIZER if name != "tokenizer_config.json"):
         raise UsageError(
             f"{said}: the tokenizer is missing: there is no tokenizer.json, nor vocab.json and "
-            f"merges.txt. {AGAIN} The weights can be used with another's: "
+            f"merges.txt. {AGAIN} The weights can be used with another tokenizer: "
             "--data.tokenizer openai-community/gpt2, say."
         )
     tokenizer = load_tokenizer(str(folder), flag="--check")
@@ -294,13 +294,13 @@ def check_model(folder: Path) -> tuple[list[str], list[str]]:
 
 @dataclass
 class Finding:
-    """What a folder was found to be.
+    """The result of a check.
 
     Attributes:
-        kind: A model, or data.
-        lines: What it is, to be shown.
-        warnings: What its user should know although it can be used.
-        flags: Those that use it, an alternative in each.
+        kind: ``model`` or ``data``.
+        lines: The description to print.
+        flags: Flags that use the folder; each entry is an alternative.
+        warnings: Problems that do not prevent its use.
     """
 
     kind: str
@@ -310,10 +310,10 @@ class Finding:
 
 
 def check_folder(name: str) -> Finding:
-    """Find out what a folder is, however it was obtained.
+    """Check a folder, however it was obtained.
 
-    Known are model folders, data as files or in the Hub's layout, the Hub's cache, folders that a
-    client, git or an archive left, and the same with another folder around them.
+    Supported are model folders, data as files or in the Hub's layout, the Hub's cache, folders made
+    by a client, git or an archive, and the same inside another folder.
 
     Raises:
         UsageError: If it cannot be used; the message says why, and what would help.
@@ -346,7 +346,7 @@ def check_folder(name: str) -> Finding:
 def _model(folder: Path, found: list[Path]) -> Finding:
     if len(found) > 1:
         raise UsageError(
-            f"--check {folder}: there are several models in it. Check one: "
+            f"--check {folder}: it contains several models. Check one: "
             + " or ".join(f"--check {place}" for place in found[:5])
             + "."
         )
@@ -375,7 +375,7 @@ def _data(folder: Path, found: list[Path]) -> Finding:
 
 
 def _find(folder: Path, looks_like_it: Callable[[Path], bool]) -> list[Path]:
-    """Return the folders nearest below that look like it, all of the same depth."""
+    """Return the matching folders of the least depth."""
     level = [folder]
     for _ in range(DEEPEST + 1):
         if found := [place for place in level if looks_like_it(place)]:
@@ -393,7 +393,7 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _current(repository: Path) -> Path:
-    """Return the snapshot that a cached repository's main branch stands for, else the newest."""
+    """Return the snapshot of a cached repository's main branch, else the newest one."""
     for branch in ("main", "master"):
         ref = repository / "refs" / branch
         if ref.is_file():

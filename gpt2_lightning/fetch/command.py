@@ -1,4 +1,4 @@
-"""``fetch``: a model or data from the Hub, a mirror or ModelScope; or what a folder is."""
+"""``fetch``: download a model or data from the Hub, a mirror or ModelScope; or check a folder."""
 
 import sys
 from dataclasses import replace
@@ -33,33 +33,32 @@ def fetch(
     allow_pickle: bool = False,
     timeout: float = 20.0,
 ) -> None:
-    """Fetch a model or data into a folder, which appears when every file in it is verified.
+    """Download a model or data into a folder, which appears when all of its files are verified.
 
-    What a stopped or broken transfer has, is kept beside the folder, and the same call goes on
-    from there. Where the folder is there already, nothing is asked of the network.
+    The files of an interrupted transfer are kept beside the folder, and the same call resumes it.
+    If the folder already exists, the network is not used.
 
     Args:
-        kind: A model, or data.
+        kind: ``model`` or ``data``.
         name: ORG/NAME in the hub.
-        to: The folder to be.
-        hub: Where from.
-        endpoint: Address of a mirror; null is what HF_ENDPOINT (MODELSCOPE_ENDPOINT) says, or the
-            hub's own.
+        to: The folder to create.
+        hub: The Hugging Face Hub, or ModelScope.
+        endpoint: Address of a mirror; null is HF_ENDPOINT (MODELSCOPE_ENDPOINT), or the hub's own.
         revision: Branch, tag or commit; null is the main branch.
         subset: Folder of the data; null is the only one. It may be added to a fetched folder that
             has others.
-        everything: Take all files, needed or not.
-        allow_pickle: Take weights that are there only as a pickle, and turn them into safetensors.
-        timeout: Seconds without a connection or a byte, after which a transfer has stalled.
+        everything: Download all files, needed or not.
+        allow_pickle: Accept weights that exist only as a pickle, and convert them to safetensors.
+        timeout: Seconds without a connection or a byte after which a transfer has stalled.
 
     Raises:
-        UsageError: If it cannot be had, or is not what the hub says it is.
+        UsageError: If it cannot be downloaded, or is not what the hub lists.
     """
     from gpt2_lightning.fetch.download import already_there, fetch_folder, target_folder
     from gpt2_lightning.fetch.hubs import repo_ref
 
     if subset is not None and kind == "model":
-        raise UsageError("--subset: a model has none. Leave it out, or fetch data.")
+        raise UsageError("--subset: a model has no subsets. Leave it out, or fetch data.")
     if allow_pickle and kind == "data":
         raise UsageError("--allow_pickle: data is never read from a pickle. Leave it out.")
     repo = repo_ref(kind, name, hub, revision, endpoint, timeout)
@@ -68,20 +67,20 @@ def fetch(
     earlier = already_there(folder, repo, subset, everything=everything)
     if earlier is not None and not earlier.lacks(subset):
         print(
-            f"{to} is there already, with all its files: {repo.kind} {repo.name} at "
-            f"{earlier.commit}. Nothing was fetched; to fetch it anew, move the folder away."
+            f"{to} already exists, with all its files: {repo.kind} {repo.name} at "
+            f"{earlier.commit}. Nothing was fetched; to fetch it again, move the folder away."
         )
         _tell(to, earlier, subset)
         return
-    if earlier is not None:  # a subset more, of the same state
+    if earlier is not None:  # another subset, of the same commit
         repo = replace(repo, revision=earlier.commit)
 
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
         raise UsageError(
-            f"fetch {repo.said}: {to} is not there yet, and HF_HUB_OFFLINE is set, so nothing may "
-            "be fetched. Unset it, or run fetch where there is a network and copy the folder."
+            f"fetch {repo.said}: {to} does not exist yet, and HF_HUB_OFFLINE forbids downloads. "
+            "Unset it, or run fetch on a machine with a network and copy the folder."
         )
     pickled = False
 
@@ -98,7 +97,7 @@ def fetch(
         if pickled:
             from gpt2_lightning.fetch.pickle_weights import convert
 
-            print("Turning the pickled weights into safetensors.", file=sys.stderr)
+            print("Converting the pickled weights to safetensors.", file=sys.stderr)
             convert(folder)
 
     try:
@@ -109,12 +108,12 @@ def fetch(
             everything=everything,
             choose=choose,
             finish=finish,
-            # the converted weights stand beside the pickle for a moment
+            # the converted weights are beside the pickle for a moment
             extra=lambda files: sum(file.size or 0 for file in files) if pickled else 0,
             earlier=earlier,
         )
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Stopped. The same command resumes from here.", file=sys.stderr)
         raise
     _tell_fetched(to, folder, repo, manifest)
     _tell(to, manifest, subset)
@@ -132,7 +131,9 @@ def _tell_fetched(to: str, folder: "Path", repo: "RepoRef", manifest: "Manifest"
     try:
         finding = check_folder(str(folder))
     except UsageError as error:
-        raise UsageError(f"fetched as it is in the hub, and cannot be used: {error}") from error
+        raise UsageError(
+            f"it was fetched as the hub has it, but cannot be used: {error}"
+        ) from error
     _show(finding, lines=finding.lines[1:])
 
 
@@ -152,13 +153,13 @@ def _tell(to: str, manifest: "Manifest", subset: str | None) -> None:
         words = f"--model.pretrained openai-community/gpt2 --data.source {place}"
         words += f" --data.subset {quote(named)}" if named else ""
     print(
-        f"Next, with no network needed for {to} (HF_HUB_OFFLINE=1 holds everything to that):\n"
+        f"Next, without network for {to} (HF_HUB_OFFLINE=1 enforces that):\n"
         f"  python -m gpt2_lightning fit --config configs/finetune.yaml {words}"
     )
 
 
 def check(folder: str) -> None:
-    """Say what a folder is, whether it is complete, and which flags use it.
+    """Print what a folder is, whether it is complete, and which flags use it.
 
     Args:
         folder: A model or data, obtained by any means.
@@ -179,17 +180,18 @@ def main(words: list[str]) -> None:
     parser = Parser(
         prog="gpt2_lightning fetch",
         usage=USAGE,
-        description="Fetch a model or data into a folder, which appears when every file in it is "
-        "verified. What a stopped transfer has is kept, and the same command goes on from there.",
+        description="Download a model or data into a folder, which appears when all of its files "
+        "are verified. An interrupted transfer is kept, and the same command resumes it.",
     )
-    parser.add_argument("kind", nargs="?", type=str, metavar="model|data", help="What to fetch.")
+    parser.add_argument("kind", nargs="?", type=str, metavar="model|data", help="What to download.")
     parser.add_argument("name", nargs="?", type=str, help="Its name in the hub, ORG/NAME.")
-    parser.add_argument("--to", type=str, metavar="DIR", help="The folder to be.")
+    parser.add_argument("--to", type=str, metavar="DIR", help="The folder to create.")
     parser.add_argument(
         "--check",
         type=str,
         metavar="DIR",
-        help="Fetch nothing; say what a folder is, whether it is complete, and which flags use it.",
+        help="Download nothing; say what a folder is, whether it is complete, and which flags use "
+        "it.",
     )
     parser.add_argument(
         "--from",
@@ -201,17 +203,17 @@ def main(words: list[str]) -> None:
         "--endpoint",
         type=str,
         metavar="URL",
-        help="Address of a mirror, such as https://hf-mirror.com; unless said, what HF_ENDPOINT "
-        "(MODELSCOPE_ENDPOINT) says, or the hub's own.",
+        help="Address of a mirror, such as https://hf-mirror.com; by default HF_ENDPOINT "
+        "(MODELSCOPE_ENDPOINT), or the hub's own.",
     )
-    parser.add_argument("--revision", type=str, help="Branch, tag or commit; main unless said.")
+    parser.add_argument("--revision", type=str, help="Branch, tag or commit; by default main.")
     parser.add_argument("--subset", type=str, help="Folder of the data: wikitext-2-raw-v1, say.")
     for flag, what in (
-        ("--all", "Take all files, needed or not."),
+        ("--all", "Download all files, needed or not."),
         (
             "--allow_pickle",
-            "Take weights that are there only as pytorch_model.bin, and turn them into "
-            "safetensors; nothing but tensors is read from it.",
+            "Accept weights that exist only as pytorch_model.bin, and convert them to "
+            "safetensors; only tensors are read from it.",
         ),
     ):
         parser.add_argument(flag, type=bool, nargs="?", const=True, default=False, help=what)
@@ -224,7 +226,7 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(with_underscores(words)).as_dict()
     if options["check"] is not None:
         if options["kind"] or options["to"]:
-            raise UsageError("--check DIR: it stands alone; nothing is fetched with it.")
+            raise UsageError("--check DIR: it downloads nothing. Leave the other arguments out.")
         check(options["check"])
         return
     if options["kind"] not in (None, *KINDS):
@@ -235,13 +237,13 @@ def main(words: list[str]) -> None:
         )
     if not options["kind"] or not options["name"]:
         raise UsageError(
-            "fetch: what? Write: python -m gpt2_lightning fetch model openai-community/gpt2 "
-            "--to gpt2; or: fetch data Salesforce/wikitext --subset wikitext-2-raw-v1 "
-            "--to wikitext."
+            "fetch: nothing is named. Write: python -m gpt2_lightning fetch model "
+            "openai-community/gpt2 --to gpt2; or: fetch data Salesforce/wikitext --subset "
+            "wikitext-2-raw-v1 --to wikitext."
         )
     if not options["to"]:
         raise UsageError(
-            f"fetch {options['kind']} {options['name']}: --to is missing, the folder to be: "
+            f"fetch {options['kind']} {options['name']}: --to is missing, the folder to create: "
             f"--to {options['name'].rpartition('/')[2]}, say."
         )
     fetch(

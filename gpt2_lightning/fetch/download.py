@@ -1,4 +1,4 @@
-"""Files of a hub into a folder that appears whole: hidden while it grows, then remembered."""
+"""Downloads files into a folder that appears when it is complete, with a manifest of its files."""
 
 import json
 import os
@@ -16,22 +16,22 @@ from filelock import FileLock, Timeout
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetch.hubs import Kind, Listing, RemoteFile, RepoRef
 from gpt2_lightning.fetch.transfer import (
+    difference_from_listing,
     download,
     megabytes,
     open_client,
-    persist,
     progress,
     sha256_of,
-    what_differs,
+    with_retries,
 )
 from gpt2_lightning.storage import disk_message, flush_file, flush_folder, flush_tree, write_text
 from gpt2_lightning.untrusted import misfit, read_json
 
-NAME = ".fetch.json"  # hidden: a .json in plain view would be taken for data
+NAME = ".fetch.json"  # hidden: another .json would be read as data
 
 AUTHOR = "gpt2_lightning fetch"
 
-# the types of what is read back, as `misfit` takes them
+# the types of the manifest's values, as `misfit` takes them
 FORM = {
     **dict.fromkeys(("kind", "name", "hub", "endpoint", "revision", "commit"), str),
     "subsets": [str],
@@ -39,22 +39,22 @@ FORM = {
     "size": {"*": int},
 }
 
-SPARE = 50_000_000  # bytes; a disk filled to the last one is no use to anybody
+SPARE = 50_000_000  # bytes that stay free on the disk
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder was fetched as.
+    """The origin and the files of a fetched folder.
 
     Attributes:
-        kind: A model, or data.
-        name: In the hub.
-        hub: Which one.
+        kind: ``model`` or ``data``.
+        name: ORG/NAME in the hub.
+        hub: ``hub`` or ``modelscope``.
         endpoint: Its address.
-        revision: As asked for.
-        commit: What it stood for.
-        subsets: Of the data; none where it has no name, or all files were taken.
-        everything: Whether all files were taken.
+        revision: The value of ``--revision``.
+        commit: The commit of that revision.
+        subsets: Of the data; empty if it has no name, or all files were downloaded.
+        everything: Whether all files were downloaded.
         sha256: Of each file, by its path, in hexadecimal.
         size: Of each file, in bytes.
     """
@@ -71,7 +71,7 @@ class Manifest:
     size: dict[str, int]
 
     def differs_from(self, repo: RepoRef, subset: str | None, everything: bool) -> str | None:
-        """Return what else the folder was fetched as than is asked for now; None if nothing."""
+        """Return how the folder differs from what is requested; None if it does not."""
         if (self.kind, self.name, self.hub) != (repo.kind, repo.name, repo.hub):
             return f"{self.kind} {self.name} from {self.hub}"
         if repo.revision not in (None, self.revision, self.commit):
@@ -83,11 +83,11 @@ class Manifest:
         return None
 
     def lacks(self, subset: str | None) -> bool:
-        """Tell whether a subset is not there yet, beside those that are."""
+        """Return whether the folder has subsets, and not this one."""
         return bool(subset and self.subsets and subset not in self.subsets and not self.everything)
 
     def damaged(self, folder: Path) -> list[str]:
-        """Return the files that are no longer there, or at another size."""
+        """Return the files that are missing or have another size."""
         return [
             name
             for name, size in self.size.items()
@@ -104,15 +104,15 @@ def write_manifest(
     everything: bool,
     earlier: Manifest | None = None,
 ) -> Manifest:
-    """Write down what a folder is, with the hash of each file in it.
+    """Write the manifest of a folder, with the hash of each file in it.
 
     Args:
-        folder: Where the files are.
-        repo: What they were fetched as.
-        commit: What its revision stood for.
+        folder: The folder with the files.
+        repo: Their repository.
+        commit: The commit of its revision.
         subset: Of the data.
-        everything: Whether all files were taken.
-        earlier: The folder that they will be added to.
+        everything: Whether all files were downloaded.
+        earlier: The manifest of the folder that they will be added to.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != NAME)
     paths = {file.relative_to(folder).as_posix(): file for file in files}
@@ -140,7 +140,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return what a folder was fetched as; None if fetch did not write it."""
+    """Return a folder's manifest; None if `fetch` did not write the folder."""
     try:
         about = read_json(folder / NAME)
         if about.pop("written_by") != AUTHOR or misfit(about, FORM) is not None:
@@ -152,14 +152,14 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 class WorkFolder:
-    """A transfer under way: ``.NAME.fetching`` beside the folder to be, on the same disk.
+    """A transfer in progress: ``.NAME.fetching`` beside the target folder, on the same disk.
 
-    Unlike in that of `whole_folder`, what is in it stays when the process ends, so that the next
-    one goes on from there.
+    Unlike the temporary folder of `whole_folder` it stays when the process ends, so that the next
+    one resumes the transfer.
 
     Attributes:
-        files: Where the files are put.
-        parts: Where they are while they are incomplete.
+        files: Folder of complete files.
+        parts: Folder of incomplete files.
     """
 
     def __init__(self, target: Path) -> None:
@@ -170,10 +170,10 @@ class WorkFolder:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the folder for this process alone.
+        """Lock the folder for this process.
 
         Raises:
-            UsageError: If another process holds it.
+            UsageError: If another process has locked it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
@@ -181,7 +181,7 @@ class WorkFolder:
             lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(
-                f"--to {self.target}: another fetch is writing it. Wait for its end, or choose "
+                f"--to {self.target}: another fetch is writing it. Wait until it ends, or choose "
                 "another folder."
             ) from None
         try:
@@ -192,10 +192,10 @@ class WorkFolder:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def keep_only(self, transfer: dict[str, Any]) -> None:
-        """Keep what is there if it is of the same transfer, else begin anew.
+        """Keep the files of the same transfer; delete those of another.
 
         Args:
-            transfer: What tells one from another, in plain values.
+            transfer: What identifies the transfer, in plain values.
         """
         note = self.folder / "transfer.json"
         with suppress(OSError, ValueError):
@@ -207,24 +207,24 @@ class WorkFolder:
         write_text(note, json.dumps(transfer))
 
     def part(self, path: str) -> Path:
-        """Return where an incomplete file is kept."""
+        """Return the path of an incomplete file."""
         return self.parts / path.replace("/", "%2F")
 
     def kept(self) -> int:
-        """Return the bytes that are there."""
+        """Return the bytes on the disk."""
         found = [*self.files.rglob("*"), *self.parts.rglob("*")]
         return sum(file.stat().st_size for file in found if file.is_file())
 
     def put(self, part: Path, path: str) -> None:
-        """Move a file that is complete to where it belongs."""
+        """Move a complete file to its place in ``files``."""
         whole = self.files / path
         whole.parent.mkdir(parents=True, exist_ok=True)
-        flush_file(part)  # the next process takes for whole what lies there
+        flush_file(part)  # the next process takes every file in `files` as complete
         os.replace(part, whole)
         flush_folder(whole.parent)
 
     def finish(self) -> None:
-        """Let the files take their place as a whole."""
+        """Move the complete folder to the target."""
         if self.target.is_dir():  # empty, or it would have been refused
             self.target.rmdir()
         flush_tree(self.files)
@@ -233,7 +233,7 @@ class WorkFolder:
         self.clear()
 
     def finish_inside(self, inner: str) -> None:
-        """Let one folder of the files, and the notes beside it, go into the target as a whole."""
+        """Move one complete folder, and the manifest beside it, into the target."""
         place = self.target / inner
         place.parent.mkdir(parents=True, exist_ok=True)
         flush_tree(self.files)
@@ -245,7 +245,7 @@ class WorkFolder:
         self.clear()
 
     def clear(self) -> None:
-        """Remove all that is there."""
+        """Delete all files of the transfer."""
         for folder in (self.files, self.parts):
             shutil.rmtree(folder, ignore_errors=True)
         (self.folder / "transfer.json").unlink(missing_ok=True)
@@ -267,21 +267,21 @@ def target_folder(to: str) -> Path:
 def already_there(
     folder: Path, repo: RepoRef, subset: str | None, *, everything: bool
 ) -> Manifest | None:
-    """Tell whether a folder is what is asked for, without asking a hub.
+    """Return the manifest of the requested folder if it exists; no hub is asked.
 
     Returns:
-        What it was fetched as, perhaps without the subset; None if there is nothing yet.
+        Its manifest, perhaps without the subset; None if the folder does not exist yet.
 
     Raises:
-        UsageError: If it holds something else.
+        UsageError: If it contains something else.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     manifest = read_manifest(folder)
     if manifest is None:
         raise UsageError(
-            f"--to {folder}: it holds files that no fetch wrote. fetch --check {folder} says "
-            "whether they can be used as they are; or give a folder that is not there yet."
+            f"--to {folder}: it contains files that fetch did not write. fetch --check {folder} "
+            "says whether they can be used; or give a folder that does not exist yet."
         )
     if other := manifest.differs_from(repo, subset, everything):
         raise UsageError(
@@ -290,8 +290,8 @@ def already_there(
         )
     if damaged := manifest.damaged(folder):
         raise UsageError(
-            f"--to {folder}: since it was fetched, {', '.join(damaged[:3])} changed or went. Move "
-            "the folder away and fetch it again."
+            f"--to {folder}: since it was fetched, {', '.join(damaged[:3])} changed or was "
+            "deleted. Move the folder away and fetch it again."
         )
     if manifest.lacks(subset) and (folder / str(subset)).exists():
         raise UsageError(
@@ -312,29 +312,29 @@ def fetch_folder(
     extra: Callable[[list[RemoteFile]], int] = lambda files: 0,
     earlier: Manifest | None = None,
 ) -> Manifest:
-    """Fetch a folder; it appears when every file in it is what the hub says.
+    """Download a folder; it appears when every file in it is what the hub lists.
 
     Args:
-        target: The folder to be.
+        target: The folder to create.
         repo: The repository.
         subset: Of the data.
-        everything: Whether all files are taken.
-        choose: Which files to take.
-        finish: Is given the files, to do with them what is left before they take their place.
-        extra: How many bytes that will need.
-        earlier: What the folder was fetched as before; the subset is added to it.
+        everything: Whether all files are downloaded.
+        choose: Selects the files to download.
+        finish: Called with the folder of complete files before it is moved to the target.
+        extra: Returns the bytes that ``finish`` needs.
+        earlier: Manifest of the existing folder; the subset is added to it.
 
     Raises:
-        UsageError: If the hub does not give it, or not as it lists it, or the disk is too small.
+        UsageError: If the hub refuses, a file is not what it lists, or the disk is too small.
     """
     from gpt2_lightning.fetch.hubs import list_hub, list_modelscope
 
     with open_client(repo) as client:
         if repo.hub == "modelscope":
-            listing = persist(lambda: list_modelscope(repo, client), repo)
+            listing = with_retries(lambda: list_modelscope(repo, client), repo)
         else:
-            listing = persist(lambda: list_hub(repo), repo)
-        # a file that is not what it should be is found before the large ones are under way
+            listing = with_retries(lambda: list_hub(repo), repo)
+        # the small ones first: a wrong file is found before the large ones are downloaded
         files = sorted(choose(listing), key=lambda file: file.size or 0)
         work = WorkFolder(target)
         try:
@@ -347,7 +347,7 @@ def fetch_folder(
                             _fetch_file(listing, file, work, client, begin(file))
                 try:
                     finish(work.files)
-                except UsageError:  # they came whole, and would be the same again
+                except UsageError:  # the files are complete, and would be the same again
                     work.clear()
                     raise
                 manifest = write_manifest(
@@ -381,7 +381,7 @@ def _check_disk(target: Path, files: list[RemoteFile], work: WorkFolder, extra: 
             work.clear()
         raise UsageError(
             f"--to {target}: {megabytes(needed)} are needed, and {megabytes(SPARE)} to spare; "
-            f"{megabytes(free)} are free on that disk. Make room, or choose a folder on another."
+            f"{megabytes(free)} are free on that disk. Free some space, or choose another disk."
         )
 
 
@@ -395,15 +395,15 @@ def _fetch_file(
     part = work.part(file.path)
     resumed = part.exists()
     download(client, listing, file, part, show)
-    wrong = what_differs(part, file)
-    if wrong and resumed:  # what was there may have come from elsewhere
+    wrong = difference_from_listing(part, file)
+    if wrong and resumed:  # the first part may be of another file
         part.unlink()
         download(client, listing, file, part, show)
-        wrong = what_differs(part, file)
+        wrong = difference_from_listing(part, file)
     if wrong:
         work.clear()
         raise UsageError(
-            f"{listing.repo.said}: {file.path} came damaged ({wrong}). Nothing of it was kept. "
+            f"{listing.repo.said}: {file.path} arrived damaged ({wrong}). It was deleted. "
             f"Try again, or another --endpoint than {listing.repo.endpoint}."
         )
     work.put(part, file.path)

@@ -1,11 +1,8 @@
-"""A repository of the Hub, a mirror or ModelScope: what it holds, and what its refusals mean.
+"""Lists the files of a repository on the Hub, a mirror or ModelScope, and explains HTTP errors.
 
-What a repository of ModelScope holds.
-
-Over its plain HTTP interface, three addresses that every version of its client has used. The
-client itself would have to be installed first, with a cryptography library that a download does not
-need, and its transfers keep other promises than ours; the tests hold that it and we fetch the same
-files from the same hub.
+ModelScope is read by its plain HTTP interface, three addresses that every version of its client has
+used. The client itself would bring a cryptography library that a download does not need, and cannot
+resume a transfer as `transfer` does; a test compares the files that both download.
 """
 
 import os
@@ -27,7 +24,7 @@ Kind = Literal["model", "data"]
 
 HubName = Literal["hub", "modelscope"]
 
-ENDPOINTS: dict[HubName, tuple[str, str]] = {  # the variable that names a mirror, and the default
+ENDPOINTS: dict[HubName, tuple[str, str]] = {  # the variable for a mirror, and the default
     "hub": ("HF_ENDPOINT", "https://huggingface.co"),
     "modelscope": ("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn"),
 }
@@ -44,7 +41,7 @@ NAMES: dict[HubName, re.Pattern[str]] = {  # the Hub has a few old names without
     "modelscope": re.compile(r"\w[\w.-]*/[\w.-]+"),
 }
 
-PASSING = {408, 429, 500, 502, 503, 504}  # what may be otherwise a moment later
+TEMPORARY = {408, 429, 500, 502, 503, 504}  # HTTP statuses after which a retry may succeed
 TOKENS = {
     "hub": "set HF_TOKEN or run `hf auth login`",
     "modelscope": "set MODELSCOPE_API_TOKEN",
@@ -54,7 +51,7 @@ MIRRORS = {
     "modelscope": "--from hub with its name there",
 }
 MAIN_BRANCH = "master"
-PAGE = 200  # files; what the client asks for
+PAGE = 200  # files, as ModelScope's own client requests
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
 
 
@@ -63,9 +60,9 @@ class RepoRef:
     """A repository of a hub.
 
     Attributes:
-        kind: A model, or data.
+        kind: ``model`` or ``data``.
         name: ORG/NAME.
-        hub: Where to look.
+        hub: ``hub`` or ``modelscope``.
         revision: Branch, tag or commit; null is the hub's main branch.
         endpoint: Address of the hub or its mirror, without a slash at its end.
         timeout: Seconds without a connection or without a byte after which a transfer has stalled.
@@ -85,7 +82,7 @@ class RepoRef:
 
     @property
     def said(self) -> str:
-        """What was asked for, as typed, for messages."""
+        """The request as the user typed it, for messages."""
         revision = f" --revision {self.revision}" if self.revision else ""
         return f"{self.kind} {self.name}{revision}"
 
@@ -98,23 +95,23 @@ def repo_ref(
     endpoint: str | None,
     timeout: float,
 ) -> RepoRef:
-    """Return what is asked for, with the endpoint that a flag, the environment or nobody named.
+    """Return the requested repository; the endpoint is that of the flag, environment or hub.
 
     Raises:
-        UsageError: If a name, address or number is none.
+        UsageError: If the name, endpoint or timeout is invalid.
     """
     if not NAMES[hub].fullmatch(name) or ".." in name:
         raise UsageError(
-            f"{kind} {name}: it is no name of {TITLES[hub]}. Give one such as {EXAMPLES[hub]}, "
-            "without an address before it."
+            f"{kind} {name}: it is no name on {TITLES[hub]}. Give one such as {EXAMPLES[hub]}, "
+            "without https:// and a host."
         )
     variable, default = ENDPOINTS[hub]
     flag = "--endpoint" if endpoint else variable
     address = (endpoint or os.environ.get(variable) or default).rstrip("/")
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", address):
-        raise UsageError(f"{flag} {address}: give an address such as https://hf-mirror.com.")
+        raise UsageError(f"{flag} {address}: must be an address such as https://hf-mirror.com.")
     if not timeout > 0:
-        raise UsageError(f"--timeout {timeout}: give seconds, more than 0.")
+        raise UsageError(f"--timeout {timeout}: must be > 0, in seconds.")
     return RepoRef(kind, name, hub, revision, address, timeout)
 
 
@@ -124,10 +121,10 @@ class RemoteFile:
 
     Attributes:
         path: Inside the repository, with slashes.
-        url: Where its content is.
-        size: Bytes; null where the hub does not say.
-        sha256: Of its content, in hexadecimal, where the hub knows it.
-        git_sha1: Git's own hash of it (of a header and its content), where the hub knows that.
+        url: Of its content.
+        size: Bytes; null if the hub does not say.
+        sha256: Of its content, in hexadecimal; null if the hub does not say.
+        git_sha1: Git's hash of it (of a header and the content); null if the hub does not say.
     """
 
     path: str
@@ -143,9 +140,9 @@ class Listing:
 
     Attributes:
         repo: The repository.
-        commit: What the revision stands for; the revision itself where the hub does not say.
+        commit: The revision's commit; the revision itself if the hub does not say.
         files: All files.
-        headers: To be sent with every request for one.
+        headers: HTTP headers of requests for a file.
     """
 
     repo: RepoRef
@@ -155,10 +152,10 @@ class Listing:
 
 
 def safe_path(path: str, repo: RepoRef) -> str:
-    """Return a listed path if it stays inside the folder that it is put into.
+    """Return a listed path if it stays inside the folder that it is written to.
 
     Raises:
-        UsageError: If it points out of it, which no honest hub lists.
+        UsageError: If it leads out of it.
     """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]:
@@ -170,11 +167,11 @@ def safe_path(path: str, repo: RepoRef) -> str:
 
 
 class Unavailable(Exception):
-    """An answer that may be another a moment later.
+    """An HTTP error after which a retry may succeed.
 
     Attributes:
-        status: Of HTTP.
-        wait: Seconds that the hub asked to wait, if it did.
+        status: HTTP status.
+        wait: Seconds to wait, from the header Retry-After; None if absent.
     """
 
     def __init__(self, status: int, wait: float | None) -> None:
@@ -184,37 +181,37 @@ class Unavailable(Exception):
 
 
 def check_status(response: httpx2.Response, repo: RepoRef, path: str | None = None) -> None:
-    """See that a hub gave what was asked for.
+    """Raise an error unless a request succeeded.
 
     Args:
-        response: Its answer.
+        response: The hub's answer.
         repo: The repository.
-        path: The file that was asked for; null for the listing.
+        path: The requested file; null for the listing.
 
     Raises:
-        Unavailable: If it may do so a moment later.
+        Unavailable: If a retry may succeed.
         UsageError: If it will not.
     """
     status = response.status_code
-    if status in PASSING:
+    if status in TEMPORARY:
         raise Unavailable(status, _seconds(response.headers.get("Retry-After")))
     if status >= 400:
         raise refusal(status, repo, path, response.headers.get("X-Error-Code"))
 
 
 def refusal(status: int, repo: RepoRef, path: str | None, code: str | None = None) -> UsageError:
-    """Return what an answer's status means to the user."""
+    """Return the message for an HTTP status."""
     what = f"{repo.said}: {f'{path}: ' if path else ''}{repo.where}"
-    token = f"There is no flag for a token, which others could read: {TOKENS[repo.hub]}."
+    token = f"There is no flag for a token, which other users could read: {TOKENS[repo.hub]}."
     if status == 401:
         return UsageError(
-            f"{what} wants to know who asks, or has nothing of that name (HTTP 401). Check the "
-            f"name; where it is private or gated, sign in. {token}"
+            f"{what} requires a login, or has nothing of that name (HTTP 401). Check the "
+            f"name; if it is private or gated, sign in. {token}"
         )
     if status == 403:
         return UsageError(
-            f"{what} does not let you have it (HTTP 403). Where it is gated, accept its terms on "
-            f"its page first. {token}"
+            f"{what} denies access (HTTP 403). If it is gated, accept its terms on its page first. "
+            f"{token}"
         )
     if status == 404 and (code == "RevisionNotFound" or (repo.revision and code is None)):
         return UsageError(
@@ -232,12 +229,12 @@ def refusal(status: int, repo: RepoRef, path: str | None, code: str | None = Non
 
 
 def given_up(error: Exception, repo: RepoRef, kept: str) -> UsageError:
-    """Return what it means to the user that every try failed.
+    """Return the message after the last retry has failed.
 
     Args:
-        error: What ended the last one.
+        error: The last error.
         repo: The repository.
-        kept: What is kept of the transfer, as a sentence.
+        kept: A sentence about the part of the transfer that is kept.
     """
     what = f"{repo.said}: {repo.where}"
     again = f"{kept} Try the same command again, or {MIRRORS[repo.hub]}.".lstrip()
@@ -245,11 +242,11 @@ def given_up(error: Exception, repo: RepoRef, kept: str) -> UsageError:
         case Unavailable(status=429):
             wait = f" and asks to wait {error.wait:,.0f} seconds" if error.wait else ""
             return UsageError(
-                f"{what} had too many requests (HTTP 429){wait}. Wait a while; who signs in may "
-                f"ask more often ({TOKENS[repo.hub]}). {again}"
+                f"{what} limits the rate of requests (HTTP 429){wait}. Wait, or sign in for a "
+                f"higher limit ({TOKENS[repo.hub]}). {again}"
             )
         case Unavailable():
-            return UsageError(f"{what} is out of order (HTTP {error.status}). {again}")
+            return UsageError(f"{what} has failed (HTTP {error.status}). {again}")
         case httpx2.ConnectTimeout() | httpx2.ConnectError() if _certificate(error):
             return UsageError(
                 f"{what}: its certificate is not trusted ({_words(error)}). Behind a company's "
@@ -259,11 +256,11 @@ def given_up(error: Exception, repo: RepoRef, kept: str) -> UsageError:
             return UsageError(f"{what} cannot be reached ({_words(error)}). {again}")
         case httpx2.TimeoutException():
             return UsageError(
-                f"{what} was silent for {repo.timeout:g} seconds, time after time. {again} "
+                f"{what} timed out after {repo.timeout:g} seconds, repeatedly. {again} "
                 "--timeout SECONDS waits longer."
             )
         case _:
-            return UsageError(f"{what} broke off, time after time ({_words(error)}). {again}")
+            return UsageError(f"{what} closed the connection repeatedly ({_words(error)}). {again}")
 
 
 def _certificate(error: BaseException | None) -> bool:
@@ -279,7 +276,7 @@ def _words(error: Exception) -> str:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Return how long to wait; a date instead of seconds, which no hub sends, counts as none."""
+    """Return the seconds of a Retry-After header; None for a date, which no hub sends."""
     try:
         return max(0.0, float(header or ""))
     except ValueError:
@@ -287,14 +284,14 @@ def _seconds(header: str | None) -> float | None:
 
 
 def list_hub(repo: RepoRef) -> Listing:
-    """List a repository at the commit that its revision stands for now.
+    """List a repository at the present commit of its revision.
 
-    Content is fetched over plain HTTP, not Xet: a mirror cannot serve that, and the Hub serves
-    both. The token is the client's own, from HF_TOKEN or ``hf auth login``.
+    Content is downloaded by plain HTTP instead of Xet, which mirrors do not serve. The token is the
+    client's, from HF_TOKEN or ``hf auth login``.
 
     Raises:
-        Unavailable: If the hub may answer otherwise a moment later.
-        UsageError: If it refuses.
+        Unavailable: If a retry may succeed.
+        UsageError: If the hub refuses.
     """
     api = HfApi(endpoint=repo.endpoint)
     kind, ask = ("dataset", api.dataset_info) if repo.kind == "data" else ("model", api.model_info)
@@ -328,11 +325,11 @@ def list_hub(repo: RepoRef) -> Listing:
 def list_modelscope(repo: RepoRef, client: httpx2.Client) -> Listing:
     """List a repository at a revision.
 
-    ModelScope names no commit; what a branch holds may change between two calls.
+    ModelScope names no commit; a branch may change between two calls.
 
     Raises:
-        Unavailable: If ModelScope may answer otherwise a moment later.
-        UsageError: If it refuses.
+        Unavailable: If a retry may succeed.
+        UsageError: If ModelScope refuses.
     """
     revision = repo.revision or MAIN_BRANCH
     kind = "datasets" if repo.kind == "data" else "models"
@@ -342,7 +339,7 @@ def list_modelscope(repo: RepoRef, client: httpx2.Client) -> Listing:
         RemoteFile(
             path=safe_path(entry["Path"], repo),
             url=f"{below}?Revision={quote(revision, '')}&FilePath={quote(entry['Path'], '')}",
-            # it also says 0 where it does not know
+            # ModelScope also says 0 if it does not know
             size=entry.get("Size") or (0 if entry.get("Sha256") == EMPTY else None),
             sha256=(entry.get("Sha256") or "").lower() or None,
         )
@@ -356,14 +353,14 @@ def _sign_in() -> dict[str, str]:
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     if not token:
         return {}
-    # as its client does: one part of the service reads the one, another the other
+    # both, as its client sends them: parts of the service read one or the other
     return {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
 
 
 def _entries(
     repo: RepoRef, client: httpx2.Client, below: str, revision: str, headers: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a listing; those of data come in pages."""
+    """Yield the entries of a listing; data is listed in pages."""
     query = {"Revision": revision, "Recursive": "True"}
     if repo.kind == "model":
         yield from _page(repo, client, f"{below}/files", query, headers)
@@ -388,6 +385,6 @@ def _page(
     except (ValueError, KeyError, TypeError):
         pass
     raise UsageError(
-        f"{repo.said}: {repo.where} answered with something that is no listing of files. Is "
-        "it ModelScope? Leave --endpoint out for its own address."
+        f"{repo.said}: {repo.where} did not answer with a listing of files. Is it ModelScope? "
+        "Leave --endpoint out for its own address."
     )

@@ -1,4 +1,4 @@
-"""Weights out of a pickle: tensors and nothing else, written as safetensors."""
+"""Converts pickled weights to safetensors; nothing but tensors is unpickled."""
 
 import os
 import shutil
@@ -14,10 +14,10 @@ from gpt2_lightning.storage import whole_folder
 
 
 def convert(folder: Path) -> None:
-    """Turn the pickled weights of a model folder into safetensors, ties kept, and remove them.
+    """Convert the pickled weights of a model folder to safetensors, and delete the pickle.
 
-    Every tensor is compared with what was read. Weights that the configuration ties, such as
-    GPT-2's head and embedding, have to be equal, and are stored once.
+    Every tensor is compared with the pickle's. Weights that the configuration ties, such as GPT-2's
+    head and embedding, must be equal, and are stored once.
 
     Args:
         folder: With config.json and pytorch_model.bin, whole or in shards.
@@ -39,7 +39,7 @@ def convert(folder: Path) -> None:
     if not same or (model.config.tie_word_embeddings and head.weight is not embedding.weight):
         raise UsageError(
             f"{files[0].name}: config.json ties the head to the embedding, and they differ. One of "
-            "the two files is wrong; take the model from somewhere else."
+            "the two files is wrong; use another source of the model."
         )
     converted = folder / ".converted"
     with whole_folder(converted, replace=True) as beside:  # config.json stays the hub's own
@@ -55,7 +55,7 @@ def convert(folder: Path) -> None:
 def _load(
     folder: Path, weights: dict[str, torch.Tensor], name: str
 ) -> tuple[PreTrainedModel, set[str]]:
-    """Load weights as transformers does, old names included; return what was missing, too."""
+    """Load weights as transformers does, old names included; return the missing names, too."""
     try:
         config = load_config(str(folder), said=str(folder))
         with torch.device("meta"):
@@ -92,6 +92,6 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
             ) from error
         tensors = part.values() if isinstance(part, dict) else []
         if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
-            raise UsageError(f"{file.name}: it holds something else than a model's weights.")
+            raise UsageError(f"{file.name}: it contains other things than a model's weights.")
         read |= part
     return read, [*files, *([index] if index.is_file() else [])]

@@ -1,8 +1,8 @@
-"""Bytes from a hub: noticed when they stall, asked for again, gone on with where they ended.
+"""Downloads a file from a hub: with time-outs, retries, and resumption after an interruption.
 
-The clients of both hubs could do this too, but huggingface_hub 2.4 throws away what a stopped
-process has of a file, and holds back up to 10 MB of it in memory; on a slow line that is all that
-came. One transfer of our own serves both hubs, over the HTTP client that huggingface_hub requires.
+The hubs' clients could do this too, but huggingface_hub 2.4 deletes the incomplete file of a
+stopped process, and buffers up to 10 MB of it in memory, which on a slow line may be all. One
+transfer of our own serves both hubs, over the HTTP client that huggingface_hub requires.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ from gpt2_lightning.fetch.hubs import (
     given_up,
 )
 
-TRIES = 4  # in a row that bring nothing new
+TRIES = 4  # in a row without progress
 
 
-def what_differs(path: Path, file: RemoteFile) -> str | None:
-    """Return how a file's content differs from what its hub lists; None where it does not."""
+def difference_from_listing(path: Path, file: RemoteFile) -> str | None:
+    """Return how a file differs from its hub's listing, by size and hash; None if it does not."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"{size:,} bytes instead of {file.size:,}"
@@ -68,11 +68,11 @@ def git_sha1_of(path: Path) -> str:
 
 @contextmanager
 def progress() -> Iterator[Callable[[RemoteFile], Callable[[int], None]]]:
-    """Show how far files have come.
+    """Show the progress of downloads.
 
     Yields:
-        What to call at the beginning of each file; it returns what to tell how many of its bytes
-        are there.
+        A function to call at the beginning of each file; it returns one to call with the number of
+        bytes downloaded so far.
     """
     console = Console(stderr=True)
     columns = (
@@ -95,7 +95,7 @@ def progress() -> Iterator[Callable[[RemoteFile], Callable[[int], None]]]:
 
 
 def megabytes(size: int) -> str:
-    """Return a size in words."""
+    """Return a size with its unit, MB or kB."""
     return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} kB"
 
 
@@ -103,15 +103,15 @@ Result = TypeVar("Result")
 
 
 def open_client(repo: RepoRef) -> httpx2.Client:
-    """Open an HTTP client; proxies are as the environment has them.
+    """Open an HTTP client, which uses the proxies of the environment.
 
     Raises:
-        UsageError: If the client cannot use one of them.
+        UsageError: If it cannot use one of them.
     """
     try:
         return httpx2.Client(
             timeout=repo.timeout,
-            follow_redirects=True,  # to where large files are; it leaves the token behind
+            follow_redirects=True,  # to the storage of large files; the token is not sent there
             headers={"User-Agent": "gpt2_lightning"},
         )
     except (ImportError, ValueError) as error:
@@ -120,22 +120,22 @@ def open_client(repo: RepoRef) -> httpx2.Client:
         raise UsageError(f"{proxy}.") from error
 
 
-def persist(
+def with_retries(
     step: Callable[[], Result],
     repo: RepoRef,
     moved: Callable[[], int] = lambda: 0,
     kept: Callable[[], str] = lambda: "",
 ) -> Result:
-    """Take a step over the network, again where it fails, until that brings nothing new.
+    """Call a function that uses the network, and again if it fails, as long as it makes progress.
 
     Args:
-        step: What to do.
-        repo: The repository, and the patience.
-        moved: How far the steps have come so far.
-        kept: What is there of it, as a sentence for the message.
+        step: The function.
+        repo: The repository, with the time-out.
+        moved: Returns the progress so far.
+        kept: Returns a sentence about the part that is kept, for the message.
 
     Raises:
-        UsageError: If the hub refuses, or ``TRIES`` steps in a row fail where the first began.
+        UsageError: If the hub refuses, or ``TRIES`` calls in a row fail without progress.
     """
     failures, best = 0, moved()
     while True:
@@ -156,26 +156,26 @@ def download(
     part: Path,
     show: Callable[[int], None],
 ) -> None:
-    """Fetch a file's content, beginning where an earlier transfer ended.
+    """Download a file, continuing an earlier transfer.
 
     Args:
-        client: Over which.
+        client: The HTTP client.
         listing: The file's repository.
         file: The file.
-        part: Where its content goes, and what of it is there.
-        show: Told how many bytes are there.
+        part: Path of the content, of which the beginning may exist.
+        show: Called with the number of bytes downloaded so far.
 
     Raises:
-        UsageError: If the hub refuses, or does not send the file at length.
+        UsageError: If the hub refuses, or the transfer fails repeatedly.
     """
     repo = listing.repo
 
-    def there() -> int:
+    def size_on_disk() -> int:
         return part.stat().st_size if part.exists() else 0
 
     def step() -> None:
-        start = there()
-        if file.size is None or start > file.size:  # where it ends, or what it is, is not known
+        start = size_on_disk()
+        if file.size is None or start > file.size:  # it cannot be told whether it is complete
             part.unlink(missing_ok=True)
             start = 0
         if start == file.size:
@@ -185,13 +185,13 @@ def download(
         if start:
             headers["Range"] = f"bytes={start}-"
         with client.stream("GET", file.url, headers=headers) as response:
-            if response.status_code == 416:  # it is shorter there than what is here
+            if response.status_code == 416:  # the file is shorter than the part on the disk
                 part.unlink(missing_ok=True)
                 raise httpx2.RemoteProtocolError("the server has no such range")
             check_status(response, repo, file.path)
-            goes_on = start > 0 and _first_byte(response) == start
-            with part.open("ab" if goes_on else "wb") as stream:
-                done = start if goes_on else 0
+            continues = start > 0 and _first_byte(response) == start
+            with part.open("ab" if continues else "wb") as stream:
+                done = start if continues else 0
                 for chunk in response.iter_bytes():
                     stream.write(chunk)
                     done += len(chunk)
@@ -199,23 +199,25 @@ def download(
                     if file.size is not None and done > file.size:
                         raise UsageError(
                             f"{repo.said}: {file.path}: {repo.where} sends more than the "
-                            f"{file.size:,} bytes that it lists. Use another --endpoint."
+                            f"{file.size:,} bytes that it lists. Try another --endpoint."
                         )
-        if file.size is not None and there() < file.size:
-            raise httpx2.RemoteProtocolError(f"{there():,} of {file.size:,} bytes came")
+        if file.size is not None and size_on_disk() < file.size:
+            raise httpx2.RemoteProtocolError(f"{size_on_disk():,} of {file.size:,} bytes arrived")
 
-    persist(
+    with_retries(
         step,
         repo,
-        moved=there,
-        kept=lambda: f"{file.path} is there up to byte {there():,}, where the next try begins.",
+        moved=size_on_disk,
+        kept=lambda: (
+            f"{file.path} is kept up to byte {size_on_disk():,}, where the next try begins."
+        ),
     )
-    show(there())
+    show(size_on_disk())
 
 
 def _first_byte(response: httpx2.Response) -> int | None:
-    """Return at which byte an answer begins; None where it is the whole file."""
-    if response.status_code != 206:  # a server may ignore what range was asked for
+    """Return the first byte of an answer; None if it is the whole file."""
+    if response.status_code != 206:  # a server may ignore the requested range
         return None
     told = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return int(told[1]) if told else None

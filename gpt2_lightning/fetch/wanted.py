@@ -1,4 +1,4 @@
-"""Which files of a repository are needed, and which are left where they are."""
+"""Selects the files of a repository to download."""
 
 import re
 from pathlib import PurePosixPath
@@ -37,8 +37,8 @@ def model_files(
 
     Args:
         listing: The repository.
-        everything: Take all of them.
-        allow_pickle: Take weights that are pickled where there are no others.
+        everything: Select all files.
+        allow_pickle: Select pickled weights if there are no others.
 
     Returns:
         The files, and whether the weights are pickled.
@@ -50,16 +50,16 @@ def model_files(
     by_path = {file.path: file for file in listing.files}
     if "config.json" not in by_path:
         raise UsageError(
-            f"{repo.said}: it holds no config.json, so it is no model that can be used here. It "
-            f"holds: {_some(by_path)}."
+            f"{repo.said}: it has no config.json, so it is no model for transformers. It holds: "
+            f"{_some(by_path)}."
         )
     weights, pickled = _weights(by_path, WHOLE), False
     if not weights and (weights := _weights(by_path, PICKLED)):
         pickled = True
         if not allow_pickle:
             raise UsageError(
-                f"{repo.said}: its weights come only as {PICKLED}, a pickle, which can run code "
-                "when it is read. --allow_pickle reads tensors and nothing else from it, and "
+                f"{repo.said}: its weights exist only as {PICKLED}, a pickle, which can run code "
+                "when it is read. --allow_pickle reads only tensors from it, and "
                 f"writes {WHOLE}."
             )
     if not weights:
@@ -85,11 +85,11 @@ def data_files(listing: Listing, subset: str | None, *, everything: bool) -> lis
 
     Args:
         listing: The repository.
-        subset: The folder to take; null takes the only one.
-        everything: Take all files of the repository.
+        subset: The folder to download; null is the only one.
+        everything: Select all files of the repository.
 
     Raises:
-        UsageError: If the subset is not there, or there are several and none was named.
+        UsageError: If the subset does not exist, or there are several and none was named.
     """
     repo = listing.repo
     if everything:
@@ -112,7 +112,7 @@ def data_files(listing: Listing, subset: str | None, *, everything: bool) -> lis
         raise UsageError(
             f"{repo.said}: it has several subsets. Choose one: "
             + " or ".join(f"--subset {name}" for name in sorted(folders) if name != ".")
-            + "; --all takes them all."
+            + "; --all downloads them all."
         )
     if not folders:
         raise UsageError(

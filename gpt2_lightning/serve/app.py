@@ -1,4 +1,4 @@
-"""The routes, the socket, signals, and an end that waits for what was begun."""
+"""The HTTP server: its routes, socket and signals, and a shutdown that finishes open requests."""
 
 import asyncio
 import os
@@ -47,19 +47,19 @@ from gpt2_lightning.serve.service import (
 
 STATIC = Path(__file__).parent / "static"
 
-UNSUPPORTED = "Not supported."  # of a field's description
+UNSUPPORTED = "Not supported."  # description of a field that is refused
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The request cannot be read, or asks for what there is not."},
+    400: {"description": "The request is malformed, or asks for something unsupported."},
     401: {"description": "The API key is missing or wrong."},
     404: {"description": "There is no such model."},
-    408: {"description": "The request took longer than is allowed."},
+    408: {"description": "The request took longer than allowed."},
     413: {"description": "The body is too long."},
-    415: {"description": "The body is no application/json."},
-    429: {"description": "Too many requests wait; see Retry-After."},
+    415: {"description": "The body is not application/json."},
+    429: {"description": "Too many requests are waiting; see Retry-After."},
     500: {"description": "The server has failed."},
     503: {"description": "The server is stopping; see Retry-After."},
-    "4XX": {"description": "Any other mistake."},
+    "4XX": {"description": "Any other error of the client."},
 }
 
 EVENT = {
@@ -79,16 +79,16 @@ EVENTS = {
 
 FLUSH_SECONDS = 10  # for the last bytes of the last answers
 
-# Bytes that the system keeps for a client that does not read. Linux would keep megabytes, which is
-# a stream of any length: nobody could tell that it is not being read.
+# Bytes that the kernel buffers for a client. Linux would buffer megabytes, a stream of any length,
+# and it would go unnoticed that the client does not read.
 SEND_BUFFER = 8_192
 
 
 def make_app(service: Service) -> ASGIApp:
-    """Return the server as an ASGI application; it closes the engines at its end.
+    """Return the server as an ASGI application, which closes the engines at shutdown.
 
     Args:
-        service: What is served.
+        service: The models to serve, and the limits.
     """
     metrics = Metrics(service.models)
 
@@ -100,10 +100,10 @@ def make_app(service: Service) -> ASGIApp:
 
     app = FastAPI(
         title="gpt2_lightning",
-        summary="Completions of a base model, by the OpenAI completions protocol.",
+        summary="Completions of a base model, with the OpenAI completions protocol.",
         version=version("gpt2-lightning"),
         lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # that page loads scripts from other servers
         redoc_url=None,
         dependencies=[Security(HTTPBearer(auto_error=False))] if service.api_key else [],
         responses={status: it | {"model": ErrorAnswer} for status, it in REFUSALS.items()},
@@ -119,15 +119,15 @@ def make_app(service: Service) -> ASGIApp:
         response_model_exclude={"obfuscation"},
         responses=EVENTS,  # type: ignore[arg-type] # dict is invariant
     )
-    async def complete(asked: CompletionRequest) -> Any:
+    async def complete(request: CompletionRequest) -> Any:
         """Continue a prompt."""
         if service.stopping:
             raise Refusal(503, "The server is stopping.", code="stopping", headers=RETRY_AFTER)
-        served = service.find(asked.model)
-        samples = await samples_of(asked, served, service.limits)
-        answer = Answer(samples, asked.n or 1, served, metrics)
-        if asked.stream:
-            options = asked.stream_options
+        served = service.find(request.model)
+        samples = await samples_of(request, served, service.limits)
+        answer = Answer(samples, request.n or 1, served, metrics)
+        if request.stream:
+            options = request.stream_options
             return EventStream(
                 answer,
                 include_usage=bool(options and options.include_usage),
@@ -145,12 +145,12 @@ def make_app(service: Service) -> ASGIApp:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> ModelCard:
-        """Tell of one model."""
+        """Describe one model."""
         return _card(service.find(name))
 
     @app.get("/health", responses={503: {"model": Health, "description": "It is stopping."}})
     async def health(response: Response) -> Health:
-        """Tell whether requests are taken."""
+        """Say whether requests are accepted."""
         response.status_code = 503 if service.stopping else 200
         return Health(status="stopping" if service.stopping else "ok")
 
@@ -160,7 +160,7 @@ def make_app(service: Service) -> ASGIApp:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def prometheus() -> Response:
-        """Tell how it goes, in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", response_class=FileResponse, include_in_schema=False)
@@ -169,7 +169,7 @@ def make_app(service: Service) -> ASGIApp:
         return FileResponse(STATIC / "page.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/static", StaticFiles(directory=STATIC))
-    # the description names the models, which are known only here
+    # the schema lists the models, which are known only here
     fields = app.openapi()["components"]["schemas"]["CompletionRequest"]["properties"]
     fields["model"]["anyOf"][0]["enum"] = [it.name for it in service.models]
     return RequestGuard(app, service, metrics)
@@ -185,13 +185,13 @@ async def _refused(_: Request, refusal: Exception) -> Response:
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """Say what is wrong with the first field that is."""
+    """Answer with the first field's error."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()[0]
     place = [str(part) for part in found["loc"] if part != "body"]
     message = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "json_invalid":
-        message = f"The body is no JSON: {found.get('ctx', {}).get('error', message)}."
+        message = f"The body is not JSON: {found.get('ctx', {}).get('error', message)}."
         return Refusal(400, message, code="no_json").response()
     param = place[0] if place else message.partition(":")[0] if ":" in message else None
     field = CompletionRequest.model_fields.get(param or "")
@@ -223,13 +223,13 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, closed when its client is idle in the middle of something.
+    """uvicorn's connection, closed when a client is idle within a request or its answer.
 
-    uvicorn itself limits the time between two requests alone.
+    uvicorn itself limits only the time between two requests.
 
     Args:
-        service: Its limits say how many seconds a request's headers may take, and how long a client
-            may take no byte of an answer.
+        service: Its ``max_idle_seconds`` limits the time of a request's headers, and the time in
+            which a client reads nothing of an answer.
         rest: uvicorn's own arguments.
     """
 
@@ -240,20 +240,20 @@ class Connection(H11Protocol):
         self._reader_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn: asyncio's base class says BaseTransport
-        """Begin to wait for the first request's headers."""
+        """Start the time-out of the first request's headers."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # whatever cannot be sent pauses the writing
+        transport.set_write_buffer_limits(high=0)  # writing pauses as soon as bytes are waiting
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Cancel the time-outs."""
         super().connection_lost(exc)
         for timer in (self._headers_due, self._reader_due):
             if timer is not None:
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; a request's headers have to be complete in time, not merely begun."""
+        """Handle received bytes; the time-out of the headers ends when they are complete."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._expect_headers()
@@ -262,12 +262,12 @@ class Connection(H11Protocol):
             self._headers_due = None
 
     def pause_writing(self) -> None:
-        """Watch whether the client takes what waits for it."""
+        """Start to watch whether the client reads."""
         super().pause_writing()
         self._watch_reader()
 
     def resume_writing(self) -> None:
-        """Stop watching: the system has taken all of it."""
+        """Stop watching: all bytes are sent."""
         super().resume_writing()
         if self._reader_due is not None:
             self._reader_due.cancel()
@@ -279,10 +279,10 @@ class Connection(H11Protocol):
             self._headers_due = self.loop.call_later(seconds, self.transport.abort)
 
     def _watch_reader(self, waited: int | None = None) -> None:
-        """Close the connection when nothing is taken between two looks.
+        """Close the connection if nothing was read since the last check.
 
         Args:
-            waited: Bytes that waited for the client at the look before, if there was one.
+            waited: Bytes that were waiting at the last check; None at the first.
         """
         waiting = self.transport.get_write_buffer_size()
         if waiting == waited:
@@ -293,18 +293,18 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Takes no more requests at the first signal, and ends when all are answered.
+    """Accepts no more requests after the first signal, and ends when all are answered.
 
     Args:
-        service: What is served.
-        listening: Called once the socket answers.
+        service: The models to serve, and the limits.
+        listening: Called when the server accepts connections.
     """
 
     def __init__(self, service: Service, listening: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                # h11 is what uvicorn brings along; the model is what takes time
+                # h11, uvicorn's own dependency, is fast enough: the model takes the time
                 http=cast(Any, partial(Connection, service)),
                 ws="none",
                 loop="asyncio",
@@ -320,7 +320,7 @@ class Server(uvicorn.Server):
         self.giving_up = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; at the second signal, give up what is under way; at the third, end."""
+        """Stop accepting at the first signal, abort requests at the second, end at the third."""
         self.force_exit = self.giving_up
         self.giving_up = self.service.stopping
         self.service.stopping = True
@@ -328,7 +328,7 @@ class Server(uvicorn.Server):
             self._captured_signals.append(sig)  # raised again at the end: exit code 130
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the engines, then serve until a signal comes.
+        """Start the engines, then serve until a signal arrives.
 
         Raises:
             UsageError: If a model cannot be used, or memory is short.
@@ -338,15 +338,15 @@ class Server(uvicorn.Server):
         super().run(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, and call ``listening``."""
         await super().startup(sockets)
         self.listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """Look, ten times a second, whether it is time to end."""
-        if self.giving_up:  # here, as a signal may come while an engine's lock is held
+        """Check ten times a second whether to end."""
+        if self.giving_up:  # not in the signal handler, which may interrupt a holder of the lock
             for served in self.service.models:
-                served.engine.give_up(Refusal(503, "The server was stopped.", code="stopping"))
+                served.engine.abort(Refusal(503, "The server was stopped.", code="stopping"))
             self.should_exit = True
         if self.service.stopping and not self.service.requests:
             self.should_exit = True
@@ -354,41 +354,41 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
+    """Return a listening socket.
 
     Args:
         host: Address or name.
-        port: Port; 0 takes a free one.
+        port: Port; 0 chooses a free one.
 
     Raises:
-        UsageError: If the address cannot be had.
+        UsageError: If the address is not available.
     """
     if not 0 <= port < 2**16:
-        raise UsageError(f"--port {port}: must be in 0..65535; 0 takes a free one.")
+        raise UsageError(f"--port {port}: must be in 0..65535; 0 chooses a free one.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be none
-        number = getattr(error, "errno", None) or 0  # below 0 for a name that was not found
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid name
+        number = getattr(error, "errno", None) or 0  # negative if a name was not found
         reason = os.strerror(number) if number > 0 else getattr(error, "strerror", "no such name")
         raise UsageError(
             f"--host {host} --port {port}: it cannot listen there ({reason}). "
-            "Another --port may be free; --port 0 takes one that is."
+            "Try another --port; --port 0 chooses a free one."
         ) from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # of every connection
     return listener
 
 
 def run(service: Service, listener: socket.socket, listening: Callable[[], None]) -> None:
-    """Serve until a signal comes, in the main thread.
+    """Serve until a signal arrives, in the main thread.
 
     Args:
-        service: What is served.
-        listener: A socket that listens.
-        listening: Called once it answers.
+        service: The models to serve, and the limits.
+        listener: A listening socket.
+        listening: Called when the server accepts connections.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; inherited by every connection
-        # a client that has vanished, or reads nothing more, would keep what it was sent
+        # otherwise the kernel keeps unread bytes for a client that has vanished
         milliseconds = min(max(1, int(service.limits.max_idle_seconds * 1000)), 2**31 - 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     Server(service, listening).run([listener])

@@ -1,4 +1,4 @@
-"""``serve``: an HTTP server on the OpenAI completions protocol, with a page of its own."""
+"""``serve``: an HTTP server with the OpenAI completions protocol, and a web page to try it."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Literal
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import Parser, summary
 
-# what the extra `serve` brings, and our own files import
+# packages of the extra `serve` that this folder imports
 EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
 
 KEY_VARIABLE = "GPT2_LIGHTNING_API_KEY"
@@ -35,34 +35,34 @@ def serve(
     dtype: Literal["fp32", "bf16"] | None = None,
     revision: str | None = None,
 ) -> None:
-    """Serve a model over HTTP, on the OpenAI completions protocol, with a page to try it.
+    """Serve a model over HTTP with the OpenAI completions protocol, and a web page to try it.
 
     Args:
         model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
             Hugging Face format, or Hub id.
         compare: A second model, served beside the first; the page shows both side by side.
-        host: Address to listen on; 0.0.0.0 is reached from other machines.
-        port: Port to listen on; 0 takes a free one.
-        batch_size: Samples that are written at the same time.
+        host: Address to listen on; 0.0.0.0 accepts other machines.
+        port: Port to listen on; 0 chooses a free one.
+        batch_size: Samples that are generated at the same time.
         max_prompt_tokens: Tokens of a prompt; null is the model's positions.
         max_new_tokens: Tokens of a sample; null is the model's positions.
         max_samples: Prompts of a request times its n.
-        max_queue: Requests that wait; further ones are told to come again (429).
-        max_body_bytes: Bytes of a request.
+        max_queue: Requests that may wait; further ones are refused (429).
+        max_body_bytes: Bytes of a request's body.
         max_seconds: Seconds from a request's first byte to its answer's last.
-        max_idle_seconds: Seconds for a request's headers, and those in which a client sends no
-            more of a body, or takes no byte of an answer, before its connection is closed.
-        api_key: What clients have to send as a bearer token. Other users of this machine can read
-            a command line; the environment variable GPT2_LIGHTNING_API_KEY they cannot.
-        allowed_host: A name, besides localhost, by which a proxy on this machine asks. Without a
-            key, a server that listens on this machine alone refuses others: a page of another site
-            could let its own name point here.
+        max_idle_seconds: Seconds for a request's headers, and for a client that sends no more of a
+            body or reads nothing of an answer, until its connection is closed.
+        api_key: Bearer token that clients must send. Other users of this machine can read a
+            command line, but not the environment variable GPT2_LIGHTNING_API_KEY.
+        allowed_host: A host name, besides localhost, that a proxy on this machine may send.
+            Without a key, a server on a loopback address refuses others, since the name of another
+            site could be made to point here (DNS rebinding).
         device: auto, cpu, cuda, cuda:1, mps.
-        dtype: fp32 or bf16; null leaves the weights as they are.
+        dtype: fp32 or bf16; null keeps the type of the weights.
         revision: Branch, tag or commit of --model on the Hub.
 
     Raises:
-        UsageError: If model, address or limits cannot be had.
+        UsageError: If model, address or limits are not usable.
     """
     if batch_size < 1:
         raise UsageError(f"--batch_size {batch_size}: must be >= 1.")
@@ -97,7 +97,7 @@ def serve(
     if key is None and host in LOOPBACK:
         hosts = frozenset([*LOOPBACK, *([allowed_host] if allowed_host is not None else [])])
     quieten()
-    listener = listen(host, port)  # before the models, which take a while
+    listener = listen(host, port)  # before the models are loaded, which takes a while
     served = []
     for name, wanted in _names(model, compare).items():
         chosen = revision if wanted == model else None
@@ -114,27 +114,27 @@ def serve(
                 f"{weights.device}; key-value cache of {batch_size} samples: {cache / 1e6:,.0f} MB"
             )
         if host not in LOOPBACK and key is None:
-            print("Without --api_key: whoever reaches this address may use it.")
+            print("Without --api_key: anyone who can reach this address may use it.")
         print(f"Serving at http://{f'[{bound}]' if ':' in bound else bound}:{at}/", flush=True)
 
     run(Service(served, limits, key, hosts), listener, announce)
 
 
 def _check_key(key: str | None) -> None:
-    """Refuse a key that no client could send, or that an unset variable has left empty."""
+    """Raise UsageError for a key that no client can send, or that is empty by an unset variable."""
     if key is not None and not re.fullmatch(r"[!-~]+", key):
-        found = "it is empty" if not key else "it holds spaces, or letters that are not ASCII"
+        found = "it is empty" if not key else "it contains spaces or non-ASCII characters"
         raise UsageError(
-            f"--api_key: {found}. Give another one, or leave it and {KEY_VARIABLE} out to serve "
-            "without."
+            f"--api_key: {found}. Give another key, or leave it and {KEY_VARIABLE} out to serve "
+            "without one."
         )
 
 
 def _names(model: str, compare: str | None) -> dict[str, str]:
-    """Return the models by the name that each has in requests."""
+    """Return the models by their names in requests."""
     wanted = [model, *([compare] if compare is not None else [])]
     if compare == model:
-        raise UsageError(f"--compare {compare}: it is --model itself. Give another one.")
+        raise UsageError(f"--compare {compare}: it is the same as --model. Give another one.")
     names = [_name_of(name) for name in wanted]
     return dict(zip(names if len(set(names)) == len(names) else wanted, wanted, strict=True))
 

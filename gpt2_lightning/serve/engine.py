@@ -1,4 +1,4 @@
-"""The thread that owns a model: a queue over one batch, in which requests' samples take turns."""
+"""The engine: one thread per model, which generates the queued requests' samples in one batch."""
 
 import logging
 import threading
@@ -16,12 +16,12 @@ from gpt2_lightning.model.decoding import Batch, Drawn
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.model.sequence import TokenSequence
 
-# Prompt tokens that are read between two tokens of the samples under way: those wait meanwhile.
+# Prompt tokens that are processed at a time; running samples wait meanwhile.
 PROMPT_TOKENS_AT_A_TIME = 2048
 
-# Tokens after which a sample lets one that waits have its row of the batch. To go on, its text so
-# far is read again, in one pass: little beside as many steps as this.
-TURN = 256
+# Tokens after which a sample yields its row of the batch to a waiting one. To continue, its text so
+# far is processed again in one pass, which is cheap compared with this many steps.
+TOKENS_PER_TURN = 256
 
 LOGITS_ROWS_AT_A_TIME = 256  # of a prompt: 51 MB of them with GPT-2's vocabulary
 
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 
 class RequestSample:
-    """A sample of a request: what is asked for, and how far it has come.
+    """A sample of a request, with its tokens so far.
 
-    Its text depends on nothing else in the batch.
+    Its text does not depend on the other samples in the batch.
 
     Args:
         prompt: Ids to continue.
-        options: How to draw; no tokens at all may be asked for.
+        options: Sampling options; ``max_new_tokens`` may be 0.
         seed: Of this sample.
-        tokens: What each token adds to a text.
+        tokens: The bytes of each token.
         end_of_text: Id that ends the text.
-        logprobs: How many of the likeliest tokens are wanted beside each; None for no logprobs.
+        logprobs: Number of likeliest tokens to return beside each; None for no log-probabilities.
         echo: Whether the prompt is a part of the answer.
     """
 
@@ -57,7 +57,7 @@ class RequestSample:
         self.sequence = TokenSequence(prompt, options, seed, end_of_text=end_of_text)
         self.logprobs = logprobs
         self.echo = echo
-        self.turn_began = 0  # tokens that were new when it joined the batch
+        self.turn_began = 0  # number of new tokens when it joined the batch
         self.job: Job | None = None
         self.number = 0  # in its job
         after = () if echo else self.sequence.prompt
@@ -65,22 +65,22 @@ class RequestSample:
 
     @property
     def is_first(self) -> bool:
-        """Whether its job has not begun while it waits."""
+        """Whether its job has not begun, if it is waiting."""
         return self.number == 0 and not self.sequence.new
 
     def echo_prompt(self, logprobs: Sequence[Logprob] | None) -> None:
-        """Tell of the prompt, and what the model gave each of its tokens, where asked for."""
+        """Send the prompt, with the log-probabilities of its tokens if wanted."""
         last = self.sequence.ended
-        self._tell(self._text.add_prompt(self.sequence.prompt, logprobs, last=last))
+        self._send(self._text.add_prompt(self.sequence.prompt, logprobs, last=last))
 
     def add(self, token: int, logprob: Logprob | None) -> None:
-        """Take the next token, and tell of what has become final."""
+        """Add the next token, and send the text that has become final."""
         self.sequence.add(token)
         piece = self._text.add(token, logprob, last=self.sequence.ended)
         self.sequence.ended = piece.finish is not None
-        self._tell(piece)
+        self._send(piece)
 
-    def _tell(self, piece: Piece) -> None:
+    def _send(self, piece: Piece) -> None:
         if piece != Piece("", [], None) and self.job is not None:
             self.job.notify(self.number, piece)
 
@@ -89,10 +89,10 @@ class Job:
     """The samples of a request.
 
     Args:
-        samples: The samples, nothing of them written.
-        notify: Told, in the engine's thread, which sample has come further, and what became final;
-            it must not wait.
-        fail: Told, in whatever thread, that the job was given up, and why.
+        samples: The samples, without new tokens.
+        notify: Called in the engine's thread with a sample's number and its next piece of text; it
+            must not block.
+        fail: Called in any thread with the reason why the job was aborted.
     """
 
     def __init__(
@@ -110,19 +110,19 @@ class Job:
 
 
 class QueueFull(Exception):
-    """So many requests wait that no other is taken."""
+    """Too many requests are waiting."""
 
 
 class Engine:
     """Continuous batching over one key-value cache.
 
-    While others wait, a sample gives its row up after each `TURN` tokens and goes on when it is
-    its turn again: whoever asks for long texts, or does not read them, keeps nobody waiting long.
+    While others wait, a sample yields its row after each `TOKENS_PER_TURN` tokens and continues
+    when it is its turn again, so that long texts do not block others.
 
     Args:
-        model: A causal language model in eval mode; nobody else may use it meanwhile.
-        batch_size: Samples that are written at the same time.
-        max_queue: Jobs that wait for their first sample to begin, while all rows are taken.
+        model: A causal language model in eval mode, used by nothing else meanwhile.
+        batch_size: Samples that are generated at the same time.
+        max_queue: Jobs that may wait for their first sample to begin, while all rows are in use.
     """
 
     def __init__(self, model: PreTrainedModel, *, batch_size: int, max_queue: int) -> None:
@@ -132,29 +132,29 @@ class Engine:
         self.prompt_tokens = self.new_tokens = self.steps = 0  # since the start
         self.batch = Batch(model, batch_size)
         self._running: dict[TokenSequence, RequestSample] = {}  # in the batch
-        self._joining: list[RequestSample] = []  # out of the queue, on their way to the batch
+        self._joining: list[RequestSample] = []  # between queue and batch
         self._waiting: deque[RequestSample] = deque()
         self._closing = False
         self._work = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Try the model, take the cache's memory, and begin.
+        """Run the model once, which allocates the cache, and start the thread.
 
         Raises:
             UsageError: If the model's logits are not numbers, or memory is short.
         """
         try:
-            self._try()
-        except (RuntimeError, MemoryError) as error:  # on a CPU, torch has no class of its own
+            self._check_model()
+        except (RuntimeError, MemoryError) as error:  # on a CPU, torch raises a plain RuntimeError
             raise UsageError(
-                f"--batch_size {self.batch_size}: the key-value cache of so many samples cannot be "
-                f"had ({str(error).splitlines()[0][:200]}). Give a smaller one."
+                f"--batch_size {self.batch_size}: there is not enough memory for its key-value "
+                f"cache ({str(error).splitlines()[0][:200]}). Give a smaller one."
             ) from error
         self._thread.start()
 
     @torch.inference_mode()
-    def _try(self) -> None:
+    def _check_model(self) -> None:
         sequence = TokenSequence([0], SamplingOptions(do_sample=False), 0, end_of_text=0)
         logits = self.batch.join([sequence]).logits
         self.batch.leave([sequence])
@@ -166,12 +166,12 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Samples that are being written."""
+        """Number of samples in the batch."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait for their first sample to begin."""
+        """Number of jobs whose first sample has not begun."""
         with self._work:
             return self._queued()
 
@@ -179,7 +179,7 @@ class Engine:
         """Queue a job.
 
         Raises:
-            QueueFull: If too many wait.
+            QueueFull: If too many are waiting.
         """
         with self._work:
             free = max(0, self.batch_size - len(self._running) - len(self._joining))
@@ -189,21 +189,21 @@ class Engine:
             self._work.notify()
 
     def cancel(self, job: Job) -> None:
-        """Give a job up; its rows are free before the next token."""
+        """Cancel a job; its rows are free before the next token."""
         with self._work:
             job.cancelled = True
             if any(it.job is job for it in self._waiting):
                 self._waiting = deque(it for it in self._waiting if it.job is not job)
             self._work.notify()
 
-    def give_up(self, error: Exception) -> None:
-        """Give up what is being written and what waits, and tell so."""
+    def abort(self, error: Exception) -> None:
+        """Abort all running and waiting jobs, with an error for their clients."""
         with self._work:
-            given_up = [*self._running.values(), *self._joining, *self._waiting]
-        self._fail(given_up, error)
+            samples = [*self._running.values(), *self._joining, *self._waiting]
+        self._fail(samples, error)
 
     def close(self) -> None:
-        """Finish what was queued, then end the thread."""
+        """Finish the queue, then end the thread."""
         with self._work:
             self._closing = True
             self._work.notify()
@@ -228,7 +228,7 @@ class Engine:
                     if self._running:
                         self._step()
                 except Exception as error:
-                    log.exception("A batch of samples was given up.")
+                    log.exception("A batch of samples was aborted.")
                     lost = list(self._running.values())
                     self._leave(lost)
                     self.batch.leave(self.batch.sequences)
@@ -236,7 +236,7 @@ class Engine:
                 self._joining = []
 
     def _next(self) -> list[RequestSample]:
-        """Take out of the queue what fits, first come, first served."""
+        """Return the first samples of the queue that fit into the batch."""
         free = self.batch_size - len(self._running)
         count = longest = 0
         for sample in islice(self._waiting, free):
@@ -247,7 +247,7 @@ class Engine:
         return [self._waiting.popleft() for _ in range(count)]
 
     def _join(self, joining: list[RequestSample]) -> None:
-        """Read texts, and write the next token after each."""
+        """Add samples to the batch, and generate the next token of each."""
         of = {it.sequence: it for it in joining}
         beginning = {it.sequence for it in joining if not it.sequence.new}
         self.prompt_tokens += sum(map(len, {tuple(it.prompt) for it in beginning}))
@@ -266,28 +266,28 @@ class Engine:
         self._write(drawn)
 
     def _step(self) -> None:
-        """Write one more token of every sample under way."""
+        """Generate one more token of every sample in the batch."""
         self._write(self.batch.step())
         self.steps += 1
-        with self._work:  # those that have had a turn wait again, as many as wait for their rows
-            wanted = len(self._waiting) + len(self._running) - self.batch_size
-            had = [
+        with self._work:  # as many samples as are waiting yield their rows, if their turn is over
+            rows_wanted = len(self._waiting) + len(self._running) - self.batch_size
+            yielding = [
                 it
                 for it in self._running.values()
-                if len(it.sequence.new) - it.turn_began >= TURN and not _is_cancelled(it)
-            ][: max(0, wanted)]
-            self._waiting.extend(had)
-            self._leave(had)
+                if len(it.sequence.new) - it.turn_began >= TOKENS_PER_TURN and not _is_cancelled(it)
+            ][: max(0, rows_wanted)]
+            self._waiting.extend(yielding)
+            self._leave(yielding)
 
     def _write(self, drawn: Drawn) -> None:
-        """Give each sample its token; those that have ended leave."""
+        """Add each sample's token; samples that have ended leave the batch."""
         samples = [self._running[sequence] for sequence in drawn.sequences]
         logprobs: dict[int, Logprob] = {}
-        asked = [row for row, it in enumerate(samples) if it.logprobs is not None]
-        if asked:
-            top = max(samples[row].logprobs or 0 for row in asked)
-            found = logprobs_of(drawn.logits[asked], [drawn.tokens[row] for row in asked], top)
-            logprobs = dict(zip(asked, found, strict=True))
+        rows = [row for row, it in enumerate(samples) if it.logprobs is not None]
+        if rows:
+            top = max(samples[row].logprobs or 0 for row in rows)
+            found = logprobs_of(drawn.logits[rows], [drawn.tokens[row] for row in rows], top)
+            logprobs = dict(zip(rows, found, strict=True))
         self.new_tokens += len(samples)
         for row, (sample, token) in enumerate(zip(samples, drawn.tokens, strict=True)):
             sample.add(token, logprobs.get(row))
@@ -310,12 +310,12 @@ def _is_cancelled(sample: RequestSample) -> bool:
 
 
 def logprobs_of(logits: Tensor, ids: Sequence[int], top: int) -> list[Logprob]:
-    """Return the logarithms of the probabilities of ids, and of the likeliest.
+    """Return the log-probabilities of ids and of the likeliest tokens, in nats.
 
     Args:
-        logits: The model's own, untouched by temperature and the like, ``(rows, vocabulary)``.
+        logits: The model's logits before temperature and the like, shape ``(rows, vocabulary)``.
         ids: The token of each row.
-        top: How many of the likeliest.
+        top: Number of likeliest tokens.
     """
     logits = logits.float()
     total = logits.logsumexp(-1, keepdim=True)
@@ -328,13 +328,13 @@ def logprobs_of(logits: Tensor, ids: Sequence[int], top: int) -> list[Logprob]:
 def prompt_logprobs(
     model: PreTrainedModel, hidden: Tensor, prompt: Sequence[int], top: int
 ) -> list[Logprob]:
-    """Return what the model gave each token of a prompt; its first one follows nothing.
+    """Return the log-probabilities of a prompt's tokens; the first one has none.
 
     Args:
         model: The model.
         hidden: Last hidden states, shape ``(tokens, width)``.
         prompt: The ids.
-        top: How many of the likeliest tokens beside each.
+        top: Number of likeliest tokens beside each.
     """
     found = [Logprob(None, [])]
     head = model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""What stands before the routes: the key, the size of bodies, time, and clients that have gone."""
+"""Checks before the routes: host, key, body size and time; and clients that disconnect."""
 
 import asyncio
 import hmac
@@ -15,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gpt2_lightning.serve.protocol import Refusal
 from gpt2_lightning.serve.service import Metrics, Service
 
-OPEN_PATHS = re.compile(r"/(health|openapi\.json|static/.*)?")  # to those without the key
+OPEN_PATHS = re.compile(r"/(health|openapi\.json|static/.*)?")  # without the key
 
-COMPLETIONS = "/v1/completions"  # the one path that takes a body
+COMPLETIONS = "/v1/completions"  # the only path that accepts a body
 
 COUNTED_PATHS = ("/", COMPLETIONS, "/v1/models", "/health", "/metrics", "/openapi.json")
 
-# An answer may be written while the question is still being sent: it is read and thrown away, or
-# the connection would end before the client has seen the answer.
+# A refusal may be sent before the whole request has arrived: the rest is read and discarded, or the
+# connection would be reset before the client has read the refusal.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 2**26
 
 HEADERS = {
@@ -39,14 +39,14 @@ HEADERS = {
 class RequestGuard:
     """ASGI middleware around all routes: host, key, content type, size and time of a request.
 
-    Starlette and uvicorn do less of it: TrustedHostMiddleware and uvicorn's limits answer in plain
-    text instead of the protocol's JSON, and neither bounds the bytes of a body, the seconds of a
-    request, or notices a client that left while its answer is computed.
+    Starlette and uvicorn do less: TrustedHostMiddleware and uvicorn's limits answer in plain text
+    instead of the protocol's JSON, and neither bounds the bytes of a body or the seconds of a
+    request, or notices a client that disconnects while its answer is computed.
 
     Args:
         app: The routes.
-        service: What is served, within which limits.
-        metrics: Where answers are counted.
+        service: The limits, the key and the allowed hosts.
+        metrics: Counts the answers.
     """
 
     def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
@@ -55,18 +55,18 @@ class RequestGuard:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it here."""
+        """Pass a request on to the routes, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asking, answer = _Asking(receive), _Answering(send)
+        receiver, sender = _Receiver(receive), _Sender(send)
         began = time.perf_counter()
         self.service.requests += 1
         try:
             async with asyncio.timeout(self.service.limits.max_seconds):
-                await self._pass(scope, asking, answer)
+                await self._pass(scope, receiver, sender)
         except Refusal as refusal:
-            await _refuse(refusal, scope, asking, answer)
+            await _refuse(refusal, scope, receiver, sender)
         except TimeoutError:
             seconds = self.service.limits.max_seconds
             await _refuse(
@@ -74,40 +74,40 @@ class RequestGuard:
                     408,
                     f"It took longer than {seconds:g} seconds.",
                     code="timeout",
-                    headers={"X-Should-Retry": "false"},  # OpenAI's clients would, by themselves
+                    headers={"X-Should-Retry": "false"},  # OpenAI's clients retry by default
                 ),
                 scope,
-                asking,
-                answer,
+                receiver,
+                sender,
             )
         finally:
             self.service.requests -= 1
             path = scope["path"] if scope["path"] in COUNTED_PATHS else "other"
-            self.metrics.requests.labels(path, answer.status or "gone").inc()
+            self.metrics.requests.labels(path, sender.status or "gone").inc()
             if path == COMPLETIONS:
                 self.metrics.seconds.observe(time.perf_counter() - began)
 
-    async def _pass(self, scope: Scope, receive: Receive, answer: "_Answering") -> None:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         _check_host(self.service.hosts, headers)
         key = self.service.api_key
         if key is not None and not OPEN_PATHS.fullmatch(scope["path"]):
             _check_key(key, headers)
         if (scope["method"], scope["path"]) != ("POST", COMPLETIONS):
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, send)
             return
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            # a page elsewhere may send other types to this server unasked, but not this one
+            # a page of another site may send other types here without CORS, but not this one
             raise Refusal(415, "Content-Type must be application/json.", code="not_json")
         body = await self._read(headers, receive)
         if body is not None:
-            await _while_listening(self.app, scope, body, receive, answer)
+            await _run_until_disconnect(self.app, scope, body, receive, send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """Return the body, or None if the client has gone.
+        """Return the body, or None if the client has disconnected.
 
         Raises:
-            Refusal: If it is longer than allowed (the rest is not kept), or no more of it comes.
+            Refusal: If it is longer than allowed, or no more of it arrives.
         """
         allowed = self.service.limits.max_body_bytes
         idle = self.service.limits.max_idle_seconds
@@ -122,7 +122,7 @@ class RequestGuard:
                     message = await receive()
             except TimeoutError:
                 raise Refusal(
-                    408, f"No more of the body came for {idle:g} seconds.", code="timeout"
+                    408, f"No more of the body arrived for {idle:g} seconds.", code="timeout"
                 ) from None
             if message["type"] == "http.disconnect":
                 return None
@@ -133,8 +133,8 @@ class RequestGuard:
         return bytes(read)
 
 
-class _Asking:
-    """Receives a request; knows when all of it is there."""
+class _Receiver:
+    """Receives a request; knows when it is complete."""
 
     def __init__(self, receive: Receive) -> None:
         self.complete = False
@@ -145,8 +145,8 @@ class _Asking:
         self.complete = not message.get("more_body", False)
         return message
 
-    async def throw_away(self) -> None:
-        """Read what is still to come, for a while."""
+    async def discard_rest(self) -> None:
+        """Read the rest of the request, within `LINGER_SECONDS` and `LINGER_BYTES`."""
         read = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
@@ -154,8 +154,8 @@ class _Asking:
                     read += len((await self()).get("body", b""))
 
 
-class _Answering:
-    """Sends an answer, with the headers that all have; remembers how far it has come."""
+class _Sender:
+    """Sends an answer with the common headers; knows its status and whether it is complete."""
 
     def __init__(self, send: Send) -> None:
         self.status: int | None = None
@@ -176,11 +176,11 @@ class _Answering:
         await self._send(message)
 
 
-async def _while_listening(
+async def _run_until_disconnect(
     app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send
 ) -> None:
-    """Run the routes on a body that was read; give up when the client goes."""
-    gone = asyncio.ensure_future(_until_gone(receive))
+    """Run the routes on a body that was read; cancel them when the client disconnects."""
+    gone = asyncio.ensure_future(_until_disconnect(receive))
     unread = [body]
 
     async def replay() -> MutableMapping[str, Any]:
@@ -200,38 +200,38 @@ async def _while_listening(
         await asyncio.gather(work, gone, return_exceptions=True)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _refuse(refusal: Refusal, scope: Scope, asking: "_Asking", answer: _Answering) -> None:
-    """Answer with a refusal, as far as there is no answer yet; throw away what is still sent."""
+async def _refuse(refusal: Refusal, scope: Scope, receiver: _Receiver, sender: _Sender) -> None:
+    """Send a refusal, or append it to a stream that has begun; discard the rest of the request."""
     response = refusal.response()
     with suppress(TimeoutError):
         async with asyncio.timeout(2 * LINGER_SECONDS):
-            if answer.status is None:
+            if sender.status is None:
                 headers = {"connection": "close", **dict(response.headers)}
                 raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-                await answer(
+                await sender(
                     {"type": "http.response.start", "status": refusal.status, "headers": raw}
                 )
-                await answer(
+                await sender(
                     {"type": "http.response.body", "body": response.body, "more_body": True}
                 )
                 if "expect" not in Headers(scope=scope):
-                    await asking.throw_away()
-            elif answer.streams and not answer.complete:
+                    await receiver.discard_rest()
+            elif sender.streams and not sender.complete:
                 event = b"data: " + bytes(response.body) + b"\n\n"
-                await answer({"type": "http.response.body", "body": event, "more_body": True})
-            if not answer.complete:
-                await answer({"type": "http.response.body", "body": b"", "more_body": False})
+                await sender({"type": "http.response.body", "body": event, "more_body": True})
+            if not sender.complete:
+                await sender({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _check_host(hosts: frozenset[str] | None, headers: Headers) -> None:
-    """Refuse a name that is not this server's.
+    """Refuse a host name that is not this server's.
 
-    A page may let its own name point to this machine, and would then be of the same origin.
+    A site can let its own name point to this machine (DNS rebinding), and is then same-origin.
     """
     given = headers.get("host", "")
     name = None
@@ -240,15 +240,15 @@ def _check_host(hosts: frozenset[str] | None, headers: Headers) -> None:
     if hosts is not None and name not in hosts:
         raise Refusal(
             403,
-            f"Host: {given[:64]!r} is no name of this server. Ask for localhost; for a proxy, "
-            "start it with --allowed_host NAME.",
+            f"Host: {given[:64]!r} is not a name of this server. Use localhost; for a proxy, "
+            "start the server with --allowed_host NAME.",
             code="unknown_host",
         )
 
 
 def _check_key(key: str, headers: Headers) -> None:
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    # compared in constant time: how long it takes tells nothing of the key
+    # compared in constant time, so that its duration reveals nothing about the key
     matches = hmac.compare_digest(given.strip(" \t").encode("latin-1"), key.encode())
     if scheme.lower() != "bearer" or not matches:
         raise Refusal(

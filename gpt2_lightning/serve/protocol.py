@@ -1,7 +1,7 @@
 """The OpenAI completions protocol: requests, answers and errors, each field typed and bounded.
 
-Reference: https://platform.openai.com/docs/api-reference/completions. Fields that it does not know
-are `top_k`, `min_p` and `repetition_penalty`, by vLLM's names.
+Reference: https://platform.openai.com/docs/api-reference/completions. Additional fields are
+`top_k`, `min_p` and `repetition_penalty`, with vLLM's names.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-# as they stand in JSON, nothing converted; what is unknown is refused, as it is a typo
+# no conversion of types; unknown fields are refused, as they may be typos
 EXACT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-SOME = Field(min_length=1, fail_fast=True)  # a list of 100,000 mistakes tells of the first
+SOME = Field(min_length=1, fail_fast=True)  # of a list's errors, only the first is reported
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -42,7 +42,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-# JSON can write what no text has
+# JSON can encode unpaired surrogates, which UTF-8 cannot
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
@@ -81,7 +81,7 @@ Stop = Annotated[
 
 
 def _without_nulls(fields: Any) -> Any:
-    """Leave out what a client spells as null: it asks for nothing, known here or not."""
+    """Leave out fields that are null, unknown ones included: they request nothing."""
     if not isinstance(fields, dict):
         return fields
     return {name: value for name, value in fields.items() if value is not None}
@@ -95,8 +95,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(False, description="A last event with the usage.")
     include_obfuscation: bool | None = Field(
         False,
-        description="A field of random letters in each event, so that its length tells less of "
-        "its text.",
+        description="A field of random letters in each event, to hide the length of its text.",
     )
 
     _nulls = model_validator(mode="before")(_without_nulls)
@@ -111,42 +110,42 @@ class CompletionRequest(BaseModel):
         None, description="One of /v1/models; the first of them where it is left out."
     )
     prompt: Prompt | None = Field(
-        None, description=f"Text to continue: {KINDS}. Null or left out: a new text begins."
+        None, description=f"Text to continue: {KINDS}. If null or left out, a new text begins."
     )
     max_tokens: int | None = Field(
-        16, ge=0, le=1_000_000, description="Tokens to write at most; 0 goes with echo."
+        16, ge=0, le=1_000_000, description="Tokens to generate at most; 0 requires echo."
     )
     temperature: float | None = Field(
-        1.0, ge=0, le=2, description="0 takes the likeliest token; 1 draws as the model says."
+        1.0, ge=0, le=2, description="0 is greedy; 1 samples from the model's distribution."
     )
     top_p: float | None = Field(
-        1.0, ge=0, le=1, description="Draw from the likeliest tokens of this probability."
+        1.0, ge=0, le=1, description="Sample from the likeliest tokens of this total probability."
     )
     top_k: int | None = Field(
-        0, ge=-1, le=1_000_000, description="Draw from the k likeliest tokens; 0 or -1 for all."
+        0, ge=-1, le=1_000_000, description="Sample from the k likeliest tokens; 0 or -1: all."
     )
     min_p: float | None = Field(
-        0.0, ge=0, le=1, description="Draw from tokens this share as likely as the likeliest."
+        0.0, ge=0, le=1, description="Least probability, as a share of the likeliest token's."
     )
     repetition_penalty: float | None = Field(
-        1.0, ge=0.1, le=10, description="Above 1 makes tokens that the text has less likely."
+        1.0, ge=0.1, le=10, description="Above 1, tokens that the text has are less likely."
     )
     n: int | None = Field(1, ge=1, le=128, description="Samples of each prompt.")
-    best_of: int | None = Field(None, ge=1, le=128, description="Has to equal n.")
+    best_of: int | None = Field(None, ge=1, le=128, description="Must equal n.")
     stop: Stop | None = Field(None, description="Strings before which a sample ends, four at most.")
     seed: int | None = Field(
         None,
         ge=-(2**63),
         lt=2**63,
-        description="Of the first sample of a prompt; the next ones have the next seeds. The same "
-        "seed gives the same text, whatever else is being served.",
+        description="Of a prompt's first sample; the others have the following seeds. The same "
+        "seed gives the same text, whatever else is served.",
     )
-    stream: bool | None = Field(False, description="Answer with server-sent events.")
+    stream: bool | None = Field(False, description="Answer by server-sent events.")
     stream_options: StreamOptions | None = None
     logprobs: int | None = Field(
-        None, ge=0, le=5, description="The likeliest tokens beside each, and the token's own."
+        None, ge=0, le=5, description="Number of likeliest tokens to return beside each token."
     )
-    echo: bool | None = Field(False, description="Answer with the prompt before its completion.")
+    echo: bool | None = Field(False, description="Return the prompt before its completion.")
     user: Annotated[Text, Len(0, 1024)] | None = Field(None, description="Not used.")
     suffix: Annotated[str, Len(0, 0)] | None = Field(None, description="Not supported.")
     presence_penalty: float | None = Field(0.0, ge=0, le=0, description="Not supported.")
@@ -160,33 +159,33 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 tokens can be asked for with echo only")
+            raise ValueError("max_tokens: must be > 0 without echo")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of: it has to equal n; no samples are thrown away here")
+            raise ValueError("best_of: must equal n; no samples are discarded here")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: they go with stream only")
+            raise ValueError("stream_options: they require stream")
         return self
 
 
 class Logprobs(BaseModel):
-    """Natural logarithms of probabilities, untouched by temperature and the like."""
+    """Log-probabilities in nats, before temperature and the like."""
 
     tokens: list[str] = Field(
-        description=r"Text of each token, or bytes:\x.. where its bytes make no characters."
+        description=r"Text of each token, or bytes:\x.. if its bytes are no characters."
     )
     token_logprobs: list[float | None] = Field(
         description="Of each token; null for the first of a prompt."
     )
     top_logprobs: list[dict[str, float] | None] = Field(
-        description="Of the likeliest tokens in each place, and of the token itself."
+        description="Of the likeliest tokens at each position, and of the token itself."
     )
     text_offset: list[int] = Field(
-        description="Where each token begins, in characters of the choice's text."
+        description="Index of each token's first character in the choice's text."
     )
 
 
 class Choice(BaseModel):
-    """A sample, or in a stream more of it."""
+    """A sample; in a stream, its next piece."""
 
     index: int
     text: str
@@ -195,7 +194,7 @@ class Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were read and written; the end-of-text counts, each prompt counts once."""
+    """Tokens of prompts and completions; an end-of-text counts, each prompt counts once."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -213,7 +212,7 @@ class Completion(BaseModel):
     usage: Usage | None = None
     obfuscation: Annotated[
         str | None,
-        Field(description="Random letters, in the events of a stream that asked for them."),
+        Field(description="Random letters, in a stream with include_obfuscation."),
     ] = None
 
 
@@ -228,20 +227,20 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models that are served; the first is taken where a request names none."""
+    """The models that are served; the first is the default."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class Health(BaseModel):
-    """Whether requests are taken."""
+    """Whether requests are accepted."""
 
     status: Literal["ok", "stopping"]
 
 
 class ErrorBody(BaseModel):
-    """What was wrong, and what would work."""
+    """An error: what was found, and what would work."""
 
     message: str
     type: str
@@ -250,7 +249,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every answer that is no success."""
+    """The body of every error."""
 
     error: ErrorBody
 
@@ -262,7 +261,7 @@ class Refusal(Exception):
         status: HTTP status.
         message: What was found and what would work.
         param: Field of the request.
-        code: A name for the mistake, for programs.
+        code: The error's name, for programs.
         headers: Headers of the answer.
     """
 

@@ -36,9 +36,9 @@ from gpt2_lightning.serve.protocol import (
 
 LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds
 
-LOWEST_TEMPERATURE = 1e-6  # logits over less are no numbers any more: the likeliest token
+LOWEST_TEMPERATURE = 1e-6  # below it logits overflow, and decoding is greedy
 
-# One thread: a tokenizer is not made for several, and a long text must not hold up the others.
+# a thread, so that a long text does not block the event loop; one, as tokenizers share no threads
 _encoding = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
@@ -58,11 +58,11 @@ class Limits:
         max_prompt_tokens: Tokens of a prompt; null is the model's positions.
         max_new_tokens: Tokens of a sample; null is the model's positions.
         max_samples: Prompts of a request times its ``n``.
-        max_queue: Requests that wait for the first of their samples to begin.
+        max_queue: Requests that may wait for the first of their samples to begin.
         max_body_bytes: Bytes of a request's body.
         max_seconds: Seconds from a request's first byte to its answer's last.
-        max_idle_seconds: Seconds for a request's headers, and those in which a client sends no
-            more of a body, or takes no byte of an answer, before its connection is closed.
+        max_idle_seconds: Seconds for a request's headers, and for a client that sends no more of a
+            body or reads nothing of an answer, until its connection is closed.
     """
 
     max_prompt_tokens: int | None = None
@@ -74,11 +74,7 @@ class Limits:
     max_idle_seconds: float = 10.0
 
     def check(self) -> None:
-        """See that the limits leave something to serve.
-
-        Raises:
-            UsageError: If one does not.
-        """
+        """Raise UsageError if a limit is not positive and finite."""
         for name, value in vars(self).items():
             if value is not None and not 0 < value < math.inf:
                 finite = "" if value <= 0 else " and finite"
@@ -90,9 +86,9 @@ class Served:
 
     Args:
         name: Its id in requests.
-        loaded: The model, in its place, and its tokenizer.
-        batch_size: Samples that are written at the same time.
-        max_queue: Requests that wait.
+        loaded: The model, on its device, and its tokenizer.
+        batch_size: Samples that are generated at the same time.
+        max_queue: Requests that may wait.
     """
 
     def __init__(self, name: str, loaded: TextModel, *, batch_size: int, max_queue: int) -> None:
@@ -109,15 +105,15 @@ class Served:
 
 @dataclass
 class Service:
-    """What is served, to whom, within which limits.
+    """The served models, and the limits and state of the server.
 
     Attributes:
-        models: Those that are served, the default first.
-        limits: What a client may ask for.
-        api_key: What a client has to know; null for nothing.
-        hosts: Names by which the server may be asked for, in the header Host; null for any.
-        stopping: Whether no further request is taken.
-        requests: Requests that are being answered.
+        models: The models, the default first.
+        limits: Limits of requests.
+        api_key: Bearer token that clients must send; null for none.
+        hosts: Allowed values of the header Host; null for any.
+        stopping: Whether no further requests are accepted.
+        requests: Number of requests that are being answered.
     """
 
     models: list[Served]
@@ -128,10 +124,10 @@ class Service:
     requests: int = 0
 
     def find(self, name: str | None) -> Served:
-        """Return the model of a name, or the default where none is named.
+        """Return the model of a name, the default for None.
 
         Raises:
-            Refusal: If there is none of the name.
+            Refusal: If no model has the name.
         """
         if name is None:
             return self.models[0]
@@ -148,10 +144,10 @@ class Service:
 
 
 class Metrics:
-    """Counters and times of a server, with a registry of its own.
+    """The server's Prometheus metrics.
 
     Args:
-        models: Those that are served.
+        models: The served models.
     """
 
     def __init__(self, models: Sequence[Served]) -> None:
@@ -177,31 +173,31 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """Return all of it in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _Engines(Collector):
-    """Reads the engines when it is asked, so that they need not know of metrics."""
+    """Collects the engines' own counters, so that they do not depend on Prometheus."""
 
     def __init__(self, models: Sequence[Served]) -> None:
         self._models = models
 
     def collect(self) -> Iterable[Metric]:
         running = GaugeMetricFamily(
-            "gpt2_lightning_running_samples", "Samples being written.", labels=["model"]
+            "gpt2_lightning_running_samples", "Samples being generated.", labels=["model"]
         )
         waiting = GaugeMetricFamily(
             "gpt2_lightning_waiting_requests", "Requests in the queue.", labels=["model"]
         )
         prompts = CounterMetricFamily(
-            "gpt2_lightning_prompt_tokens", "Prompt tokens read.", labels=["model"]
+            "gpt2_lightning_prompt_tokens", "Prompt tokens processed.", labels=["model"]
         )
         written = CounterMetricFamily(
-            "gpt2_lightning_new_tokens", "Tokens written.", labels=["model"]
+            "gpt2_lightning_new_tokens", "Tokens generated.", labels=["model"]
         )
         steps = CounterMetricFamily(
-            "gpt2_lightning_steps", "Passes that wrote a token of each sample.", labels=["model"]
+            "gpt2_lightning_steps", "Forward passes for a token of each sample.", labels=["model"]
         )
         for served in self._models:
             engine, labels = served.engine, [served.name]
@@ -216,10 +212,10 @@ class _Engines(Collector):
 async def samples_of(
     request: CompletionRequest, served: Served, limits: Limits
 ) -> list[RequestSample]:
-    """Return the samples of a request: those of the first prompt, those of the second, and so on.
+    """Return the samples of a request, in the order of its prompts.
 
     Raises:
-        Refusal: If it asks for more than there is.
+        Refusal: If it exceeds the limits or the model's positions or vocabulary.
     """
     copies = _or(request.n, 1)
     texts, ids = _split(request)
@@ -227,8 +223,8 @@ async def samples_of(
     if count * copies > limits.max_samples:
         raise Refusal(
             400,
-            f"n: {count} prompts x {copies} samples are more than {limits.max_samples} of one "
-            "request. Send several requests.",
+            f"n: {count} prompts x {copies} samples are more than {limits.max_samples}, the limit "
+            "of a request. Send several requests.",
             param="n",
         )
     options = _options(request)
@@ -258,8 +254,8 @@ async def samples_of(
 
 
 def _split(request: CompletionRequest) -> tuple[list[str], list[list[int]]]:
-    """Return a request's prompts: as texts, or as ids."""
-    prompt = request.prompt or ""  # no prompt is the beginning of a text, as an empty one
+    """Return a request's prompts: texts, and lists of ids."""
+    prompt = request.prompt or ""  # without a prompt, a new text begins
     if isinstance(prompt, str):
         return [prompt], []
     texts = [item for item in prompt if isinstance(item, str)]
@@ -272,7 +268,7 @@ def _options(request: CompletionRequest) -> SamplingOptions:
     temperature, top_p = _or(request.temperature, 1.0), _or(request.top_p, 1.0)
     return SamplingOptions(
         max_new_tokens=_or(request.max_tokens, 16),
-        do_sample=temperature >= LOWEST_TEMPERATURE and top_p > 0,  # else the likeliest token
+        do_sample=temperature >= LOWEST_TEMPERATURE and top_p > 0,
         temperature=max(temperature, LOWEST_TEMPERATURE),
         top_k=max(_or(request.top_k, 0), 0),
         top_p=top_p,
@@ -289,7 +285,7 @@ def _check(
     if new_tokens > allowed:
         raise Refusal(
             400,
-            f"max_tokens: {new_tokens} is more than {allowed}, the most that is written here.",
+            f"max_tokens: {new_tokens} is more than {allowed}, the limit of this server.",
             param="max_tokens",
         )
     for prompt in prompts:
@@ -316,7 +312,7 @@ def _check(
 def _too_long(found: str, longest: int) -> Refusal:
     return Refusal(
         400,
-        f"prompt: it has {found}; {longest} is the most that is read here.",
+        f"prompt: it has {found}; the limit of this server is {longest}.",
         param="prompt",
         code="context_length_exceeded",
     )
@@ -327,19 +323,19 @@ def _or(value: Value | None, default: Value) -> Value:
 
 
 class Answer:
-    """The samples of a request on their way; queued as it is made.
+    """The answer to a request; its samples are queued when it is created.
 
-    What the engine writes waits here until it is fetched: at most what was asked for, so that a
-    slow reader holds up nobody.
+    Generated text is buffered here, at most as much as was requested, so that a slow client blocks
+    no other.
 
     Args:
-        samples: What is asked for: those of the first prompt, those of the second, and so on.
+        samples: The samples, in the order of the prompts.
         copies: Samples of each prompt.
-        served: Of which model.
-        metrics: Where times are noted.
+        served: The model.
+        metrics: Records the time to the first token.
 
     Raises:
-        Refusal: If too many requests wait.
+        Refusal: If too many requests are waiting.
     """
 
     def __init__(
@@ -360,17 +356,17 @@ class Answer:
         except QueueFull:
             raise Refusal(
                 429,
-                f"{served.engine.max_queue} requests wait already. Try again in a second.",
+                f"{served.engine.max_queue} requests are waiting already. Try again in a second.",
                 code="queue_full",
                 headers=RETRY_AFTER,
             ) from None
 
     def cancel(self) -> None:
-        """Give up what is not yet written."""
+        """Cancel the samples that are not complete."""
         self._served.engine.cancel(self._job)
 
     async def whole(self) -> Completion:
-        """Return the answer once all of it is there."""
+        """Return the answer when all of it is generated."""
         pieces: list[list[Piece]] = [[] for _ in self._samples]
         async with aclosing(self._pieces()) as arriving:
             async for number, piece in arriving:
@@ -381,10 +377,10 @@ class Answer:
     async def events(
         self, *, include_usage: bool, include_obfuscation: bool
     ) -> AsyncGenerator[bytes, None]:
-        """Yield server-sent events: what has come of each sample since the last time.
+        """Yield server-sent events, each with the next piece of a sample.
 
         Args:
-            include_usage: Whether a last event tells the usage.
+            include_usage: Whether the last event has the usage.
             include_obfuscation: Whether random letters hide the length of each event's text.
         """
         exclude = {"usage"} if not include_usage else set()
@@ -438,11 +434,11 @@ class Answer:
         )
 
     def _choice(self, number: int, piece: Piece) -> Choice:
-        asked = self._samples[number].logprobs
+        top = self._samples[number].logprobs
         return Choice(
             index=number,
             text=piece.text,
-            logprobs=None if asked is None else _logprobs(piece.tokens, asked, self._served.tokens),
+            logprobs=None if top is None else _logprobs(piece.tokens, top, self._served.tokens),
             finish_reason=piece.finish,
         )
 
@@ -453,11 +449,11 @@ class Answer:
 
 
 class EventStream(StreamingResponse):
-    """An answer as server-sent events; gives it up when it ends, however that is.
+    """An answer as server-sent events; cancels it when the stream ends for any reason.
 
     Args:
         answer: The answer.
-        include_usage: Whether a last event tells the usage.
+        include_usage: Whether the last event has the usage.
         include_obfuscation: Whether random letters hide the length of each event's text.
     """
 
@@ -465,7 +461,7 @@ class EventStream(StreamingResponse):
         super().__init__(
             answer.events(include_usage=include_usage, include_obfuscation=include_obfuscation),
             media_type="text/event-stream",
-            # a proxy that waits for the whole answer would undo the stream
+            # proxies must not buffer the stream
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
         self._answer = answer
@@ -490,17 +486,17 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
     )
 
 
-def _logprobs(tokens: Sequence[Token], asked: int, labels: TokenBytes) -> Logprobs:
+def _logprobs(tokens: Sequence[Token], top: int, labels: TokenBytes) -> Logprobs:
     return Logprobs(
         tokens=[token.label for token in tokens],
         token_logprobs=[token.logprob.chosen for token in tokens],
-        top_logprobs=[_top(token, asked, labels) for token in tokens],
+        top_logprobs=[_top_logprobs(token, top, labels) for token in tokens],
         text_offset=[token.offset for token in tokens],
     )
 
 
-def _top(token: Token, asked: int, labels: TokenBytes) -> dict[str, float] | None:
+def _top_logprobs(token: Token, top: int, labels: TokenBytes) -> dict[str, float] | None:
     if token.logprob.chosen is None:
         return None
-    ranked = {labels.label(id_): value for id_, value in token.logprob.top[:asked]}
+    ranked = {labels.label(id_): value for id_, value in token.logprob.top[:top]}
     return ranked | {token.label: token.logprob.chosen}
