@@ -328,7 +328,7 @@ def test_an_hf_folder_older_than_the_best_is_not_the_model(
     capsys.readouterr()
     main(["generate", f"--model={run}", "--prompt=the river", "--max_new_tokens=2"])
     said = f"hf/ is of step 6, from before the run went on; its best is now {best.name} of step 12"
-    assert capsys.readouterr().err.count(f"{said}, and is taken.") == 1
+    assert capsys.readouterr().err.count(f"{said}, and is used.") == 1
     ids = torch.arange(8)[None]
     assert torch.equal(load(str(run)).model(ids).logits, load(str(best)).model(ids).logits)
     assert find_origin(str(run), "best").step == 12

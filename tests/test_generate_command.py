@@ -17,7 +17,7 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.generate import drawing
 from gpt2_lightning.generate import screen as repl
 from gpt2_lightning.generate.drawing import Sample, sample_file, write_samples
-from gpt2_lightning.generate.screen import changed
+from gpt2_lightning.generate.screen import with_option
 from gpt2_lightning.model.sampling import SamplingOptions
 from tests.command_line import Mistake
 
@@ -168,7 +168,7 @@ def test_past_the_positions_it_says_what_the_model_forgot(model: str, capsys: Sc
     main(["generate", model, *prompts, "--max_new_tokens=2", "--do_sample=false"])
     said = capsys.readouterr().err
     assert said.count("the first") == 5
-    assert "2 prompts more" in said
+    assert "2 more prompts" in said
 
 
 def test_samples_are_written_whole_or_not_at_all() -> None:
@@ -202,7 +202,10 @@ def test_a_reader_that_leaves(opinionated_model: Path) -> None:
     [
         (["--prompt"], "--prompt: it needs a value"),
         (["--prompt=a", "--batch_size=0"], "--batch_size 0"),
-        (["--prompt=a", "--prompt=b", "--stream"], "--stream: there are 2 prompts"),
+        (
+            ["--prompt=a", "--prompt=b", "--stream"],
+            "--stream: only one prompt can be streamed (got 2)",
+        ),
         (["--prompt=a", "--stream", "--num_return_sequences=2"], "--num_return_sequences 2: only"),
         (
             ["--prompt=a", "--stream", "--num_beams=2", "--do_sample=false"],
@@ -210,7 +213,7 @@ def test_a_reader_that_leaves(opinionated_model: Path) -> None:
         ),
         (["--prompt=a", "--interactive"], "--prompt: with --interactive"),
         (["--interactive", "--output=a.txt"], "--output: with --interactive"),
-        (["--prompt=a", "--output=a.csv"], "--output a.csv: its name has to end with"),
+        (["--prompt=a", "--output=a.csv"], "--output a.csv: its name must end with"),
         (["--prompt=a", "--output=absent/a.txt"], "--output absent/a.txt: the folder"),
         (["--prompt=a", "--output=folder.txt"], "--output folder.txt: it is a folder"),
         (["--prompts_file=absent"], "--prompts_file absent: there is no such file"),
@@ -230,7 +233,7 @@ def test_a_reader_that_leaves(opinionated_model: Path) -> None:
         (["--prompt=a", "--device=nowhere"], "--device nowhere"),
         (["--prompt=a", "--dtype=fp8"], "--dtype"),
         (["--prompt=a", "--top_kk=3"], "Did you mean --top_k?"),
-        ([], "--prompt: what shall be continued?"),
+        ([], "--prompt: there is no text to continue"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -315,8 +318,8 @@ def test_several_samples_greedy_and_beams(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/set", "/set: which option"),
-        ("/set temperature", "/set: which option"),
+        ("/set", "/set: a name and a value are needed"),
+        ("/set temperature", "/set: a name and a value are needed"),
         ("/set temperature 0", "temperature 0.0: must be >= 0.000001 (do_sample"),
         ("/set temperature hot", "temperature: expected a value of type float. Found: hot"),
         (
@@ -325,8 +328,8 @@ def test_several_samples_greedy_and_beams(
         ),
         ("/set foo 1", "/set foo: there is no such option. /options lists them."),
         ("/set num_beams 3", "num_beams 3: beams look for the likeliest"),
-        ("/again", "/again: there was no prompt yet"),
-        ("/save", "/save: where to?"),
+        ("/again", "/again: there is no prompt yet"),
+        ("/save", "/save: the file is missing"),
         ("/save a.txt", "/save: there are no samples yet"),
         ("/save folder.txt", "/save: there are no samples yet"),
         ("/nonsense a", "/nonsense: there is no such command"),
@@ -358,7 +361,7 @@ def test_bytes_that_are_no_text_are_a_line_too(
     [('["a", "[b]"]', ["a", "[b]"]), ("[INST]", ["[INST]"]), ("[1, {]", ["[1, {]"]), ("a", ["a"])],
 )
 def test_stop_strings_are_taken_as_typed(typed: str, stop: list[str]) -> None:
-    assert changed(SamplingOptions(), f"stop {typed}").stop == stop
+    assert with_option(SamplingOptions(), f"stop {typed}").stop == stop
 
 
 def test_after_the_last_seed_the_options_stay_as_they_are(
@@ -379,7 +382,7 @@ def test_a_token_that_only_the_tokenizer_has(
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
     found = mistake("generate", f"--model={folder}", "--prompt=a [PAD]")
-    assert "--prompt: it holds [PAD], token 300" in found
+    assert "--prompt: it contains [PAD], token 300" in found
 
 
 @pytest.mark.slow

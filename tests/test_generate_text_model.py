@@ -234,7 +234,7 @@ def test_max_length_counts_the_prompt(model: TextModel) -> None:
     ]
     assert model.generate(prompts, max_length=20, seed=3) == asked
     assert "".join(model.stream("the river", max_length=20, seed=3)) == asked[0]
-    with pytest.raises(UsageError, match="max_length 20: max_new_tokens 5 says another length"):
+    with pytest.raises(UsageError, match="max_length 20: max_new_tokens 5 is given, too"):
         model.generate("a", max_length=20, max_new_tokens=5)
-    with pytest.raises(UsageError, match="the prompt alone has"):
+    with pytest.raises(UsageError, match="it counts the prompt, which has"):
         model.generate("the river", max_length=1)

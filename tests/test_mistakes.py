@@ -173,7 +173,7 @@ def test_a_run_without_a_best(mistake: Mistake, wiki_folder: Path, tiny_model: P
         file.unlink()
     assert "--ckpt_path last would work" in mistake("test", "--ckpt_path=best")
     message = mistake("generate", "--model=lightning_logs", "--prompt=a")
-    assert "it holds runs, of which lightning_logs/version_0 is the newest" in message
+    assert "Give one of them: the newest is lightning_logs/version_0." in message
 
 
 @pytest.mark.parametrize("name", ["../textz", "./a/b", "notes/book.pdf", "book.txt"])

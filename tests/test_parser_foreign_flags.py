@@ -71,7 +71,7 @@ def test_lengths_that_contradict_each_other(opinionated_model: Path, mistake: Mi
     message = mistake(*words, "--max_length=30", "--max_new_tokens=3")
     assert "--max_length: it counts the prompt's tokens, --max_new_tokens does not" in message
     message = mistake(*words, "--max_length=2")
-    assert "--max_length 2: the prompt alone has" in message
+    assert "--max_length 2: it counts the prompt, which has" in message
     message = mistake(*words, "--length=3", "--max_new_tokens=3")
     assert "--length: it is another name of --max_new_tokens. Give one of the two." in message
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from gpt2_lightning.generate.drawing import Sample
     from gpt2_lightning.generate.text_model import TextModel
 
-# names of other tools for the same
+# flags of other tools with the same meaning
 OTHER_NAMES = (
     *("length", "max_tokens", "num_samples", "nsamples", "n"),
     *("k", "p", "topk", "topp", "model_name_or_path", "model_path"),
@@ -42,28 +42,28 @@ def generate(
 ) -> None:
     """Continue prompts with a trained model.
 
-    A text that exceeds the model's positions goes on all the same: each time they are full, the
-    model forgets all but the last half of them.
+    A text may exceed the model's positions: each time they are full, all but the last half of them
+    is dropped.
 
     Args:
         model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
             Hugging Face format, or Hub id.
         prompt: Text to continue; may be repeated. Without any, and without --prompts_file, prompts
             are read from standard input, one a line.
-        sampling: How to draw.
+        sampling: Sampling options.
         prompts_file: File of prompts: one a line, or .jsonl with a "prompt" in each line.
         max_length: Tokens of prompt and text together at most, as in transformers; null goes by
             --max_new_tokens.
         batch_size: Samples at a time.
-        stream: Show the text of one sample as it comes.
+        stream: Print the text of one sample while it is generated.
         interactive: Type prompts, and change the options in between.
         output: Write the samples to this file, .txt or .jsonl, instead of the screen.
         revision: Branch, tag or commit of --model on the Hub.
         device: auto, cpu, cuda, cuda:1, mps.
-        dtype: Type of the weights; null leaves them as they are.
+        dtype: Type of the weights; null keeps theirs.
 
     Raises:
-        UsageError: If model, prompts and options do not go together.
+        UsageError: If model, prompts and options do not fit together.
     """
     sampling.check()
     if batch_size < 1:
@@ -78,13 +78,13 @@ def generate(
         ):
             if given:
                 raise UsageError(
-                    f"{flag}: with --interactive, prompts are typed, shown as they come, and kept "
-                    "with /save; --max_new_tokens says how long the texts are. Leave it out."
+                    f"{flag}: with --interactive, prompts are typed, their texts are streamed, and "
+                    "/save writes them; --max_new_tokens sets their length. Leave it out."
                 )
 
     from gpt2_lightning.data.prompts import read_prompts
     from gpt2_lightning.generate.drawing import draw, sample_file, write_samples
-    from gpt2_lightning.generate.screen import progress, tell_forgotten
+    from gpt2_lightning.generate.screen import print_forgotten, progress
     from gpt2_lightning.generate.text_model import load_model
     from gpt2_lightning.logs import quieten
     from gpt2_lightning.model.gpt2 import place
@@ -97,8 +97,8 @@ def generate(
         prompts = _from_standard_input()
     if stream and len(prompts) > 1:
         raise UsageError(
-            f"--stream: there are {len(prompts)} prompts, and one can be shown as it comes. Give "
-            "one, or leave --stream out."
+            f"--stream: only one prompt can be streamed (got {len(prompts)}). Give one, or leave "
+            "--stream out."
         )
     quieten()
     loaded = load_model(model, revision)
@@ -125,7 +125,7 @@ def generate(
         if file is None:
             for sample in samples:
                 print(sample, flush=True)
-    tell_forgotten(loaded, samples)
+    print_forgotten(loaded, samples)
     if file is not None:
         write_samples(samples, file)
         print(f"{len(samples)} samples of {len(prompts)} prompts: {file}")
@@ -138,8 +138,8 @@ def _from_standard_input() -> list[str]:
     lines = {} if terminal else read_lines(sys.stdin.buffer.read(), "standard input")
     if not lines:
         raise UsageError(
-            '--prompt: what shall be continued? Write --prompt "Once upon a time", give '
-            "--prompts_file, or --interactive."
+            '--prompt: there is no text to continue. Write --prompt "Once upon a time", or give '
+            "--prompts_file or --interactive."
         )
     return list(lines.values())
 
@@ -148,14 +148,14 @@ def _stream(
     loaded: "TextModel", prompt: str, sampling: SamplingOptions, max_length: int | None
 ) -> "Sample":
     from gpt2_lightning.generate.drawing import stream
-    from gpt2_lightning.generate.screen import show
+    from gpt2_lightning.generate.screen import print_stream
 
     if sampling.num_return_sequences is None:
         sampling = replace(sampling, num_return_sequences=1)
     pieces = stream(
         loaded.model, loaded.tokenizer, prompt, sampling, roll=True, max_length=max_length
     )
-    return show(prompt, pieces, [])
+    return print_stream(prompt, pieces, [])
 
 
 def main(words: list[str]) -> None:
@@ -170,7 +170,7 @@ def main(words: list[str]) -> None:
     for name, meaning in texts.items():
         parser.add_argument(f"--{name}", type=list[str], default=[], help=meaning)
     switches = {
-        "stream": "Show the text of one sample as it comes.",
+        "stream": "Print the text of one sample while it is generated.",
         "interactive": "Type prompts, and change the options in between.",
     }
     for name, meaning in switches.items():
@@ -179,15 +179,14 @@ def main(words: list[str]) -> None:
         )
     parser.add_function_arguments(generate, as_group=False, skip={"sampling", *texts, *switches})
     parser.add_class_arguments(SamplingOptions, skip={"stop"})
-    # taken out first: the parser would read null, or [1, 2], as something else than text
+    # parsed first: the parser would read null, or [1, 2], as YAML instead of text
     rest, given = words, {}
     for name in texts:
         rest, given[name] = gather(rest, f"--{name}")
     rest = with_our_names(with_underscores(rest), OTHER_NAMES)
     if value_of(rest, "--max_length") and value_of(rest, "--max_new_tokens"):
         raise UsageError(
-            "--max_length: it counts the prompt's tokens, --max_new_tokens does not. Give one of "
-            "the two."
+            "--max_length: it counts the prompt's tokens, --max_new_tokens does not. Give only one."
         )
     options = parser.parse_words(rest)
     options |= {name: values for name, values in given.items() if values}

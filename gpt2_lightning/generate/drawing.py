@@ -1,4 +1,4 @@
-"""Prompts -> samples, in batches of like length, or a piece of text at a time."""
+"""Prompts -> samples, in batches of similar length, or streamed piece by piece."""
 
 import json
 import os
@@ -26,15 +26,15 @@ BATCH_SIZE = 32  # samples at a time
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model wrote.
+    """A generated text.
 
     Attributes:
-        prompt: What it continued.
-        seed: Its seed; None where nothing was drawn at random.
-        text: What it wrote, up to a stop string.
-        ended: Whether it ended by itself, by the end-of-text or at a stop string.
-        forgotten: Tokens at the beginning of prompt and text that the model no longer saw at the
-            end.
+        prompt: The prompt.
+        seed: The seed; None without random sampling.
+        text: The text after the prompt, up to a stop string.
+        ended: Whether it ended with the end-of-text or at a stop string.
+        forgotten: Tokens at the beginning of prompt and text that were out of the model's context
+            at the end.
     """
 
     prompt: str
@@ -44,24 +44,24 @@ class Sample:
     forgotten: int = 0
 
     def __str__(self) -> str:
-        """Return the sample as it is shown: a line with the seed, the prompt with its text."""
+        """Return the sample as it is printed: a line with the seed, the prompt with its text."""
         how = "without sampling" if self.seed is None else f"seed {self.seed}"
         return f"--- {how}\n{self.prompt}{self.text}\n"
 
 
 def sample_file(name: str, *, flag: str) -> Path:
-    """Return the file of a name, when samples can be written there.
+    """Return the path of a file that samples can be written to.
 
     Args:
-        name: A file that ends with .txt or .jsonl.
-        flag: What named it, for messages.
+        name: Its name, with the suffix .txt or .jsonl.
+        flag: The flag that named it, for messages.
 
     Raises:
-        UsageError: If its form is unknown or its folder is missing.
+        UsageError: If its format is unknown, or its folder is missing or read-only.
     """
     file = Path(name).expanduser()
     if file.suffix not in SUFFIXES:
-        raise UsageError(f"{flag} {name}: its name has to end with .txt or .jsonl.")
+        raise UsageError(f"{flag} {name}: its name must end with .txt or .jsonl.")
     if file.is_dir():
         raise UsageError(f"{flag} {name}: it is a folder. Give a file in it.")
     parent = file.absolute().parent
@@ -71,10 +71,10 @@ def sample_file(name: str, *, flag: str) -> Path:
 
 
 def write_samples(samples: Sequence[Sample], file: Path) -> None:
-    """Write samples whole or not at all: .jsonl a row each, .txt as they are shown.
+    """Write samples atomically: .jsonl with a row for each, .txt as they are printed.
 
     Raises:
-        UsageError: If the disk refuses.
+        UsageError: If the file cannot be written.
     """
     if file.suffix == ".jsonl":
         names = ("prompt", "seed", "text", "ended")
@@ -89,7 +89,7 @@ def write_samples(samples: Sequence[Sample], file: Path) -> None:
 
 
 class _Row:
-    """A prompt that is continued with a seed, and the text after it so far."""
+    """A row of a batch: a prompt and a seed, and the text generated so far."""
 
     def __init__(
         self,
@@ -108,8 +108,8 @@ class _Row:
         self.finish: Finish | None = None
         self._assembler = TextAssembler(tokens, options.stop, end_of_text, after=ids)
 
-    def take(self, token: int) -> str:
-        """Take a token that was added to the sequence; return the text that has become final."""
+    def add(self, token: int) -> str:
+        """Decode a token that was added to the sequence; return the text that has become final."""
         piece = self._assembler.add(token, last=self.sequence.ended)
         self.text += piece.text
         self.finish = piece.finish
@@ -117,7 +117,7 @@ class _Row:
         return piece.text
 
     def sample(self) -> Sample:
-        """Return what has come of it."""
+        """Return the finished sample."""
         ended = self.finish == "stop"
         return Sample(self.prompt, self.seed, self.text, ended, self.sequence.forgotten)
 
@@ -133,25 +133,25 @@ def draw(
     max_length: int | None = None,
     advance: Callable[[int, int], None] = lambda tokens, total: None,
 ) -> list[Sample]:
-    """Continue prompts, those of like length together.
+    """Continue prompts, in batches of similar length.
 
     Args:
         model: The language model.
         tokenizer: Its tokenizer.
         prompts: The texts to continue.
-        options: How to draw.
+        options: Sampling options.
         batch_size: Samples at a time.
-        roll: Go on past the model's positions, with the last half of what it has seen.
-        max_length: Tokens of prompt and text together at most, in the place of the options'
-            ``max_new_tokens``. Each prompt counts by itself, whatever stands beside it.
-        advance: Told by how many tokens the work has moved on, and how many it has at most.
+        roll: Continue past the model's positions, keeping the last half of the context.
+        max_length: Tokens of prompt and text together at most, instead of the options'
+            ``max_new_tokens``; counted for each prompt separately.
+        advance: Called with the number of further tokens, and the most that there may be.
 
     Returns:
         The samples of each prompt, in the prompts' order.
 
     Raises:
-        UsageError: If an option is out of its range, or a text exceeds the model's positions and
-            may not roll.
+        UsageError: If an option is out of its range, or a text exceeds the model's positions
+            without ``roll``.
     """
     options.check()
     with_beams, table = options.num_beams > 1, TokenBytes(tokenizer)
@@ -162,7 +162,7 @@ def draw(
             own = with_max_length(options, max_length, len(ids))
         for seed in [options.seed] if with_beams else options.seeds:
             rows.append(_Row(prompt, ids, own, seed, tokenizer, table))
-    # the longest first: what does not fit into memory is known at once
+    # the longest first, so that a lack of memory shows at once
     order = sorted(rows, key=lambda row: -len(row.sequence.prompt))
     if with_beams or not roll:
         for row in order:
@@ -184,18 +184,18 @@ def draw(
 
 
 def _continue(model: PreTrainedModel, rows: Sequence[_Row]) -> Iterator[int]:
-    """Continue rows until all have ended; yield how many tokens each step has written."""
+    """Continue rows until all have ended; yield the number of tokens of each step."""
     row_of = {row.sequence: row for row in rows}
     for drawn in decode(model, list(row_of)):
         for sequence, token in zip(drawn.sequences, drawn.tokens, strict=True):
-            row_of[sequence].take(token)
+            row_of[sequence].add(token)
         yield len(drawn.tokens)
 
 
 def _beams(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row]
 ) -> dict[_Row, list[Sample]]:
-    """Return the likeliest texts after each row's prompt; those of as many tokens together."""
+    """Search the likeliest texts after each row's prompt, in batches of equal length limits."""
     found: dict[_Row, list[Sample]] = {}
     for _, some in groupby(rows, key=lambda row: row.sequence.options.max_new_tokens):
         alike = list(some)
@@ -230,24 +230,24 @@ def stream(
     roll: bool = False,
     max_length: int | None = None,
 ) -> Generator[str, None, Sample]:
-    """Continue a prompt, a piece of text at a time.
+    """Continue a prompt, and stream the text.
 
     Args:
         model: The language model.
         tokenizer: Its tokenizer.
         prompt: The text to continue.
-        options: How to draw one sample.
-        roll: Go on past the model's positions, with the last half of what it has seen.
-        max_length: Tokens of prompt and text together at most, in the place of the options'
+        options: Sampling options of one sample.
+        roll: Continue past the model's positions, keeping the last half of the context.
+        max_length: Tokens of prompt and text together at most, instead of the options'
             ``max_new_tokens``.
 
     Returns:
-        An iterator over pieces of whole characters, with nothing of a stop string in them; the
-        sample is its value as a generator.
+        A generator of pieces of text, in whole characters and without stop strings; its return
+        value is the sample.
 
     Raises:
-        UsageError: If an option is out of its range, or more than one sample or beams are asked
-            for, or the text exceeds the model's positions and may not roll.
+        UsageError: If an option is out of its range, or requests several samples or beams, or the
+            text exceeds the model's positions without ``roll``.
     """
     options.check()
     for flag, number in (
@@ -256,8 +256,7 @@ def stream(
     ):
         if number > 1:
             raise UsageError(
-                f"--{flag} {number}: only one sample can be shown as it comes. Ask for 1, or do "
-                "not stream."
+                f"--{flag} {number}: only one sample can be streamed. Give 1, or do not stream."
             )
     ids = _encoded(model, tokenizer, prompt)
     if max_length is not None:
@@ -272,26 +271,26 @@ def stream(
 def _pieces(model: PreTrainedModel, row: _Row) -> Generator[str, None, Sample]:
     with closing(decode(model, [row.sequence])) as steps:
         for drawn in steps:
-            if text := row.take(drawn.tokens[0]):
+            if text := row.add(drawn.tokens[0]):
                 yield text
     return row.sample()
 
 
 def with_max_length(options: SamplingOptions, max_length: int, tokens: int) -> SamplingOptions:
-    """Return options for a text of so many tokens at most, its prompt included.
+    """Return options whose ``max_new_tokens`` follows from a length that includes the prompt.
 
     Args:
-        options: How to draw.
+        options: Sampling options.
         max_length: Tokens of prompt and text together at most.
-        tokens: Of the prompt.
+        tokens: Tokens of the prompt.
 
     Raises:
-        UsageError: If the prompt leaves no room for a token, or too little for ``min_new_tokens``.
+        UsageError: If this leaves no new token, or fewer than ``min_new_tokens``.
     """
     if tokens >= max_length:
         raise UsageError(
-            f"--max_length {max_length}: the prompt alone has {tokens:,} tokens, which count. Give "
-            "a greater one, or say how many new tokens there may be: --max_new_tokens."
+            f"--max_length {max_length}: it counts the prompt, which has {tokens:,} tokens. Give a "
+            "greater one, or the number of new tokens: --max_new_tokens."
         )
     found = replace(options, max_new_tokens=max_length - tokens)
     found.check()
@@ -302,8 +301,8 @@ def _encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
     ids: list[int] = encode_prompt(tokenizer, prompt).tolist()
     if (highest := max(ids)) >= model.config.vocab_size:
         raise UsageError(
-            f"--prompt: it holds {tokenizer.convert_ids_to_tokens(highest)}, token {highest}, "
-            f"which was added to the tokenizer; the model's ids end at "
+            f"--prompt: it contains {tokenizer.convert_ids_to_tokens(highest)}, token {highest}, "
+            f"which was added to the tokenizer; the model's last id is "
             f"{model.config.vocab_size - 1}. Leave it out of the prompt."
         )
     return ids

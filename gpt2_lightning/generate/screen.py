@@ -1,4 +1,4 @@
-"""What `generate` shows: text as it comes, and the conversation of --interactive."""
+"""What `generate` prints: streamed text, progress, and the dialogue of --interactive."""
 
 import difflib
 import io
@@ -20,16 +20,16 @@ from gpt2_lightning.model.gpt2 import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.parser import Parser
 
-TOLD = 5  # prompts of which it is said what the model no longer saw
+MOST_FORGOTTEN = 5  # prompts that are listed as partly out of context
 
 
-def show(prompt: str, pieces: Generator[str, None, Sample], written: list[str]) -> Sample:
-    """Print a prompt and its continuation as it comes.
+def print_stream(prompt: str, pieces: Generator[str, None, Sample], written: list[str]) -> Sample:
+    """Print a prompt and its continuation while it is generated.
 
     Args:
         prompt: The prompt.
         pieces: Its continuation.
-        written: Takes the pieces, so that they are there if the user stops.
+        written: Receives the pieces, which are then known if the user interrupts.
     """
     print(prompt, end="", flush=True)
     with closing(pieces):
@@ -43,8 +43,8 @@ def show(prompt: str, pieces: Generator[str, None, Sample], written: list[str]) 
             print(written[-1], end="", flush=True)
 
 
-def tell_forgotten(loaded: TextModel, samples: Sequence[Sample]) -> None:
-    """Say on standard error which beginnings the model no longer saw at the end of its texts."""
+def print_forgotten(loaded: TextModel, samples: Sequence[Sample]) -> None:
+    """Print on standard error which beginnings were out of the model's context at the end."""
     most: dict[str, int] = {}
     for sample in samples:
         if sample.forgotten:
@@ -53,14 +53,14 @@ def tell_forgotten(loaded: TextModel, samples: Sequence[Sample]) -> None:
         return
     positions = positions_of(loaded.model)
     print(
-        f"The model has {positions:,} positions. Each time they were full, it went on with the "
-        f"last {window_after_overflow(positions):,} tokens alone. No longer seen at the end:",
+        f"The model has {positions:,} positions. Each time they were full, it continued with the "
+        f"last {window_after_overflow(positions):,} tokens only. Out of its context at the end:",
         file=sys.stderr,
     )
-    for prompt, tokens in list(most.items())[:TOLD]:
+    for prompt, tokens in list(most.items())[:MOST_FORGOTTEN]:
         print(f'  the first {tokens:,} tokens from "{_beginning(prompt)}" on', file=sys.stderr)
-    if len(most) > TOLD:
-        print(f"  and beginnings of {len(most) - TOLD} prompts more", file=sys.stderr)
+    if len(most) > MOST_FORGOTTEN:
+        print(f"  and of {len(most) - MOST_FORGOTTEN} more prompts", file=sys.stderr)
 
 
 def _beginning(prompt: str, characters: int = 40) -> str:
@@ -70,16 +70,16 @@ def _beginning(prompt: str, characters: int = 40) -> str:
 
 @contextmanager
 def progress(*, enabled: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error, if that is a terminal.
+    """Show a progress bar on standard error, if that is a terminal.
 
     Yields:
-        What to tell by how many tokens the work has moved on, and how many it has at most.
+        A function to call with the number of further tokens, and the most that there may be.
     """
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     hidden = not (enabled and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("Writing", total=None)
+        task = bar.add_task("Generating", total=None)
 
         def advance(tokens: int, total: int) -> None:
             bar.update(task, advance=tokens, total=total)
@@ -87,17 +87,17 @@ def progress(*, enabled: bool) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-with suppress(ImportError):  # there is none on Windows
-    import readline  # noqa: F401 - its import alone gives input() arrows and a history
+with suppress(ImportError):  # not on Windows
+    import readline  # noqa: F401 - importing it gives input() line editing and a history
 
 HELP = """\
-Type a prompt and press Enter: the model continues it. Ctrl-C stops it, Ctrl-D leaves.
+Type a prompt and press Enter: the model continues it. Ctrl-C stops it, Ctrl-D quits.
   /set NAME VALUE   change an option: /set temperature 0.9
   /options          show the options
   /again            continue the last prompt once more, with the next seed
   /save FILE        write all samples so far to a .txt or .jsonl file
-  /help             this
-  /quit             leave
+  /help             show this
+  /quit             quit
 A prompt that begins with a slash is written with two: //etc/hosts"""
 
 
@@ -107,8 +107,8 @@ class Repl:
 
     Attributes:
         loaded: The model.
-        options: How the next sample is drawn; one for each prompt where no number is given.
-        samples: All samples so far, those that were stopped included.
+        options: Sampling options; by default one sample for each prompt.
+        samples: All samples so far, interrupted ones included.
         prompt: The last prompt.
     """
 
@@ -123,9 +123,9 @@ class Repl:
         )
 
     def run(self) -> None:
-        """Converse until the end."""
+        """Read and answer lines until the end."""
         terminal = sys.stdin.isatty()
-        if isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is one line's mistake
+        if isinstance(sys.stdin, io.TextIOWrapper):  # invalid UTF-8 is an error of its line only
             sys.stdin.reconfigure(errors="surrogateescape")
         if terminal:
             print("Type a prompt; /help lists the commands.")
@@ -138,17 +138,17 @@ class Repl:
                 if terminal:
                     print()
                 return
-            except KeyboardInterrupt:  # of the line that was being typed
+            except KeyboardInterrupt:  # discards the line that was being typed
                 print()
             except UsageError as error:
-                # there are no dashes here
+                # options have no dashes here
                 print(f"error: {re.sub(r'--(?=[a-z])', '', str(error))}", file=sys.stderr)
 
     def answer(self, line: str) -> bool:
-        """Do what a line says; tell whether to go on.
+        """Execute a line; return whether to continue.
 
         Raises:
-            UsageError: If it cannot be done.
+            UsageError: If it cannot be executed.
         """
         command, _, rest = line.strip().partition(" ")
         rest = rest.strip()
@@ -163,10 +163,10 @@ class Repl:
                 for option in fields(self.options):
                     print(f"  {option.name} = {getattr(self.options, option.name)!r}")
             case "/set":
-                self.options = changed(self.options, rest)
+                self.options = with_option(self.options, rest)
             case "/again":
                 if self.prompt is None:
-                    raise UsageError("/again: there was no prompt yet. Type one.")
+                    raise UsageError("/again: there is no prompt yet. Type one.")
                 following = replace(self.options, seed=self.options.seeds[-1] + 1)
                 following.check()
                 self.options = following
@@ -181,10 +181,10 @@ class Repl:
         return True
 
     def write(self, prompt: str) -> None:
-        """Continue a prompt; Ctrl-C keeps what is there."""
+        """Continue a prompt; Ctrl-C keeps the text so far."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         self.options.check()
-        if self.options.num_beams > 1:  # beams are whole only at the end
+        if self.options.num_beams > 1:  # beams are known only at the end
             found = draw(model, tokenizer, [prompt], self.options, roll=True)
             for sample in found:
                 print(sample, flush=True)
@@ -196,20 +196,22 @@ class Repl:
             written: list[str] = []
             print(f"--- seed {seed}" if one.do_sample else "--- without sampling")
             try:
-                sample = show(prompt, pieces, written)
+                sample = print_stream(prompt, pieces, written)
             except KeyboardInterrupt:
                 print(" (stopped)\n")
                 shown = seed if one.do_sample else None
                 self.samples.append(Sample(prompt, shown, "".join(written), ended=False))
                 return
             print()
-            tell_forgotten(self.loaded, [sample])
+            print_forgotten(self.loaded, [sample])
             self.samples.append(sample)
 
     def save(self, name: str) -> None:
         """Write the samples so far."""
         if not name:
-            raise UsageError("/save: where to? Write /save samples.txt, or samples.jsonl.")
+            raise UsageError(
+                "/save: the file is missing. Write /save samples.txt or samples.jsonl."
+            )
         if not self.samples:
             raise UsageError("/save: there are no samples yet. Type a prompt.")
         file = sample_file(name, flag="/save")
@@ -225,20 +227,20 @@ def _is_list_of_text(value: str) -> bool:
     return isinstance(found, list) and all(isinstance(it, str) for it in found)
 
 
-def changed(options: SamplingOptions, words: str) -> SamplingOptions:
+def with_option(options: SamplingOptions, words: str) -> SamplingOptions:
     """Return options with one of them changed.
 
     Args:
-        options: As they are.
+        options: The present options.
         words: A name and a value; several stop strings are a JSON list.
 
     Raises:
-        UsageError: If there is no such option, or it cannot have this value.
+        UsageError: If there is no such option, or the value is invalid.
     """
     name, _, value = words.partition(" ")
     value = value.strip()
     if not value:
-        raise UsageError("/set: which option, and to what? Write /set temperature 0.9.")
+        raise UsageError("/set: a name and a value are needed. Write /set temperature 0.9.")
     names = [option.name for option in fields(SamplingOptions)]
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)

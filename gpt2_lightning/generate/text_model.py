@@ -1,4 +1,4 @@
-"""TextModel: a trained model and its tokenizer, loaded from wherever they are."""
+"""TextModel: a trained model and its tokenizer, from a run, a checkpoint, a folder or the Hub."""
 
 import re
 from collections.abc import Generator, Iterator
@@ -28,7 +28,7 @@ from gpt2_lightning.storage import scratch_folder
 
 
 class SamplingKeywords(TypedDict, total=False):
-    """The fields of `SamplingOptions`, as keywords; the number of samples decides a type."""
+    """The fields of `SamplingOptions` as keywords, except the one that decides a return type."""
 
     max_new_tokens: int
     min_new_tokens: int
@@ -119,30 +119,29 @@ class TextModel:
 
         Args:
             prompt: The text to continue, or a list of texts.
-            num_return_sequences: Samples for each prompt; null is one, which comes without a list
-                of its own.
-            roll: Go on past the model's positions, with the last half of what it has seen.
-            max_length: Tokens of prompt and text together at most, as in transformers; in the place
-                of ``max_new_tokens``.
-            options: How to draw: the fields of `SamplingOptions`.
+            num_return_sequences: Samples for each prompt; null is one, not in a list.
+            roll: Continue past the model's positions, keeping the last half of the context.
+            max_length: Tokens of prompt and text together at most, as in transformers, instead of
+                ``max_new_tokens``.
+            options: Sampling options: the fields of `SamplingOptions`.
 
         Returns:
-            What the model wrote, without the prompt: a string for a prompt, a list of them for a
-            list of prompts. With ``num_return_sequences``, a list in the place of each string.
+            The generated text, without the prompt: a string for a prompt, a list of them for a
+            list of prompts. With ``num_return_sequences``, a list instead of each string.
 
         Raises:
             TypeError: If there is no such option.
             UsageError: If an option is out of its range, or the text exceeds the model's positions
-                and it may not roll.
+                without ``roll``.
         """
         one = isinstance(prompt, str)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         count = 1 if num_return_sequences is None else num_return_sequences
         _check_options(max_length, options)
-        asked = SamplingOptions(num_return_sequences=count, **options)
+        sampling = SamplingOptions(num_return_sequences=count, **options)
         with _naming_arguments():
             samples = draw(
-                self.model, self.tokenizer, prompts, asked, roll=roll, max_length=max_length
+                self.model, self.tokenizer, prompts, sampling, roll=roll, max_length=max_length
             )
         texts = [sample.text for sample in samples]
         if num_return_sequences is None:
@@ -158,31 +157,31 @@ class TextModel:
         max_length: int | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> Generator[str, None, Sample]:
-        """Continue a prompt, a piece of text at a time.
+        """Continue a prompt, and stream the text.
 
         Args:
             prompt: The text to continue.
-            roll: Go on past the model's positions, with the last half of what it has seen.
-            max_length: Tokens of prompt and text together at most, as in transformers; in the place
-                of ``max_new_tokens``.
-            options: How to draw: the fields of `SamplingOptions`.
+            roll: Continue past the model's positions, keeping the last half of the context.
+            max_length: Tokens of prompt and text together at most, as in transformers, instead of
+                ``max_new_tokens``.
+            options: Sampling options: the fields of `SamplingOptions`.
 
         Yields:
-            The text as it comes: whole characters, and nothing of a stop string.
+            Pieces of the text, in whole characters and without stop strings.
 
         Returns:
             The sample, as the generator's value.
 
         Raises:
             TypeError: If there is no such option.
-            UsageError: If an option is out of its range or asks for beams, or the text exceeds the
-                model's positions and it may not roll.
+            UsageError: If an option is out of its range or requests beams, or the text exceeds the
+                model's positions without ``roll``.
         """
         _check_options(max_length, options)
-        asked = SamplingOptions(num_return_sequences=1, **options)
+        sampling = SamplingOptions(num_return_sequences=1, **options)
         with _naming_arguments():
             return stream(
-                self.model, self.tokenizer, prompt, asked, roll=roll, max_length=max_length
+                self.model, self.tokenizer, prompt, sampling, roll=roll, max_length=max_length
             )
 
 
@@ -194,7 +193,7 @@ ARGUMENTS = (
 
 @contextmanager
 def _naming_arguments() -> Iterator[None]:
-    """Let messages name arguments, where those of the command line name flags."""
+    """Replace the flags in messages by names of arguments: ``--top_k`` by ``top_k``."""
     try:
         yield
     except UsageError as error:
@@ -213,8 +212,8 @@ def _check_options(max_length: int | None, options: SamplingKeywords) -> None:
             raise TypeError(f"{name}: there is no such option. {hint}")
     if max_length is not None and "max_new_tokens" in options:
         raise UsageError(
-            f"max_length {max_length}: max_new_tokens {options['max_new_tokens']} says another "
-            "length. Give one of the two: max_length counts the prompt's tokens, too."
+            f"max_length {max_length}: max_new_tokens {options['max_new_tokens']} is given, too. "
+            "Give only one: max_length counts the prompt's tokens, max_new_tokens does not."
         )
 
 
@@ -225,17 +224,16 @@ def load(
     device: str = "auto",
     dtype: DtypeName | None = None,
 ) -> TextModel:
-    """Load a model and its tokenizer, and bring it onto a device.
+    """Load a model and its tokenizer onto a device.
 
     Args:
-        name: What `load_model` takes: a run folder, a ``.ckpt``, a folder in Hugging Face format or
-            a Hub id.
+        name: A run folder, a ``.ckpt``, a folder in Hugging Face format or a Hub id.
         revision: Branch, tag or commit on the Hub.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dtype: ``fp32`` or ``bf16``; null leaves the weights as they are.
+        dtype: ``fp32`` or ``bf16``; null keeps the type of the weights.
 
     Raises:
-        UsageError: If nothing of the kind is found, or the device cannot be used.
+        UsageError: If no model is found there, or the device cannot be used.
     """
     quieten_hub()
     with _naming_arguments():
@@ -251,11 +249,10 @@ def load_model(name: str, revision: str | None = None, *, flag: str = "--model")
         name: A run folder such as ``lightning_logs/version_3`` (its best model), a ``.ckpt``, a
             folder in Hugging Face format, or a Hub id.
         revision: Branch, tag or commit on the Hub.
-        flag: Which named it, for messages.
+        flag: The flag that named it, for messages.
 
     Raises:
-        UsageError: If nothing of the kind is found, it has no tokenizer, or it is no plain causal
-            language model.
+        UsageError: If no model is found there, it has no tokenizer, or it is no GPT-2-like model.
     """
     path = Path(name).expanduser()
     if path.is_dir() and not is_sharded(path) and not (path / "config.json").is_file():
@@ -289,12 +286,14 @@ def _inside_run(folder: Path, flag: str) -> Path:
     if (run.hf / "config.json").is_file():
         if (newer := run.newer_than_hf()) is None:
             return run.hf
-        log.warning("%s %s: %s, and is taken.", flag, folder, run.older_hf(newer))
+        log.warning("%s %s: %s, and is used.", flag, folder, run.older_hf(newer))
         return newer
     if (checkpoint := run.best_checkpoint()) is not None:
         return checkpoint
     if (newest := newest_run(folder)) is not None:
-        raise UsageError(f"{flag} {folder}: it holds runs, of which {newest} is the newest.")
+        raise UsageError(
+            f"{flag} {folder}: it is a folder of runs. Give one of them: the newest is {newest}."
+        )
     raise UsageError(
         f"{flag} {folder}: neither a model in Hugging Face format (config.json) nor a run folder "
         "with hf/ or checkpoints/."
@@ -302,11 +301,11 @@ def _inside_run(folder: Path, flag: str) -> Path:
 
 
 def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:
-    """Load the model and the tokenizer that a checkpoint carries.
+    """Load the model and the tokenizer of a checkpoint.
 
     Args:
-        file: A ``.ckpt``; or a folder, where its state is sharded.
-        flag: Which named it, for messages.
+        file: A ``.ckpt``, or the folder of a sharded checkpoint.
+        flag: The flag that named it, for messages.
 
     Raises:
         UsageError: If it is damaged, not one of this package's, or its logits are not numbers.
