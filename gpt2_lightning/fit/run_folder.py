@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
-from gpt2_lightning.run_folder import LOGS, Run, remember_run, remember_settings
+from gpt2_lightning.run_folder import LOGS, Run, remember_run, remember_settings, step_of
+from gpt2_lightning.storage import sweep
 
 LOCAL = (TensorBoardLogger, CSVLogger)  # loggers with a folder of their own for each run
 
@@ -28,7 +30,7 @@ DEFAULT_LOGGER: dict[str, Any] = {
 }
 
 
-def place_loggers(trainer: Any, going_on: str | None = None) -> None:
+def place_loggers(trainer: Any, going_on: str | None = None, name: str | None = None) -> None:
     """Decide, in the settings, where each logger writes.
 
     The run folder is that of the first TensorBoard or CSV logger, which is moved to the front,
@@ -38,10 +40,16 @@ def place_loggers(trainer: Any, going_on: str | None = None) -> None:
     Args:
         trainer: The trainer's settings, changed in place.
         going_on: Run folder of the checkpoint that the run goes on from.
+        name: Name of a run that begins (``--run_name``).
 
     Raises:
         UsageError: If a logger would put its files elsewhere than the run.
     """
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise UsageError(
+            f"--run_name {name}: must be the name of one folder. --trainer.default_root_dir FOLDER "
+            "says where lightning_logs/ lies."
+        )
     if trainer.default_root_dir is not None:  # a shell expands ~ on the command line alone
         trainer.default_root_dir = str(Path(str(trainer.default_root_dir)).expanduser())
     if trainer.logger is False:
@@ -62,6 +70,13 @@ def place_loggers(trainer: Any, going_on: str | None = None) -> None:
                 f"--trainer.logger.sub_dir {inner}: the files of a run lie in one folder. Leave it "
                 "out; --trainer.logger.name and --trainer.logger.version name that folder."
             )
+        if name is not None and going_on is None:
+            if (version := logger.init_args.get("version")) not in (None, name):
+                raise UsageError(
+                    f"--run_name {name}: --trainer.logger.version {version} names another folder. "
+                    "Leave one of the two out."
+                )
+            logger.init_args.version = name
     if going_on is not None:
         first, (folder, version) = local[0].init_args, os.path.split(going_on)
         for logger in local[1:]:
@@ -78,6 +93,27 @@ def place_loggers(trainer: Any, going_on: str | None = None) -> None:
     trainer.logger = [*local, *elsewhere]
 
 
+def named_folder(trainer: Any, name: str | None) -> Path | None:
+    """Return the run folder that a run's name, or its logger's version, leads to.
+
+    Args:
+        trainer: The trainer's settings, changed as `place_loggers` does.
+        name: What ``--run_name`` says.
+
+    Returns:
+        The folder; None where nothing names it, so that it would be numbered.
+    """
+    place_loggers(trainer, name=name)
+    if trainer.logger is False:
+        return None if name is None else Path(trainer.default_root_dir or ".", LOGS, name)
+    first = trainer.logger[0].init_args
+    version = first.get("version")
+    if version is None:
+        return None
+    folder = version if isinstance(version, str) else f"version_{version}"
+    return Path(first.save_dir, first.get("name") or "", folder)
+
+
 def _class(path: str) -> type:
     module, _, name = path.rpartition(".")
     return cast(type, getattr(import_module(module), name))
@@ -87,12 +123,15 @@ def _namespace(values: dict[str, Any]) -> Namespace:
     return Namespace(**values)  # type: ignore[no-untyped-call] # jsonargparse says no types
 
 
-def ready_loggers(loggers: list[Logger], going_on: str | None) -> None:
+def ready_loggers(
+    loggers: list[Logger], going_on: str | None, *, begins_again: bool = False
+) -> None:
     """Number the loggers alike, and keep what they would delete or write over.
 
     Args:
         loggers: Those of the trainer, before any of them has begun to write.
         going_on: Run folder of the checkpoint that the run goes on from.
+        begins_again: Whether what lies in the run's folder is of its own earlier start.
 
     Raises:
         UsageError: If a version was given that is another run's.
@@ -112,7 +151,7 @@ def ready_loggers(loggers: list[Logger], going_on: str | None) -> None:
         for logger in free:
             logger._version = version
     for logger in local:
-        if logger not in free and _holds_a_run(Run(Path(logger.log_dir))):
+        if logger not in free and _holds_a_run(Run(Path(logger.log_dir))) and not begins_again:
             raise _occupied(logger.log_dir)
 
 
@@ -123,6 +162,8 @@ class RunFolder(Callback):
         settings: What ``config.yaml`` is to say.
         root: ``--trainer.default_root_dir``.
         going_on: Run folder of the checkpoint that the run goes on from.
+        checkpoint: That checkpoint.
+        name: Name of a run that begins (``--run_name``).
         names_code: Whether the settings name classes of the user's own, so that only settings that
             are remembered may name them when the run goes on.
 
@@ -131,11 +172,20 @@ class RunFolder(Callback):
     """
 
     def __init__(
-        self, settings: str, root: str, going_on: str | None = None, *, names_code: bool = False
+        self,
+        settings: str,
+        root: str,
+        going_on: str | None = None,
+        *,
+        checkpoint: Path | None = None,
+        name: str | None = None,
+        names_code: bool = False,
     ) -> None:
         self.settings = settings
         self.root = root
         self.going_on = going_on
+        self.checkpoint = checkpoint
+        self.name = name
         self.names_code = names_code
         self.run: Run | None = None
 
@@ -147,6 +197,8 @@ class RunFolder(Callback):
         """
         if typed(trainer).fast_dev_run:
             return
+        if stage == "fit" and trainer.world_size > 1:
+            self._agree_on_checkpoint(trainer)
         folder = trainer.strategy.broadcast(self._settle(trainer))
         for callback in typed(trainer).callbacks:
             if isinstance(callback, ModelCheckpoint) and not trainer.loggers:
@@ -165,12 +217,26 @@ class RunFolder(Callback):
         if self.run is not None and trainer.is_global_zero and own is not None:
             remember_run(own.folder)
 
+    def _agree_on_checkpoint(self, trainer: Trainer) -> None:
+        mine = "none"
+        if self.checkpoint is not None:
+            mine = f"{self.checkpoint.name} of step {step_of(self.checkpoint)}"
+        first = trainer.strategy.broadcast(mine)
+        if not trainer.strategy.reduce_boolean_decision(mine == first):
+            raise UsageError(
+                f"--ckpt_path: rank 0 found the checkpoint {first}, rank {trainer.global_rank} "
+                f"{mine}. All machines must see the same run folder: put it on a disk that they "
+                "share (--trainer.default_root_dir)."
+            )
+
     def _settle(self, trainer: Trainer) -> str:
         if self.going_on is not None:
             return self.going_on
         for logger in trainer.loggers:
             if isinstance(logger, LOCAL):
                 return logger.log_dir
+        if self.name is not None:
+            return f"{self.root}/{LOGS}/{self.name}"
         numbers = [_number(run) for run in Path(self.root, LOGS).glob("version_*")]
         return f"{self.root}/{LOGS}/version_{max(numbers, default=-1) + 1}"
 
@@ -187,6 +253,19 @@ class RunFolder(Callback):
         if self.names_code:
             remember_settings(self.settings)
         return True
+
+
+@rank_zero_only
+def clear_start(run: Run) -> None:
+    """Remove what an earlier start of a run left that never wrote a whole checkpoint."""
+    written = (run.config, run.facts_file, run.samples_file, run.surprisal, run.metrics)
+    events = run.folder.glob("events.out.tfevents.*")
+    torn = run.checkpoints.glob("*.ckpt")
+    for left in (*written, *events, *sweep(run.folder), *torn, *sweep(run.checkpoints)):
+        if left.is_dir():  # of a sharded checkpoint
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 LOCK = ".lock"  # in a run folder, while a process trains there
@@ -206,6 +285,8 @@ def hold(run: Path, named: str) -> None:
         UsageError: If another process trains there.
     """
     lock = FileLock(run / LOCK)
+    if any(held.lock_file == lock.lock_file for held in _held):
+        return
     try:
         lock.acquire(blocking=False)
     except Timeout as error:

@@ -32,7 +32,7 @@ from gpt2_lightning.fit.checks import (
     check_unused,
     whole_number,
 )
-from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER
+from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, named_folder
 from gpt2_lightning.fit.samples import Samples
 from gpt2_lightning.logs import quieten
 from gpt2_lightning.model.gpt2 import weights_of
@@ -47,7 +47,14 @@ from gpt2_lightning.parser import (
     value_of,
     with_underscores,
 )
-from gpt2_lightning.run_folder import are_own_settings, find_checkpoint, hf_of, model_of, run_of
+from gpt2_lightning.run_folder import (
+    Run,
+    are_own_settings,
+    find_checkpoint,
+    hf_of,
+    model_of,
+    run_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +103,14 @@ def add_flags(parser: LightningArgumentParser) -> None:
     """Add the flags beside those of trainer, model and data; the defaults; the links of values."""
     parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
     parser.add_lightning_class_args(Samples, "samples")
+    name: Any = str | None
+    parser.add_argument(
+        "--run_name",
+        "--run",  # not for torchrun, which takes it for an abbreviation of its own --run-path
+        type=name,
+        default=None,
+        help="Name of the run: its folder in lightning_logs/. Null numbers it: version_N.",
+    )
     parser.set_defaults(DEFAULTS)
     parser.link_arguments("data.block_size", "model.block_size")
     parser.link_arguments("data.vocab_size", "model.vocab_size")
@@ -165,6 +180,8 @@ class CommandLine:
         typed: What the user typed.
         checkpoint_file: What ``--ckpt_path`` means, if it was given.
         going_on: Run folder of the checkpoint, as it was spelled where the run began.
+        run_name: The run's name, if ``--run_name`` gave one.
+        begins_again: With ``--ckpt_path auto``, the folder of a run that has no checkpoint yet.
     """
 
     def __init__(self, verb: str, words: list[str], parser: ArgumentParser) -> None:
@@ -183,7 +200,12 @@ class CommandLine:
         check_config_files(self.typed, parser)
         self.checkpoint_file: Path | None = None
         self.going_on: str | None = None
-        if (named := value_of(self.typed, "--ckpt_path")) is not None:
+        self.run_name: str | None = None
+        self.begins_again: Path | None = None
+        named = value_of(self.typed, "--ckpt_path")
+        if named == "auto":
+            self._begin_or_go_on(parser)
+        elif named is not None:
             self.checkpoint_file = find_checkpoint(named, _root_of_runs(self.typed))
             for flag in CARRIED:
                 if value_of(self.typed, flag) is not None:
@@ -191,8 +213,48 @@ class CommandLine:
                         f"{flag}: {self.checkpoint_file} carries its own tokenizer. Leave the "
                         "flag out."
                     )
+        if self.checkpoint_file is not None:
             settings = self._own_settings(self.checkpoint_file, parser)
             self.words = ["--config", settings, *self.typed]
+
+    def _begin_or_go_on(self, parser: ArgumentParser) -> None:
+        """Find the last checkpoint of the run that is named, if it has one yet.
+
+        Raises:
+            UsageError: If the run has no name by which a restart could find it.
+        """
+        if self.verb != "fit":
+            raise UsageError(
+                f"--ckpt_path auto: it begins a run or goes on with it, and {self.verb} does "
+                "neither. Give the run's folder, last or best."
+            )
+        settings: Any = parser.parse_args(self.typed)
+        if settings.checkpoint.dirpath is not None:
+            raise UsageError(
+                "--ckpt_path auto: it looks for checkpoints in the run's folder. Leave "
+                "--checkpoint.dirpath out; --trainer.default_root_dir moves the whole run."
+            )
+        folder = named_folder(settings.trainer, settings.run_name)
+        if folder is None:
+            raise UsageError(
+                "--ckpt_path auto: a restart finds its run by its name. Give it one: --run_name NAME, "
+                "such as --run_name $SLURM_JOB_ID."
+            )
+        if (file := Run(folder).last_checkpoint()) is None:
+            log.info("--ckpt_path auto: %s has no checkpoint yet, and the run begins.", folder)
+            self.begins_again = folder
+            self.words = [*self.typed, "--ckpt_path=null"]
+            return
+        self.checkpoint_file = file
+        carried = Run(folder).settings.get("data") or {}
+        for flag in CARRIED:
+            given = value_of(self.typed, flag)
+            name = flag.removeprefix("--data.")
+            if given is not None and given != str(carried.get(name)):
+                raise UsageError(
+                    f"{flag} {given}: {file} was trained with {carried.get(name)}. Leave the flag "
+                    "as it was, or give the run another name."
+                )
 
     def _own_settings(self, file: Path, parser: ArgumentParser) -> str:
         """Return the settings of a checkpoint's run, for ``--config``, if they run no other's code.
@@ -247,7 +309,10 @@ class CommandLine:
             self._leave_other_model(config)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
+        self.run_name, config.run_name = config.run_name, None  # a name is no setting: a repeat has its own
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
+            if config.ckpt_path == "auto":
+                raise UsageError("ckpt_path: auto of a YAML file: give it as --ckpt_path auto.")
             root = config.trainer.default_root_dir
             self.checkpoint_file = find_checkpoint(config.ckpt_path, root and str(root))
         if self.checkpoint_file is not None:

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,16 +14,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
-from torch.distributed import DistBackendError, DistNetworkError
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed, validation_is_due
+from gpt2_lightning.fit.processes import is_of_another_process, lost_process, requeue_signals
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import duration as in_words
 from gpt2_lightning.storage import undo
-
-WAIT = 3  # seconds, for the end of a process whose connection has broken
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -43,7 +40,8 @@ class Stop(Callback):
     All ranks agree on that step, so none waits for another; a validation that is due at that step
     is still made. A second signal ends the process at once. While the split is validated before
     training, there is nothing to save, and the run ends with the batch. A run that ends by itself
-    ends with a validation, so that its last step is measured and saved.
+    ends with a validation, so that its last step is measured and saved. In a SLURM job SIGUSR1
+    ends the run likewise; `run` then asks for a requeue.
     """
 
     def __init__(self) -> None:
@@ -104,7 +102,13 @@ class Stop(Callback):
 
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
-            for number in SIGNALS:
+            for number in (*SIGNALS, *requeue_signals()):
+                signal.signal(number, self._receive)
+
+    def listen_for_requeue(self) -> None:
+        """Listen before training, while the text is tokenized, to what would end a SLURM job."""
+        if threading.current_thread() is threading.main_thread():
+            for number in requeue_signals():
                 signal.signal(number, self._receive)
 
     def listen_to_the_end(self) -> None:
@@ -127,8 +131,11 @@ class Stop(Callback):
             raise Stopped(128 + self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        asks_for_requeue = number in requeue_signals()
+        if asks_for_requeue and not self._training:
+            return  # a run that is over needs no other start
         self.received = number
-        signal.signal(number, self._end_at_once)
+        signal.signal(number, signal.SIG_IGN if asks_for_requeue else self._end_at_once)
         if self._speaks:
             say(STOPPING if self._training else FINISHING, sys.stderr)
 
@@ -207,43 +214,6 @@ class StopWhileFinishing(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """StopWhileFinishing from here on."""
         self.stop.listen_to_the_end()
-
-
-def is_of_another_process(error: BaseException) -> bool:
-    """Tell whether an error says that a connection to another process of the run has broken."""
-    # gloo raises a plain RuntimeError, with the path of its own source file in it
-    return isinstance(error, DistBackendError | DistNetworkError) or "gloo/transport" in str(error)
-
-
-def lost_process(trainer: Trainer, parent: int) -> str:
-    """Say which process of a run has ended; an empty text where another process says it.
-
-    Args:
-        trainer: Of a process that is left.
-        parent: The parent of this process at its start: for those that Lightning starts, rank 0.
-    """
-    rest = "The others cannot go on. --ckpt_path last goes on from the last checkpoint."
-    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ:
-        return f"another of the {trainer.world_size} processes of this run was lost. {rest}"
-    until = time.monotonic() + WAIT  # a connection breaks a moment before its process is gone
-    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
-    while time.monotonic() < until:
-        if trainer.local_rank and os.getppid() != parent:
-            return f"rank 0 of {trainer.world_size} was lost: its process has ended. {rest}"
-        for number, process in enumerate(started, 1):
-            if process.poll():
-                rank = trainer.global_rank + number
-                return f"rank {rank} of {trainer.world_size} was lost: {_end_of(process)}. {rest}"
-        time.sleep(0.05)
-    return "" if trainer.local_rank else f"another process of this run was lost. {rest}"
-
-
-def _end_of(process: "subprocess.Popen[bytes]") -> str:
-    if process.returncode > 0:
-        return f"it ended with code {process.returncode}, and its own message stands above"
-    name = signal.Signals(-process.returncode).name
-    memory = ", as the system does where memory has run out" if name == "SIGKILL" else ""
-    return f"{name} has ended it{memory}"
 
 
 def save_last(trainer: Trainer) -> None:

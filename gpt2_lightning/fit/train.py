@@ -10,6 +10,8 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import ClusterEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt2_lightning.checkpoint import give_to_async, give_to_trainer
@@ -18,10 +20,18 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checks import in_flags
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
+from gpt2_lightning.fit.processes import (
+    Heartbeat,
+    meet_after_restart,
+    requeue,
+    requeue_signals,
+    slurm_environment,
+)
 from gpt2_lightning.fit.records import Facts, Predictions, Surprisal
 from gpt2_lightning.fit.run_folder import (
     RemoveFailedStart,
     RunFolder,
+    clear_start,
     hold,
     place_loggers,
     ready_loggers,
@@ -34,11 +44,11 @@ from gpt2_lightning.fit.settings import (
     add_flags,
     name_after_verb,
 )
-from gpt2_lightning.fit.stop import Stop, StopWhileFinishing, TimeLimit
+from gpt2_lightning.fit.stop import Stop, Stopped, StopWhileFinishing, TimeLimit
 from gpt2_lightning.logs import quieten, say
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.parser import bound_yaml, code_named_in
-from gpt2_lightning.run_folder import run_of
+from gpt2_lightning.run_folder import Run, run_of
 from gpt2_lightning.storage import disk_message, refusal_of, sweep
 
 log = logging.getLogger(__name__)
@@ -73,6 +83,7 @@ class GPT2CLI(LightningCLI):
     def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
         bound_yaml()
         self.stop = Stop()
+        self.stop.listen_for_requeue()
         try:
             super().__init__(
                 GPT2Module,
@@ -135,7 +146,10 @@ class GPT2CLI(LightningCLI):
             hold(run.folder, f"--ckpt_path {run.folder}")
             for left in (*sweep(run.folder), *sweep(run.checkpoints)):
                 log.info("%s is removed: a process that was killed had left it.", left)
-        place_loggers(config.trainer, self.line.going_on)
+        if (folder := self.line.begins_again) is not None:
+            hold(folder, f"--ckpt_path auto: {folder}")
+            clear_start(Run(folder))
+        place_loggers(config.trainer, self.line.going_on, self.line.run_name)
         super().instantiate_classes()
 
     def after_fit(self) -> None:
@@ -153,6 +167,8 @@ class GPT2CLI(LightningCLI):
                 self.settings,
                 root,
                 self.line.going_on,
+                checkpoint=self.line.checkpoint_file,
+                name=self.line.run_name,
                 names_code=code_named_in(yaml.safe_load(self.settings)) is not None,
             ),
             *([ProgressBar()] if bar else []),  # before them: what others print comes after it
@@ -164,6 +180,7 @@ class GPT2CLI(LightningCLI):
             Surprisal(),
             *([] if limit is None else [TimeLimit(limit)]),
             self.stop,
+            Heartbeat(),
             HFFolder(),
             RunSummary(),
             Facts([self.line.verb, *self.line.typed]),
@@ -172,9 +189,13 @@ class GPT2CLI(LightningCLI):
             RemoveFailedStart(),
         ]
         self.trainer_defaults = {"callbacks": callbacks}
-        give_to_async(self._get(self.config_init, "trainer").plugins)
+        give_to_async(settings.plugins)
+        plugins = settings.plugins if isinstance(settings.plugins, list) else [settings.plugins]
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins = [*filter(None, plugins), *slurm_environment()]
+        ours = {"max_time": None, "plugins": plugins or None}  # Stop and TimeLimit do it
         try:
-            trainer: Any = super().instantiate_trainer(**{**kwargs, "max_time": None})
+            trainer: Any = super().instantiate_trainer(**{**kwargs, **ours})
         except (
             MisconfigurationException,
             ValueError,
@@ -183,8 +204,10 @@ class GPT2CLI(LightningCLI):
             RuntimeError,  # two callbacks whose states a checkpoint could not tell apart
         ) as error:
             raise UsageError(in_flags(str(error))) from error
+        meet_after_restart(trainer.strategy)
         give_to_trainer(trainer)
-        ready_loggers(trainer.loggers, self.line.going_on)
+        again = self.line.begins_again is not None
+        ready_loggers(trainer.loggers, self.line.going_on, begins_again=again)
         trainer.callbacks.sort(key=_place)
         return trainer
 
@@ -214,6 +237,11 @@ def run(words: list[str]) -> None:
     except MisconfigurationException as error:  # what Lightning finds in flags once it has begun
         raise UsageError(in_flags(str(error))) from error
     except UsageError:
+        raise
+    except Stopped as ended:
+        if ended.code in {128 + number for number in requeue_signals()}:
+            release()
+            rank_zero_only(requeue)()
         raise
     except (OSError, ValueError, RuntimeError) as error:
         if (refused := refusal_of(error)) is None:

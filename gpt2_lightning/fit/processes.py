@@ -1,0 +1,206 @@
+"""The processes of a run: a restart of torchrun, a lost process, the requeue of a SLURM job."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
+from torch.distributed import DistBackendError, DistNetworkError, PrefixStore, Store
+
+from gpt2_lightning.logs import say
+from gpt2_lightning.storage import undo
+
+log = logging.getLogger(__name__)
+
+REST = "The others cannot go on. --ckpt_path last goes on from the last checkpoint."
+
+END_WAIT = 3  # seconds, for the end of a process whose connection has broken
+
+BEAT = 5  # seconds between two signs of life
+
+SILENCE = 60  # seconds without a sign of life after which a process counts as lost
+
+
+# --- how they meet ----------------------------------------------------------------------------
+
+
+def meet_after_restart(strategy: Strategy) -> None:
+    """Let the processes that torchrun has restarted meet in a part of its store of their own.
+
+    torchrun keeps one store for all restarts. The addresses of the processes that have ended
+    still stand there, under the same names, and a process that looks before the others have
+    written theirs connects to one that is gone ("Connection refused"). Plain torch has the same
+    race.
+
+    Args:
+        strategy: The trainer's, before it has set up its environment.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if attempt == 0 or not isinstance(strategy, ParallelStrategy) or dist.is_initialized():
+        return
+    environment = strategy.cluster_environment
+    assert environment is not None
+    rank, world_size = environment.global_rank(), environment.world_size()
+    # Lightning joins a process group that it finds
+    dist.init_process_group(
+        "nccl" if strategy.root_device.type == "cuda" else "gloo",
+        store=PrefixStore(f"restart_{attempt}", _store(rank, world_size)),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _store(rank: int, world_size: int) -> Store:
+    """Return a connection of its own to the store of the processes."""
+    found: Any = dist.rendezvous("env://", rank=rank, world_size=world_size)
+    store: Store = next(iter(found))[0]
+    return store
+
+
+def slurm_environment() -> list[ClusterEnvironment]:
+    """Return the plugin that leaves the requeue of a SLURM job to `Stop`.
+
+    Lightning's own would save in the middle of a step, into a file that no run looks for.
+
+    Returns:
+        It, where srun has started this process and torchrun has not.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def requeue_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask for a requeue: SIGUSR1 in a SLURM job."""
+    return (signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ()
+
+
+def requeue() -> None:
+    """Ask SLURM to start this job again, under the same number; say what it answers."""
+    job = os.environ["SLURM_JOB_ID"]
+    if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=SILENCE
+        )
+        answer = done.returncode and f"code {done.returncode}: {done.stderr.strip()}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        answer = str(error)
+    if answer:
+        say(f"error: scontrol requeue {job} failed ({answer}). sbatch starts it again.", sys.stderr)
+    else:
+        say(f"SLURM starts job {job} again; with --ckpt_path auto it goes on from here.")
+
+
+# --- lost processes ---------------------------------------------------------------------------
+
+
+class Heartbeat(Callback):
+    """Ends a process that could only wait for another which is gone, or out of reach.
+
+    Each process writes a sign of life into the store of the processes every 5 s, from a thread;
+    rank 0 looks at those of all, the others at rank 0's. One that stays silent for 60 s is named,
+    and the process ends with code 1. A collective operation alone would wait for half an hour, or
+    for ever where a network has been cut.
+    """
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._heard: dict[int, float] = {}  # when each of those looked at last gave a sign
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, where there are several processes."""
+        rank, world_size = trainer.global_rank, trainer.world_size
+        if world_size == 1:
+            return
+        store = PrefixStore(
+            f"heartbeat_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
+            _store(rank, world_size),
+        )
+        store.set_timeout(timedelta(seconds=SILENCE / 2))
+        store.set(str(rank), "0")
+        trainer.strategy.barrier()
+        looked_at = [other for other in range(world_size) if (rank == 0) != (other == 0)]
+        self._heard = dict.fromkeys(looked_at, time.monotonic())
+        for task in (self._beat, self._watch):
+            threading.Thread(target=task, args=(store, rank, world_size), daemon=True).start()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave off: from here on the processes end at times of their own."""
+        self._over.set()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave off."""
+        self._over.set()
+
+    def _beat(self, store: Store, rank: int, world_size: int) -> None:
+        beats, seen = 0, dict.fromkeys(self._heard, b"")
+        while not self._over.wait(BEAT):
+            beats += 1
+            try:
+                store.set(str(rank), str(beats))
+                signs = store.multi_get([str(other) for other in seen])
+            except RuntimeError:  # of torch's own kinds: the store's process or network is gone
+                continue
+            for other, sign in zip(list(seen), signs, strict=True):
+                if sign != seen[other]:
+                    seen[other], self._heard[other] = sign, time.monotonic()
+
+    def _watch(self, store: Store, rank: int, world_size: int) -> None:
+        while not self._over.wait(1):
+            now = time.monotonic()
+            silent = [other for other, heard in self._heard.items() if now - heard > SILENCE]
+            if silent:
+                ranks = ", ".join(map(str, silent))
+                what = f"no sign of life for {SILENCE} s: ended, stopped, or out of reach"
+                say(f"error: rank {ranks} of {world_size} was lost ({what}). {REST}", sys.stderr)
+                undo()
+                os._exit(1)  # the main thread waits in a collective operation
+
+
+def is_of_another_process(error: BaseException) -> bool:
+    """Tell whether an error says that a connection to another process of the run has broken."""
+    # gloo raises a plain RuntimeError, with the path of its own source file in it
+    return isinstance(error, DistBackendError | DistNetworkError) or "gloo/transport" in str(error)
+
+
+def lost_process(trainer: Trainer, parent: int) -> str:
+    """Say which process of a run has ended; an empty text where another process says it.
+
+    Args:
+        trainer: Of a process that is left.
+        parent: The parent of this process at its start: for those that Lightning starts, rank 0.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ:
+        return f"another of the {trainer.world_size} processes of this run was lost. {REST}"
+    until = time.monotonic() + END_WAIT  # a connection breaks before its process is gone
+    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    while time.monotonic() < until:
+        if trainer.local_rank and os.getppid() != parent:
+            return f"rank 0 of {trainer.world_size} was lost: its process has ended. {REST}"
+        for number, process in enumerate(started, 1):
+            if process.poll():
+                rank = trainer.global_rank + number
+                return f"rank {rank} of {trainer.world_size} was lost: {_end_of(process)}. {REST}"
+        time.sleep(0.05)
+    return "" if trainer.local_rank else f"another process of this run was lost. {REST}"
+
+
+def _end_of(process: "subprocess.Popen[bytes]") -> str:
+    if process.returncode > 0:
+        return f"it ended with code {process.returncode}, and its own message stands above"
+    name = signal.Signals(-process.returncode).name
+    memory = ", as the system does where memory has run out" if name == "SIGKILL" else ""
+    return f"{name} has ended it{memory}"
