@@ -234,6 +234,27 @@ def _of_format_1(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def count_in(checkpoint: dict[str, Any], before: int, now: int) -> None:
+    """Count the place in the data in other micro-batches, in place.
+
+    A step's blocks are dealt out over processes and micro-batches. With another number of
+    processes a process takes more or fewer micro-batches in a step, and the same steps lie at
+    other counts.
+
+    Args:
+        checkpoint: Whole; checkpoints are saved between steps.
+        before: Micro-batches of a process in a step, as the checkpoint counts.
+        now: The same, as it is to count.
+    """
+    if before == now:
+        return
+    loop = checkpoint["loops"]["fit_loop"]
+    for counts in (loop["epoch_loop.batch_progress"][name] for name in ("total", "current")):
+        counts.update({name: count // before * now for name, count in counts.items()})
+    for loader in loop["state_dict"]["combined_loader"]:
+        loader["position"] = loader["position"] // before * now
+
+
 def state_of(checkpoint: dict[str, Any], key: str) -> dict[str, Any]:
     """Return what a callback of the run noted; nothing where a checkpoint has weights alone.
 

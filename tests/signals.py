@@ -1,6 +1,8 @@
 """A callback that sends the process a signal, for tests of stopping."""
 
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,3 +24,59 @@ class SendSignal(Callback):
         here = (trainer.current_epoch, batch_idx) == (self.epoch, self.batch)
         if here and trainer.global_rank == self.rank:
             signal.raise_signal(self.number)
+
+
+class SendSignalIn(Callback):
+    """Sends this process a signal in one of a run's activities.
+
+    Args:
+        number: The signal.
+        place: ``training``, ``validation`` (the second one), ``sampling`` or ``baseline``.
+    """
+
+    def __init__(self, number: int, place: str) -> None:
+        self.number = number
+        self.place = place
+
+    def _send(self, place: str) -> None:
+        if place == self.place:
+            self.place = "sent"
+            signal.raise_signal(self.number)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Send it in the fourth step."""
+        if batch_idx == 3:
+            self._send("training")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Send it while the split is measured."""
+        if trainer.sanity_checking:
+            self._send("baseline")
+        elif trainer.global_step == 4:
+            self._send("validation")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send it where the samples are made."""
+        if trainer.global_step == 4:
+            self._send("sampling")
+
+
+class KillOnce(Callback):
+    """Kills one rank as a micro-batch begins, at each of some batches once over all restarts."""
+
+    def __init__(self, batches: list[int], rank: int) -> None:
+        self.batches = batches
+        self.rank = rank
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Kill this process, and leave a file that says so."""
+        done = Path(f"killed_{batch_idx}")
+        if batch_idx in self.batches and trainer.global_rank == self.rank and not done.exists():
+            done.touch()
+            os.kill(os.getpid(), signal.SIGKILL)

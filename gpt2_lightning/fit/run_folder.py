@@ -266,6 +266,8 @@ def clear_start(run: Run) -> None:
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or it holds what is not ours
+        run.checkpoints.rmdir()
 
 
 LOCK = ".lock"  # in a run folder, while a process trains there

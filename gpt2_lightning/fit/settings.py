@@ -237,8 +237,8 @@ class CommandLine:
         folder = named_folder(settings.trainer, settings.run_name)
         if folder is None:
             raise UsageError(
-                "--ckpt_path auto: a restart finds its run by its name. Give it one: --run_name NAME, "
-                "such as --run_name $SLURM_JOB_ID."
+                "--ckpt_path auto: a restart finds its run by its name. Give it one: --run_name "
+                "NAME, such as --run_name $SLURM_JOB_ID."
             )
         if (file := Run(folder).last_checkpoint()) is None:
             log.info("--ckpt_path auto: %s has no checkpoint yet, and the run begins.", folder)
@@ -309,7 +309,10 @@ class CommandLine:
             self._leave_other_model(config)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
-        self.run_name, config.run_name = config.run_name, None  # a name is no setting: a repeat has its own
+        self.run_name, config.run_name = (
+            config.run_name,
+            None,
+        )  # a name is no setting: a repeat has its own
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
             if config.ckpt_path == "auto":
                 raise UsageError("ckpt_path: auto of a YAML file: give it as --ckpt_path auto.")

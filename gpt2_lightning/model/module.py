@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.checkpoint import FORMAT, TRAINER_FLAGS, upgrade
+from gpt2_lightning.checkpoint import FORMAT, TRAINER_FLAGS, count_in, upgrade
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.decoding import Assembler, generate
 from gpt2_lightning.model.gpt2 import (
@@ -102,13 +102,39 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         UsageError: If one differs.
     """
+    dealt = ("accumulate_grad_batches", "processes")
+    if all(name in before for name in dealt) and any(before[name] != now[name] for name in dealt):
+        _refuse_other_batches(before, now)
     for name, flag in TRAINER_FLAGS.items():
-        if name in before and before[name] != now[name]:
+        if name in before and name not in dealt and before[name] != now[name]:
             raise UsageError(
                 f"{flag}: the checkpoint was trained with {before[name]}, now it is {now[name]}, "
                 "and going on so would be another run. Leave the flag as it was, or begin a new "
                 "run with these weights: --model.pretrained RUN, without --ckpt_path."
             )
+
+
+def _refuse_other_batches(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """See that another number of processes takes the same blocks in a step."""
+    accumulate, processes = before["accumulate_grad_batches"], before["processes"]
+    batches, here = accumulate * processes, now["processes"]
+    if now["limit_train_batches"] != 1.0:
+        raise UsageError(
+            "--trainer.devices (x num_nodes): the checkpoint's run has "
+            f"--trainer.limit_train_batches {before['limit_train_batches']}, which counts "
+            f"micro-batches of one process. {processes} processes would work, with "
+            f"--trainer.accumulate_grad_batches {accumulate}."
+        )
+    if batches != now["accumulate_grad_batches"] * here:
+        now_each = now["accumulate_grad_batches"]
+        remedy = f"--trainer.accumulate_grad_batches {batches // here}"
+        if batches % here:
+            remedy = f"--trainer.devices (x num_nodes) {processes}, as before,"
+        raise UsageError(
+            f"--trainer.accumulate_grad_batches {now_each}: a step of the checkpoint's run takes "
+            f"{batches} micro-batches (processes x accumulation: {processes} x {accumulate}), and "
+            f"{here} x {now_each} would be another run. {remedy} would work."
+        )
 
 
 MOST_SKIPPED = 10  # steps in a row; more than a bad batch or two, it is the weights
@@ -603,7 +629,18 @@ class GPT2Module(LightningModule):
         self._skipped_in_a_row = checkpoint["skipped_in_a_row"]
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
-        refuse_changes(checkpoint["trainer_settings"], self._settings())
+        before, now = checkpoint["trainer_settings"], self._settings()
+        refuse_changes(before, now)
+        counted = before.get("accumulate_grad_batches", now["accumulate_grad_batches"])
+        count_in(checkpoint, counted, now["accumulate_grad_batches"])
+        interval = self.trainer.val_check_interval
+        if counted != now["accumulate_grad_batches"] and isinstance(interval, int):
+            log.warning(
+                "--trainer.val_check_interval %d counts micro-batches of one process, so "
+                "validations now come every %d steps.",
+                interval,
+                interval // now["accumulate_grad_batches"],
+            )
 
     def _settings(self) -> dict[str, Any]:
         return trainer_settings(self.trainer, self.total_steps())
