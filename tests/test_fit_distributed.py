@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore  # torch.distributed has it untyped
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
+from gpt2_lightning.fit import processes
+from gpt2_lightning.fit.processes import Heartbeat
 from tests.command_line import CALM, SMALL, curves, fit
 
 pytestmark = pytest.mark.slow
@@ -136,6 +140,24 @@ def test_a_lost_process_is_named_by_the_other(
     assert len(errors) == 1
     assert errors[0].startswith(f"error: rank {rank} of 2 was lost: ")
     assert "--ckpt_path last goes on" in errors[0]
+
+
+def test_a_process_that_falls_silent_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, ended = HashStore(), threading.Event()
+    monkeypatch.setattr(processes, "BEAT", 0.01)
+    monkeypatch.setattr(processes, "SILENCE", 0.2)
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    for rank in range(3):
+        store.set(str(rank), "0")
+    watching, silent = Heartbeat(), Heartbeat()
+    watching.watch(store, rank=0, world_size=3)
+    silent.watch(store, rank=1, world_size=3)  # it gives signs of life, and hears none of rank 0
+    watching.stop()
+    assert ended.wait(60)
+    silent.stop()
+    assert "error: rank 0 of 3 was lost (no sign of life for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

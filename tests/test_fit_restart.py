@@ -198,11 +198,12 @@ def test_torchrun_restarts_a_run_whose_process_was_killed(
     wiki_folder: Path, tiny_model: Path
 ) -> None:
     two = (*CALM, "--trainer.devices=2", "--trainer.strategy=ddp", *SMALL)
-    line = (f"--model.pretrained={tiny_model}", f"--data.source={wiki_folder}", *SIX_STEPS, *two)
+    given = (f"--model.pretrained={tiny_model}", f"--data.source={wiki_folder}", *SIX_STEPS)
+    line = [*given, *two]
     whole = torchrun("fit", *line, "--run_name=whole", processes=2)
     assert whole.returncode == 0, whole.stderr
     killing = "{class_path: tests.signals.KillOnce, init_args: {batches: [1, 3, 4], rank: 1}}"
-    line = (*line, "--checkpoint.every_n_train_steps=1", f"--trainer.callbacks=[{killing}]")
+    line += ["--checkpoint.every_n_train_steps=1", f"--trainer.callbacks=[{killing}]"]
     done = torchrun("fit", *line, *NAMED, processes=2, restarts=3)
     assert done.returncode == 0, done.stderr
     assert sorted(it.name for it in Path().glob("killed_*")) == ["killed_1", "killed_3", "killed_4"]
@@ -215,8 +216,8 @@ def test_another_number_of_processes_takes_the_same_blocks(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = (*CALM, *SMALL, "--trainer.accumulate_grad_batches=4", "--trainer.max_epochs=2")
-    line = (f"--model.pretrained={tiny_model}", f"--data.source={wiki_folder}", *one)
-    line = (*line, "--model.dropout=0.0", "--data.batch_size=4")
+    line = [f"--model.pretrained={tiny_model}", f"--data.source={wiki_folder}", *one]
+    line += ["--model.dropout=0.0", "--data.batch_size=4"]
     main(["fit", *line, "--run_name=whole"])
     steps = len(read_scalars(Path("lightning_logs/whole"))) - 1
     main(["fit", *line, "--run_name=mine", f"--trainer.max_steps={steps // 3}"])

@@ -11,10 +11,13 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
-from torch.distributed import DistBackendError, DistNetworkError, PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed has them untyped
+from torch.distributed import DistBackendError, DistNetworkError
+from torch.distributed.rendezvous import rendezvous
 
 from gpt2_lightning.logs import say
 from gpt2_lightning.storage import undo
@@ -61,7 +64,7 @@ def meet_after_restart(strategy: Strategy) -> None:
 
 def _store(rank: int, world_size: int) -> Store:
     """Return a connection of its own to the store of the processes."""
-    found: Any = dist.rendezvous("env://", rank=rank, world_size=world_size)
+    found: Any = rendezvous("env://", rank=rank, world_size=world_size)
     store: Store = next(iter(found))[0]
     return store
 
@@ -130,22 +133,36 @@ class Heartbeat(Callback):
         store.set_timeout(timedelta(seconds=SILENCE / 2))
         store.set(str(rank), "0")
         trainer.strategy.barrier()
-        looked_at = [other for other in range(world_size) if (rank == 0) != (other == 0)]
-        self._heard = dict.fromkeys(looked_at, time.monotonic())
-        for task in (self._beat, self._watch):
-            threading.Thread(target=task, args=(store, rank, world_size), daemon=True).start()
+        self.watch(store, rank, world_size)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave off: from here on the processes end at times of their own."""
-        self._over.set()
+        self.stop()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Leave off."""
+        self.stop()
+
+    def watch(self, store: Store, rank: int, world_size: int) -> None:
+        """Begin to give signs of life and to look for those of others.
+
+        Args:
+            store: Of all processes; each has given its first sign there.
+            rank: This process.
+            world_size: Number of processes.
+        """
+        others = [other for other in range(world_size) if (rank == 0) != (other == 0)]
+        self._heard = dict.fromkeys(others, time.monotonic())
+        threading.Thread(target=self._beat, args=(store, rank), daemon=True).start()
+        threading.Thread(target=self._end_if_silent, args=(world_size,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Leave off."""
         self._over.set()
 
-    def _beat(self, store: Store, rank: int, world_size: int) -> None:
+    def _beat(self, store: Store, rank: int) -> None:
         beats, seen = 0, dict.fromkeys(self._heard, b"")
         while not self._over.wait(BEAT):
             beats += 1
@@ -158,8 +175,8 @@ class Heartbeat(Callback):
                 if sign != seen[other]:
                     seen[other], self._heard[other] = sign, time.monotonic()
 
-    def _watch(self, store: Store, rank: int, world_size: int) -> None:
-        while not self._over.wait(1):
+    def _end_if_silent(self, world_size: int) -> None:
+        while not self._over.wait(min(1, SILENCE)):
             now = time.monotonic()
             silent = [other for other, heard in self._heard.items() if now - heard > SILENCE]
             if silent:

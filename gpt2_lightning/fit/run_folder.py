@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from gpt2_lightning.checkpoint import step_of
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
-from gpt2_lightning.run_folder import LOGS, Run, remember_run, remember_settings, step_of
+from gpt2_lightning.run_folder import LOGS, Run, remember_run, remember_settings
 from gpt2_lightning.storage import sweep
 
 LOCAL = (TensorBoardLogger, CSVLogger)  # loggers with a folder of their own for each run
