@@ -98,15 +98,13 @@ def test_its_checkpoints_are_read_by_the_present_names(old_run: Path) -> None:
         assert states["run.figures"] == before["Outcome"]
 
 
-def test_its_trainer_is_held_to_what_it_was(
-    old_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", f"--ckpt_path={old_run}", "--trainer.max_epochs=2", *CALM])
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
+def test_its_trainer_is_held_to_what_it_was(old_run: Path, mistake: Mistake) -> None:
+    before = {file: file.read_bytes() for file in old_run.rglob("*") if file.is_file()}
+    message = mistake("fit", f"--ckpt_path={old_run}", "--trainer.max_epochs=2", *CALM)
     assert "--trainer.max_epochs or max_steps (steps of the schedule)" in message
     assert f"trained with {STEPS}, now it is {STEPS // 2}" in message
+    # nothing was begun: not even a file of events
+    assert {file: file.read_bytes() for file in old_run.rglob("*") if file.is_file()} == before
 
 
 def test_one_from_before_steps_could_be_left_out_goes_on(old_run: Path) -> None:

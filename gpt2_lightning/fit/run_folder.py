@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gpt2_lightning.checkpoint import step_of
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
-from gpt2_lightning.run_folder import LOGS, Run, remember_run, remember_settings
+from gpt2_lightning.run_folder import EVENTS, LOGS, Run, remember_run, remember_settings
 from gpt2_lightning.storage import sweep
 
 LOCAL = (TensorBoardLogger, CSVLogger)  # loggers with a folder of their own for each run
@@ -189,6 +189,8 @@ class RunFolder(Callback):
         self.name = name
         self.names_code = names_code
         self.run: Run | None = None
+        # Lightning opens the events of this start before `setup`
+        self.earlier_events = set(Path(going_on).glob(EVENTS)) if going_on else set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder, and write the settings of a run that begins.
@@ -340,37 +342,54 @@ def current_run(trainer: Trainer) -> Run | None:
 
 # what stands in a run folder before the first step
 WRITTEN_BEFORE_TRAINING = (
-    *("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*"),
+    *("config.yaml", "hparams.yaml", "metrics.csv", EVENTS),
     LOCK,
 )
 
 
 class RemoveFailedStart(Callback):
-    """Takes back the run folder of a run that a user's mistake ended before its first step.
+    """Takes back what a user's mistake ended before its first step: a new run, or new events.
 
-    Whether model and data suit each other is known only when both are there, and by then the
-    settings have been written.
+    Whether model, data and checkpoint suit each other is known only when all are there, and by
+    then the settings have been written and TensorBoard's writer is open.
     """
+
+    def __init__(self) -> None:
+        self._trained = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note that there is something to keep."""
+        self._trained = True
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Remove what was written, unless the folder holds more than that."""
         theirs = isinstance(exception, UsageError | MisconfigurationException)
-        if not theirs or not trainer.is_global_zero:
+        if not theirs or not trainer.is_global_zero or self._trained:
             return
+        for callback in typed(trainer).callbacks:
+            if isinstance(callback, RunFolder) and callback.going_on is not None:
+                folder = Path(callback.going_on)
+                _remove(trainer, folder, set(folder.glob(EVENTS)) - callback.earlier_events)
+                return
         run = current_run(trainer)  # None where config.yaml may be another run's
         names = [name for name in WRITTEN_BEFORE_TRAINING if run or name != "config.yaml"]
         local = [logger for logger in trainer.loggers if isinstance(logger, LOCAL)]
         for folder in {*([run.folder] if run else []), *(Path(logger.log_dir) for logger in local)}:
             found = {file for name in names for file in folder.glob(name)}
             if folder.is_dir() and found == set(folder.iterdir()):
-                for logger in local:  # it would write its last events into a file that is gone
-                    if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
-                        logger.experiment.close()
-                for file in found:
-                    file.unlink()
+                _remove(trainer, folder, found)
                 folder.rmdir()
+
+
+def _remove(trainer: Trainer, folder: Path, files: set[Path]) -> None:
+    """Remove files of a run folder, which TensorBoard's writers must not write to any more."""
+    for logger in trainer.loggers:
+        if files and isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
+            logger.experiment.close()
+    for file in files:
+        file.unlink()
 
 
 @rank_zero_only
