@@ -50,7 +50,7 @@ def reason(error: BaseException) -> str:
     if refused_proxy and (proxy := unusable_proxy()) is not None:
         return proxy
     if (refused := among(HfHubHTTPError)) is not None:
-        return _words(refused)
+        return one_line(refused)
     if among(HFValidationError):
         return "there is no such folder, and a Hub id has one slash at most"
     # datasets raises a ConnectionError and keeps its cause to itself
@@ -62,10 +62,10 @@ def reason(error: BaseException) -> str:
     if (broken := among(httpx2.TransportError, ConnectionError)) is not None:
         return (
             f"no folder here has this name, and {constants.ENDPOINT} cannot be reached: "
-            f"{_words(broken)}. HF_ENDPOINT names a mirror (https://hf-mirror.com, say); python -m "
-            "gpt2_lightning fetch takes it from one, or from ModelScope"
+            f"{one_line(broken)}. HF_ENDPOINT names a mirror (https://hf-mirror.com, say); python "
+            "-m gpt2_lightning fetch takes it from one, or from ModelScope"
         )
-    return _words(error)
+    return one_line(error)
 
 
 def _pickled(links: list[BaseException]) -> str | None:
@@ -103,8 +103,9 @@ def unusable_proxy() -> str | None:
     return None
 
 
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:LONGEST].rstrip(".")
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line of bounded length; its type if it has none."""
+    return " ".join(str(error).split())[:LONGEST].rstrip(".") or type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

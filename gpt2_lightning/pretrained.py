@@ -24,7 +24,7 @@ from transformers import (
     __version__,
 )
 
-from gpt2_lightning.errors import UsageError
+from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.untrusted import MOST_JSON, is_inside, leads_outside, parse_json, read_json
 
 Shapes = dict[str, tuple[int, ...] | None]  # None: not known from the file
@@ -354,8 +354,7 @@ def empty_model(name: str, said: str) -> PreTrainedModel:
         raise
     except Exception as error:
         raise UsageError(
-            f"{said}: config.json describes no causal language model "
-            f"({' '.join(str(error).split())[:200]})."
+            f"{said}: config.json describes no causal language model ({one_line(error)})."
         ) from error
 
 
@@ -369,7 +368,7 @@ def _shapes_of(file: Path, said: str) -> Shapes:
         how = (
             f"is cut short: {size:,} of {whole:,} bytes"
             if whole is not None and whole > size
-            else f"is damaged ({' '.join(str(error).split())[:200]})"
+            else f"is damaged ({one_line(error)})"
         )
         raise UsageError(f"{said}: {file.name} {how}. {AGAIN}") from error
 

@@ -23,7 +23,7 @@ from gpt2_lightning.data.tokenizer import (
     lost_text,
 )
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.inspect.rows import Reader
+from gpt2_lightning.inspect.rows import RowCounter
 from tests.corpus import wiki_rows
 from tests.test_data_token_text import without_unused_bytes
 from tests.test_data_tokenizer import bert_folder
@@ -184,7 +184,7 @@ def test_a_long_text_is_cut_before_white_space_and_a_long_word_is_not() -> None:
 
 def test_the_words_of_a_giant_line_are_not_listed(tmp_path: Path) -> None:
     line = "a bc " * 200_000
-    reader = Reader()
+    reader = RowCounter()
     tracemalloc.start()
     try:
         reader.add(Row(line, True))

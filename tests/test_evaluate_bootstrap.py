@@ -58,7 +58,7 @@ def test_noise_is_not_taken_for_a_difference() -> None:
     noise = generator.normal(0, 50, 60)
     found = compare(a_score(nats + noise - noise.mean()), a_score(nats), np.full(60, 1_000))
     assert found.interval[0] < 0 < found.interval[1]
-    assert "cannot be told apart" in found.verdict("A", "B")
+    assert "cannot be distinguished" in found.verdict("A", "B")
 
 
 def test_a_draw_without_a_figure_gives_no_interval() -> None:

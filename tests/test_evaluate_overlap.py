@@ -65,7 +65,7 @@ def test_as_counted_one_by_one(
         store_of(tmp_path / "train", train, unit),
         tokenizer,
         n=n,
-        held=held,
+        at_once=held,
         piece=piece,
     )
     assert found.ngrams == sum(map(len, of_test))
@@ -84,7 +84,7 @@ def test_the_longest_passage_is_shown(tmp_path: Path, tokenizer: PreTrainedToken
         folder = tmp_path / str(held)
         folder.mkdir()
         stores = store_of(folder / "a", test), store_of(folder / "b", train)
-        found = measure_overlap(*stores, tokenizer, n=3, held=held, piece=piece)
+        found = measure_overlap(*stores, tokenizer, n=3, at_once=held, piece=piece)
         assert found.longest == len(copied)
         assert found.passage == "The old stone bridge near the railway"
         assert found.units_touched == 2
@@ -107,7 +107,7 @@ def test_memory_does_not_grow(tmp_path: Path, tokenizer: PreTrainedTokenizerBase
         stores = store_of(folder / "a", units), store_of(folder / "b", units)
         del units
         tracemalloc.start()
-        found = measure_overlap(*stores, tokenizer, n=13, held=20_000, piece=4_000)
+        found = measure_overlap(*stores, tokenizer, n=13, at_once=20_000, piece=4_000)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert found.share == 1

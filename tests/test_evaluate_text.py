@@ -118,7 +118,7 @@ def test_no_text_is_a_mistake(read: Read, options: Callable[..., dict[str, Any]]
     joiner = {"joiner": None} if read is read_joined else {}
     with pytest.raises(UsageError, match="--split: there is no text in it"):
         read(rows_of([]), **joiner, **options())
-    with pytest.raises(UsageError, match=r"--data\.cleaning tutorial: it leaves nothing"):
+    with pytest.raises(UsageError, match=r"--data\.cleaning tutorial: nothing of the split"):
         read(rows_of(["...", "!"], documents=True), **joiner, **options("tutorial"))
 
 

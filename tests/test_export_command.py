@@ -542,7 +542,7 @@ def test_what_the_hub_refuses(
         (("--model={run}", "--to=out", "--language=English"), "--language English"),
         (("--model={run}/hf", "--to=out", "--which=last"), "--which last"),
         (("--model={run}", "--to=out", "--card=absent.json"), "--card absent.json"),
-        (("--model={run}", "--to=out", "--card={run}/facts.json"), "holds no card"),
+        (("--model={run}", "--to=out", "--card={run}/facts.json"), "it is not a card"),
         (("--model={run}", "--to=out", "--card={run}/config.yaml"), "JSON"),
         (("--model={run}", "--to=out", "--push_to_hub=a/b/c"), "--push_to_hub a/b/c"),
         (("--model={run}", "--to=out", "--push-to-hub=name"), "ORG/NAME"),

@@ -17,7 +17,7 @@ from gpt2_lightning.data.batches import IGNORED, Batch, Blocks
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.evaluate.text import count_text
 from gpt2_lightning.inspect.command import differences, show
-from gpt2_lightning.inspect.findings import Findings, find
+from gpt2_lightning.inspect.findings import Findings, inspect_source
 from gpt2_lightning.inspect.tokens import first_block
 from tests.command_line import Mistake
 from tests.corpus import wiki_rows
@@ -174,7 +174,7 @@ def test_copies_are_found(repeating: Path, tiny_model: Path, figures: Any) -> No
     assert "Bridge 0 23 of stone" in test["overlap"]["passage"]
     notes = " ".join(found["warnings"])
     assert "1 of the train split's 25 articles repeat an earlier one" in notes
-    assert "1 of the test split's 6 articles stand in the training split too" in notes
+    assert "1 of the test split's 6 articles are also in the training split" in notes
     assert "of the test split's 13-grams" in notes
 
 
@@ -226,7 +226,7 @@ def test_the_tutorials_length_and_the_marks_of_its_text(
     words = "--data.cleaning=tutorial", "--data.blocks=pad"
     found = figures(source, tiny_model, *words, "--split=train")
     (note,) = (note for note in found["warnings"] if "<unk>" in note)
-    assert note.startswith("--data.cleaning tutorial makes the word 'unk' of the mark <unk>")
+    assert note.startswith("--data.cleaning tutorial turns the mark <unk> into the word 'unk'")
     look(source, tiny_model, *words, "--split=train")
     screen = " ".join(capsys.readouterr().out.split())
     assert f"Every row is {found['block_size']:,} tokens: " in screen
@@ -287,7 +287,7 @@ def printed(findings: Findings, data: WikiTextDataModule, encoding: str, **optio
 
 def test_other_terminals(wiki_folder: Path, tiny_model: Path) -> None:
     data = WikiTextDataModule(str(wiki_folder), tokenizer=str(tiny_model), cleaning="tutorial")
-    (findings,) = find([data], ngram=13, samples=2)
+    (findings,) = inspect_source([data], ngram=13, samples=2)
     ascii_ = printed(findings, data, "ascii")
     assert re.search(r"\| -{5,} +\| +\d+\.\d %", ascii_)  # the histogram's bars
     assert "━" in printed(findings, data, "utf-8")

@@ -14,7 +14,7 @@ from gpt2_lightning.inspect.rows import (
     CleaningLoss,
     CleaningMeter,
     Duplicate,
-    Reader,
+    RowCounter,
     find_duplicates,
 )
 from gpt2_lightning.inspect.tokens import (
@@ -34,8 +34,8 @@ def rows_of(texts: list[str], *, begins: bool = True) -> Rows:
     return Rows(lambda: (Row(text, begins or i == 0) for i, text in enumerate(texts)))
 
 
-def read(rows: Rows) -> Reader:
-    reader = Reader()
+def read(rows: Rows) -> RowCounter:
+    reader = RowCounter()
     for row in rows:
         reader.add(row)
     reader.end_article()

@@ -89,8 +89,8 @@ def test_importing_the_package_is_light() -> None:
     ("words", "message"),
     [
         (["generate", "--model=a", "--prompt=b", "--num_beams=2"], "--do_sample false"),
-        (["evaluate", "--model=a", "--data.source=b", "--stride=0"], "--stride 0: it has to be"),
-        (["evaluate", "--model=a"], "--data.source: which text?"),
+        (["evaluate", "--model=a", "--data.source=b", "--stride=0"], "--stride 0: must be >= 1"),
+        (["evaluate", "--model=a"], "--data.source: no text is given"),
         (["export", "--model=a", "--too=c"], "Did you mean --to?"),
         (["report", "--outptu=c"], "Did you mean --output?"),
         (["serve", "--modle=a"], "Did you mean --model?"),

@@ -99,7 +99,7 @@ def open_path(
         if path.is_dir() and not _holds_data(path):
             raise UsageError(
                 f"--data.subset {subset}: there is no folder of that name in {path}, which "
-                f"holds: {_listing(path)}."
+                f"holds: {_content(path)}."
             )
         log.info("%s holds its data itself: --data.subset %s is not used.", path, subset)
     if path.is_dir() and _is_saved(path):
@@ -119,7 +119,7 @@ def open_path(
     files = [file for file in found.files if _key(file) not in own]
     if not found.files:
         raise UsageError(
-            f"--data.source {path}: there are no data files in it. It holds: {_listing(path)}. "
+            f"--data.source {path}: there are no data files in it. It holds: {_content(path)}. "
             "Files that can be read: *.txt, *.md, *.jsonl, *.json, *.csv, *.tsv, also compressed "
             "(.gz, .bz2, .xz, .zst, .zip), *.parquet, wiki.train.raw or wiki.train.tokens, "
             "or a folder written by datasets' save_to_disk."
@@ -517,8 +517,12 @@ def _check_shards(files: list[DataFile]) -> None:
             )
 
 
-def _listing(folder: Path, most: int = 8) -> str:
-    names = sorted(inner.name for inner in folder.iterdir() if not inner.name.startswith("."))
-    if not names:
-        return "nothing"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def first_names(names: Iterable[str], most: int = 8) -> str:
+    """Return the first of some names, sorted, and the number of the others."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more or "nothing"
+
+
+def _content(folder: Path) -> str:
+    return first_names(inner.name for inner in folder.iterdir() if not inner.name.startswith("."))

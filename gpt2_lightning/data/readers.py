@@ -22,7 +22,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from gpt2_lightning.data.articles import DocumentsName, Row
-from gpt2_lightning.errors import UsageError
+from gpt2_lightning.errors import UsageError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -456,14 +456,12 @@ def naming_damage(file: DataFile) -> Iterator[None]:
     except UsageError:
         raise
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"{file}: cannot be read as {file.suffixes[1:] or 'text'} ({reason}). "
+            f"{file}: cannot be read as {file.suffixes[1:] or 'text'} ({one_line(error)}). "
             "The file may be damaged or cut short: fetch it again."
         ) from error
     except (pyarrow.ArrowException, RuntimeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"{file}: cannot be read as {file.suffixes[1:] or 'text'} ({reason}). "
+            f"{file}: cannot be read as {file.suffixes[1:] or 'text'} ({one_line(error)}). "
             "It may be damaged, encrypted, or compressed in an unsupported way."
         ) from error

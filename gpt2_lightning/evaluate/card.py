@@ -1,4 +1,4 @@
-"""A card: every number with all that is needed to read it, its interval, and its JSON."""
+"""A card: the figures of an evaluation, their intervals, and how they were measured; its JSON."""
 
 import json
 import math
@@ -32,16 +32,16 @@ Interval = tuple[float, float]
 
 
 class Resamples:
-    """Articles drawn with replacement, as many as there are, again and again.
+    """Bootstrap: articles drawn with replacement, as many as there are, many times.
 
-    The middle 95 % of a figure over all draws are its interval. All figures are taken of the same
-    draws, so differences are paired.
+    The middle 95 % of a figure over all draws are its interval. All figures use the same draws, so
+    differences are paired.
 
     Args:
-        quantities: What figures are made of, by article, each of shape ``(articles,)``: nats and
-            words, say.
-        count: Number of draws; null takes 10,000, and above 10,000 articles fewer, down to 1,000.
-        seed: Decides the draws.
+        quantities: Terms of the figures by article, each of shape ``(articles,)``: nats and words,
+            say.
+        count: Number of draws; null is 10,000, and above 10,000 articles fewer, down to 1,000.
+        seed: Of the draws.
 
     Reference:
         Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile
@@ -70,10 +70,11 @@ class Resamples:
 
         Args:
             figure: The figure as a function of sums, arrays of shape ``(draws,)``.
-            quantities: Names of the sums it takes.
+            quantities: Names of these sums.
 
         Returns:
-            The ends; None where there are fewer than two articles, or a draw has no figure.
+            The ends; None if there are fewer than two articles, or the figure of a draw is not
+            defined.
         """
         if not self.enough:
             return None
@@ -89,24 +90,24 @@ Units = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Card:
-    """What was scored, how, and what came of it; the JSON has these keys.
+    """What was scored, how, and the results; the JSON has these keys.
 
     Attributes:
-        model: As it was asked for.
-        revision: Commit on the Hub, where it came from there.
+        model: Value of ``--model``.
+        revision: Commit on the Hub; null for a local model.
         parameters: Tied ones counted once.
         source: ``--data.source``.
         subset: ``--data.subset``.
         split: Of the source.
-        text: Name of the text, where it is an official one.
+        text: Name of the text, if it is an official one.
         sha256: Of the original text.
         reading: How rows became text.
         cleaning: Name of the cleaner.
         protocol: How the text was scored.
         context: Tokens of a window.
-        stride: Tokens by which the window moves on; null where windows are not moved.
-        first_token: What is done about tokens without context.
-        articles: Articles, or documents; null where the text is one.
+        stride: Tokens by which the window moves; null if windows do not slide.
+        first_token: How tokens without context are treated.
+        articles: Articles, or documents; null if the text is scored as one.
         tokens: Tokens of the text.
         tokens_predicted: Tokens that were predicted.
         words: Words of the original text, by ``words_rule``.
@@ -115,23 +116,23 @@ class Card:
         words_by_harness: Words by lm-evaluation-harness' rule.
         bytes: UTF-8 bytes of the original text.
         nats: Summed negative log-likelihood of the predicted tokens.
-        token_perplexity: Per predicted token; null where it is beyond numbers.
-        lost: Why word and byte figures of the original text cannot be given; null where they can.
-        no_words: Why word figures alone say nothing; null where they do.
-        word_perplexity: Per word of the original text; null where text is lost on the way, it has
-            no words, or the figure is beyond numbers.
-        byte_perplexity: Per byte of the original text; null where text is lost on the way, or the
-            figure is beyond numbers.
+        token_perplexity: Per predicted token; null if it overflows.
+        lost: Why figures per word and byte of the original text are not defined; null if they are.
+        no_words: Why figures per word are not defined; null if they are.
+        word_perplexity: Per word of the original text; null if text is lost, there are no words, or
+            the figure overflows.
+        byte_perplexity: Per byte of the original text; null if text is lost, or the figure
+            overflows.
         bits_per_byte: Of the original text; null in the same cases.
         intervals: Ends of the 95 % interval of each figure, over articles; null for one text.
         dtype: Of the weights.
         device: Where it ran.
-        processes: That shared the windows.
+        processes: Number of processes.
         batch_size: Windows at a time.
         versions: Of the libraries.
-        seconds: Scoring alone.
-        tokens_per_second: Predicted tokens, likewise.
-        comparable: With what, or why not.
+        seconds: Of the scoring only.
+        tokens_per_second: Predicted tokens per second of scoring.
+        comparable: Comparable published figures, or why there are none.
     """
 
     model: str
@@ -227,20 +228,20 @@ def bits_per_byte(nats: Any, count: Any) -> Any:
 
 
 def write_json(document: dict[str, Any], file: Path) -> None:
-    """Write a document whole or not at all."""
+    """Write a JSON file atomically."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(file, text + "\n")
 
 
 def as_lines(card: Card) -> list[tuple[str, str]]:
-    """Return what is printed of a card: labels and values, the figures last but one."""
+    """Return the printed form of a card: labels and values."""
 
     def figure(name: str, value: float | None) -> str:
         if value is None and name == "word_perplexity" and card.lost is None and card.no_words:
             return f"- ({card.no_words})"
         if value is None:
             is_lost = card.lost is not None and name != "token_perplexity"
-            return f"- ({card.lost if is_lost else 'the figure is beyond numbers'})"
+            return f"- ({card.lost if is_lost else 'the figure overflows'})"
         ends = (card.intervals or {}).get(name)
         sure = (
             f"   95 % of resampled articles: {_short(ends[0])} to {_short(ends[1])}" if ends else ""
@@ -273,6 +274,11 @@ def _other_words(card: Card) -> str:
     return f" ({card.words_by_harness:,} by lm-evaluation-harness' rule)"
 
 
+def percent(share: float | None) -> str:
+    """Return a share as percent, ``-`` if there is none."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
 def _short(value: float) -> str:
     return f"{value:,.2f}" if value >= 100 else f"{value:.4f}"
 
@@ -281,12 +287,12 @@ def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[Car
     """Read the cards of a model.
 
     Args:
-        file: What ``evaluate --output`` wrote: a card, or those of ``--reference``.
-        parameters: Of the model, tied ones counted once: a card of another size is of another.
-        flag: Which named the file, for messages.
+        file: The output of ``evaluate --output``: a card, or those of ``--reference``.
+        parameters: Of the model, tied ones counted once, to detect a card of another model.
+        flag: The flag that named the file, for messages.
 
     Raises:
-        UsageError: If it cannot be read, is no such file, or is of another model.
+        UsageError: If it cannot be read, is no card, or is of another model.
     """
     try:
         document = read_json(file)
@@ -305,30 +311,30 @@ def read_cards(file: Path, parameters: int, *, flag: str = "--card") -> list[Car
             raise ValueError("its list is empty")
     except ValueError as error:
         raise UsageError(
-            f"{flag} {file}: it holds no card ({error}). Give a file that `evaluate --output` "
+            f"{flag} {file}: it is not a card ({error}). Give a file that `evaluate --output` "
             "wrote."
         ) from error
     for card in cards:
         if card.parameters != parameters:
             raise UsageError(
-                f"{flag} {file}: it is of a model with {card.parameters:,} parameters, and this "
-                f"one has {parameters:,}. Evaluate the model that is exported."
+                f"{flag} {file}: it is the card of a model with {card.parameters:,} parameters; "
+                f"this one has {parameters:,}. Evaluate the model that is exported."
             )
     return cards
 
 
 def _as_card(document: Any) -> Card:
-    """Make a card of its JSON; what it does not know (of a later version, or samples) is left out.
+    """Read a card from its JSON; unknown keys (of a later version, or samples) are ignored.
 
     Raises:
-        ValueError: If a value is missing, or of another type than the card's.
+        ValueError: If a value is missing, or of the wrong type.
     """
     if not isinstance(document, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     types = get_type_hints(Card)
     values = {name: document[name] for name in types if name in document}
     for name, value in values.items():
-        if not _is(value, types[name]):
+        if not _has_type(value, types[name]):
             raise ValueError(f"its {name} is of the wrong type")
     if intervals := values.get("intervals"):
         values["intervals"] = {name: ends and tuple(ends) for name, ends in intervals.items()}
@@ -338,17 +344,18 @@ def _as_card(document: Any) -> Card:
         raise ValueError(str(error)) from error
 
 
-def _is(value: Any, wanted: Any) -> bool:
-    """Tell whether a value of JSON is of a type that a card's fields have."""
+def _has_type(value: Any, wanted: Any) -> bool:
+    """Return whether a JSON value has the type of a card's field."""
     kind, inner = get_origin(wanted), get_args(wanted)
     if kind in (Union, UnionType):
-        return any(_is(value, one) for one in inner)
+        return any(_has_type(value, one) for one in inner)
     if kind is Literal:
         return value in inner
     if kind is dict:
-        return isinstance(value, dict) and all(_is(one, inner[1]) for one in value.values())
+        return isinstance(value, dict) and all(_has_type(one, inner[1]) for one in value.values())
     if kind is tuple:
-        return isinstance(value, list) and len(value) == len(inner) and all(map(_is, value, inner))
+        fits = isinstance(value, list) and len(value) == len(inner)
+        return fits and all(map(_has_type, value, inner))
     if wanted is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is wanted

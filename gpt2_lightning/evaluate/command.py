@@ -1,4 +1,4 @@
-"""``evaluate``: perplexity, with all that is needed to compare it."""
+"""``evaluate``: perplexity, and everything that is needed to compare it."""
 
 import os
 from dataclasses import asdict, replace
@@ -31,7 +31,7 @@ def evaluate(
     revision: str | None = None,
     output: str | None = None,
 ) -> bool:
-    """Score a text with a model, and print a card that says what was measured and how.
+    """Score a text with a model, and print a card of what was measured and how.
 
     Args:
         model: Run folder such as lightning_logs/version_0 (its best model), .ckpt, folder in
@@ -39,18 +39,18 @@ def evaluate(
         data: The text.
         split: Of the source; all is the whole of a source that has no splits.
         protocol: How the text is scored. disjoint: rows joined, windows of --context side by side.
-            sliding: windows that move on by --stride, each token scored once with the most context
-            that allows. articles: one by one, detokenised, after an end-of-text, as
+            sliding: windows that move by --stride, each token scored once with the most context
+            possible. articles: one by one, detokenised, after an end-of-text, as
             lm-evaluation-harness does. training: the blocks and cleaning of training.
         context: Tokens of a window; null is the model's positions.
-        stride: Tokens by which a sliding window moves on; null is half the context.
-        joiner: What stands between rows: newlines (two of them, as in the literature) or nothing.
-            Null joins WikiText's rows with two newlines and leaves other text as it is.
-        against: A second model, scored on the same articles; the difference in bits per byte comes
-            with its 95 % interval.
-        reference: Score the model as its published figures were, and put both side by side.
-        samples: Draw so many samples, too, and measure their variety, repetition, endings, and the
-            longest run that they have copied from the training split.
+        stride: Tokens by which a sliding window moves; null is half the context.
+        joiner: Between rows: newlines (two of them, as in the literature) or nothing. Null joins
+            WikiText's rows with two newlines and leaves other text as it is.
+        against: A second model, scored on the same articles; the difference in bits per byte is
+            printed with its 95 % interval.
+        reference: Score the model as its published figures were, and compare both.
+        samples: Number of samples to draw, too, to measure their variety, repetition, endings, and
+            the longest run that they have copied from the training split.
         batch_size: Windows at a time.
         dtype: Type of the weights.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -58,30 +58,30 @@ def evaluate(
         output: Write the card to this file, as JSON.
 
     Returns:
-        False if a published figure was not met, otherwise True.
+        False if a published figure was not reproduced, otherwise True.
 
     Raises:
-        UsageError: If model, text and protocol do not go together.
+        UsageError: If model, text and protocol do not fit together.
     """
     if batch_size < 1:
-        raise UsageError(f"--batch_size {batch_size}: it has to be 1 or more.")
+        raise UsageError(f"--batch_size {batch_size}: must be >= 1.")
     if samples < 0:
-        raise UsageError(f"--samples {samples}: it has to be 0 or more.")
+        raise UsageError(f"--samples {samples}: must be >= 0.")
     if samples and (reference or against):
         raise UsageError(
-            f"--samples {samples}: it goes with one model, without --reference and --against."
+            f"--samples {samples}: it needs one model. Leave --reference and --against out."
         )
     file = _output_file(output)
-    asked = Protocol(protocol, context, stride, joiner)
-    asked.check()
+    how = Protocol(protocol, context, stride, joiner)
+    how.check()
     if against is not None and protocol != "articles":
         raise UsageError(
-            f"--against: --protocol {protocol} scores one long text; how sure a difference is can "
-            "be told over articles. Choose --protocol articles."
+            f"--against: --protocol {protocol} scores one long text, and an interval needs several "
+            "articles. Choose --protocol articles."
         )
-    if reference and (against or split != "test" or asked != Protocol("sliding")):
+    if reference and (against or split != "test" or how != Protocol("sliding")):
         raise UsageError(
-            "--reference: the published figures say how the text is scored. Leave --split, "
+            "--reference: the published figures determine how the text is scored. Leave --split, "
             "--protocol, --context, --stride, --joiner and --against out."
         )
     data = _named_text(data.as_trained(model), model, reference=reference)
@@ -99,9 +99,9 @@ def evaluate(
         if reference:
             document = _reference(scorer, model, revision)
         elif against:
-            document = _against(scorer, model, revision, against, asked)
+            document = _against(scorer, model, revision, against, how)
         else:
-            document = _alone(scorer, model, revision, asked, samples)
+            document = _alone(scorer, model, revision, how, samples)
     finally:
         processes.leave()
     if file is not None and processes.rank == 0:
@@ -111,12 +111,12 @@ def evaluate(
 
 def _named_text(data: EvaluatedText, model: str, *, reference: bool) -> EvaluatedText:
     if data.source is None and reference:
-        # the text that published figures are of
+        # the text of the published figures
         return replace(data, source="Salesforce/wikitext", subset="wikitext-2-raw-v1")
     if data.source is None:
         raise UsageError(
-            f"--data.source: which text? --model {model} is no run folder whose text could be "
-            "taken. Give a file, a folder, a Hub id such as Salesforce/wikitext with "
+            f"--data.source: no text is given, and --model {model} is no run folder, whose text "
+            "would be used. Give a file, a folder, a Hub id such as Salesforce/wikitext with "
             "--data.subset wikitext-2-raw-v1, or builtin."
         )
     return data
@@ -127,7 +127,7 @@ def _alone(
 ) -> dict[str, Any]:
     from gpt2_lightning.evaluate.quality import draw_samples
 
-    with scorer.processes.sharing_mistakes():
+    with scorer.processes.sharing_errors():
         loaded = scorer.load(model, revision)
     card, _, text = scorer.score(loaded, model, protocol)
     scorer.screen.card(card)
@@ -146,7 +146,7 @@ def _against(
     from gpt2_lightning.evaluate.compare import compare
     from gpt2_lightning.evaluate.screen import loses_text
 
-    with scorer.processes.sharing_mistakes():
+    with scorer.processes.sharing_errors():
         loaded = scorer.load(model, revision)
         other = scorer.load(against, flag="--against")
         scorer.check_comparable(loaded, model)
@@ -168,7 +168,7 @@ def _reference(scorer: "Scorer", model: str, revision: str | None) -> dict[str, 
     from gpt2_lightning.evaluate.compare import check, wanted_figures
 
     wanted = wanted_figures(model)
-    with scorer.processes.sharing_mistakes():
+    with scorer.processes.sharing_errors():
         loaded = scorer.load(model, revision)
     findings = []
     for row in wanted:
@@ -188,9 +188,9 @@ def _output_file(output: str | None) -> Path | None:
     file = Path(output).expanduser()
     folder = file.resolve().parent
     if not folder.is_dir():
-        raise UsageError(f"--output {output}: there is no folder {folder} for it.")
+        raise UsageError(f"--output {output}: the folder {folder} does not exist. Create it first.")
     if file.exists() and not file.is_file():
-        raise UsageError(f"--output {output}: it is no file. Give one, such as card.json.")
+        raise UsageError(f"--output {output}: it is not a file. Give one, such as card.json.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--output {output}: {folder} cannot be written to. Choose another.")
     return file.resolve()
@@ -200,7 +200,7 @@ def main(words: list[str]) -> None:
     """Parse the words and run the verb.
 
     Raises:
-        SystemExit: With code 1 if a published figure was not met.
+        SystemExit: With code 1 if a published figure was not reproduced.
     """
     parser = Parser(prog="gpt2_lightning evaluate", description=summary(evaluate))
     parser.add_argument("--config", action="config", help="YAML file of these flags.")
@@ -211,7 +211,7 @@ def main(words: list[str]) -> None:
         nargs="?",
         const=True,
         default=False,
-        help="Score the model as its published figures were, and put both side by side.",
+        help="Score the model as its published figures were, and compare both.",
     )
     parser.add_class_arguments(EvaluatedText, "data")
     options = parser.parse_words(words)

@@ -1,4 +1,4 @@
-"""Two models on the same articles, and our figures beside published ones."""
+"""Compares two models on the same articles, and our figures with published ones."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,27 @@ from gpt2_lightning.evaluate.protocol import PUBLISHED, Published, published_for
 from gpt2_lightning.evaluate.scoring import Score
 from gpt2_lightning.model.gpt2 import DtypeName
 
+# Relative difference that another machine's arithmetic may cause, beyond the printed digits.
+TOLERANCES: dict[DtypeName, float] = {"fp32": 0.001, "bf16": 0.005}
+CAUSES = (
+    "other weights than the published ones (a fine-tuned model under the same name)",
+    "another tokenizer, or one that adds a token of its own to every text",
+    "another context or stride than the figure's",
+    "rows joined otherwise than with two newlines",
+    "text that is not the official raw split: <unk> for rare words, cleaned or lower-cased",
+)
+
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits per byte of a first model less those of a second; below 0 the first is better.
+    """Bits per byte of a first model minus those of a second; below 0 the first is better.
 
     Attributes:
         bits_per_byte: On the whole text.
-        interval: Its 95 % interval over articles, the same ones drawn for both models.
-        articles: Articles of the text.
-        better: On how many of them the first model needs fewer bits.
-        worse: On how many it needs more.
+        interval: Its 95 % interval over articles, with the same draws for both models.
+        articles: Number of articles.
+        better: Number of articles on which the first model needs fewer bits.
+        worse: Number of articles on which it needs more.
     """
 
     bits_per_byte: float
@@ -30,12 +40,12 @@ class Difference:
     worse: int
 
     def verdict(self, first: str, second: str) -> str:
-        """Say in a sentence what follows."""
+        """Return the conclusion in a sentence."""
         low, high = self.interval
         if low <= 0 <= high:
             return (
-                f"{first} and {second} cannot be told apart by these {self.articles} articles: "
-                "the interval holds 0"
+                f"{first} and {second} cannot be distinguished by these {self.articles} articles: "
+                "the interval contains 0"
             )
         winner, loser = (first, second) if high < 0 else (second, first)
         count = self.better if high < 0 else self.worse
@@ -58,7 +68,7 @@ def compare(first: Score, second: Score, bytes_: np.ndarray) -> Difference:
         lambda a, b, count: bits_per_byte(a - b, count), "first", "second", "bytes"
     )
     if ends is None:
-        raise UsageError("--against: the text has one article; the comparison needs several.")
+        raise UsageError("--against: the text has one article, and an interval needs several.")
     return Difference(
         bits_per_byte=float(bits_per_byte(first.nats.sum() - second.nats.sum(), bytes_.sum())),
         interval=ends,
@@ -68,26 +78,14 @@ def compare(first: Score, second: Score, bytes_: np.ndarray) -> Difference:
     )
 
 
-# Share of the figure by which another machine's arithmetic may differ, beside the printed digits.
-TOLERANCES: dict[DtypeName, float] = {"fp32": 0.001, "bf16": 0.005}
-
-CAUSES = (
-    "other weights than the published ones (a fine-tuned model under the same name)",
-    "another tokenizer, or one that adds a token of its own to every text",
-    "another context or stride than the figure's",
-    "rows joined otherwise than with two newlines",
-    "text that is not the official raw split: <unk> for rare words, cleaned or lower-cased",
-)
-
-
 @dataclass(frozen=True)
 class Finding:
     """A published figure and ours.
 
     Attributes:
-        published: What was expected.
-        measured: What was got.
-        agrees: Whether they agree, up to the digits printed and the arithmetic.
+        published: The published figure.
+        measured: Ours.
+        agrees: Whether they agree within the printed digits and `TOLERANCES`.
     """
 
     published: Published
@@ -121,22 +119,22 @@ def wanted_figures(model: str) -> list[Published]:
         return found
     names = ", ".join(dict.fromkeys(row.model for row in PUBLISHED))
     raise UsageError(
-        f"--reference: no published figure is known of {model}. Known are those of {names}; a "
-        "folder with one of these models is known by its name."
+        f"--reference: no published figure of {model} is known. There are figures of {names}; a "
+        "folder is recognized by the name of such a model."
     )
 
 
 def check(published: Published, card: Card, dtype: DtypeName) -> Finding:
-    """Put a figure of ours beside the published one.
+    """Compare a figure of ours with the published one.
 
     Raises:
-        UsageError: If it is of another text, or of a cleaned one.
+        UsageError: If the text is another one, or was cleaned.
     """
     if card.text != published.text or card.cleaning != "none":
         raise UsageError(
-            f"--data.source {card.source}: the published figures are of {published.text}, as it "
-            f"is; this is {card.text or 'another text'} (sha256 {card.sha256[:12]}...), cleaning "
-            f"{card.cleaning}. Use --data.source Salesforce/wikitext --data.subset "
+            f"--data.source {card.source}: the published figures are of {published.text} without "
+            f"cleaning; this is {card.text or 'another text'} (sha256 {card.sha256[:12]}...), "
+            f"cleaning {card.cleaning}. Use --data.source Salesforce/wikitext --data.subset "
             "wikitext-2-raw-v1, or a folder with its parquet files, and --data.cleaning none."
         )
     measured = float(getattr(card, published.figure))

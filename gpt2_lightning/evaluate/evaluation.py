@@ -62,28 +62,28 @@ def evaluate(
 
     Args:
         loaded: The model, on its device and in its type, and its tokenizer.
-        name: Of the model, as it was asked for.
-        data: The source, with a tokenizer folder where the protocol is ``training``.
+        name: Value of ``--model``.
+        data: The source, with a tokenizer folder for the protocol ``training``.
         split: Of the source.
         protocol: How to score.
         dtype: Name of the model's type, for the card.
         batch_size: Windows at a time.
         processes: The processes that share the work.
-        advance: Told how many more tokens were predicted, of how many in all.
+        advance: Called with the number of further predicted tokens, and the total.
 
     Raises:
-        UsageError: If model, text and protocol do not go together.
+        UsageError: If model, text and protocol do not fit together.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     processes = processes or Processes()
     if len(tokenizer) > model.config.vocab_size:
         raise UsageError(
             f"--model {name}: its tokenizer has {len(tokenizer)} tokens, the model only "
-            f"{model.config.vocab_size}. They do not belong together."
+            f"{model.config.vocab_size}: it is another model's. Fetch the model again."
         )
-    protocol = protocol.suited_to(positions_of(model))
+    protocol = protocol.for_model(positions_of(model))
     for turn in range(2):  # one process writes the tokens, the others find them
-        with processes.sharing_mistakes():
+        with processes.sharing_errors():
             if (processes.rank > 0) == (turn > 0):
                 text, windows = _read(loaded, data, split, protocol)
     total = sum(window.end - window.first for window in windows) // processes.count
@@ -138,7 +138,7 @@ def _read(
 
 
 def _read_blocks(data: WikiTextDataModule, split: SplitName) -> tuple[ScoredText, list[Window]]:
-    """Read a split as training reads it, end-of-texts between articles predicted too."""
+    """Read a split as training does; end-of-texts between articles are predicted, too."""
     data.prepare([split])
     data.setup("validate")
     store = data.stores[split]
@@ -182,7 +182,7 @@ def _card(
     # as val/bits_per_byte: every token that is left is predicted, or none is
     tokens = found.predicted if training else text.tokens
     numbers = figures(found, tokens=tokens, words=words, bytes_=counts.bytes)
-    lost = _lost_on_the_way(loaded, data, split, protocol, text)
+    lost = _why_lost(loaded, data, split, protocol, text)
     no_words = NO_WORDS if counts.without_spaces else None
     left_out = ["word_perplexity"] if no_words else []
     if lost is not None:
@@ -257,16 +257,16 @@ def _first_token(protocol: Protocol, data: WikiTextDataModule) -> str:
             return "the first of the text follows an end-of-text"
 
 
-def _lost_on_the_way(
+def _why_lost(
     loaded: TextModel,
     data: WikiTextDataModule,
     split: EvaluatedSplit,
     protocol: Protocol,
     text: ScoredText,
 ) -> str | None:
-    """Say why words and bytes of the original text are not what was predicted; None where they are.
+    """Return why the original text's words and bytes were not all predicted; None if they were.
 
-    The harness' own detokeniser loses a few; its convention counts them all the same.
+    The harness' own detokeniser loses a few; by its convention they count all the same.
     """
     if protocol.name == "training" and split != "all":
         return data.original_bytes(split)[1] or None

@@ -13,21 +13,36 @@ ProtocolName = Literal["disjoint", "sliding", "articles", "training"]
 # By the SHA-256 of their original text.
 OFFICIAL_TEXTS = {sha256: f"WikiText-2 raw, {split}" for split, sha256 in RAW_SHA256.items()}
 
+_TEST = "WikiText-2 raw, test"
+_HUB_PAGE = "https://huggingface.co/docs/transformers/perplexity"
+
+# settings of a run that also apply to another text, and those that say where its own text is
+FORMAT_SETTINGS = ("cleaning", "documents", "blocks", "block_size")
+SOURCE_SETTINGS = (
+    *("source", "subset", "revision", "text_column"),
+    *("validation_source", "test_source"),
+)
+CHOICES = {
+    "cleaning": get_args(CleaningName),
+    "documents": ("file", "line"),
+    "blocks": ("pack", "pad"),
+}
+
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that somebody has published, with how it was come by.
+    """A published figure, and how it was measured.
 
     Attributes:
         model: Hub id.
         text: Name of the text, one of `OFFICIAL_TEXTS`.
         protocol: How the text was scored.
         context: Tokens of a window.
-        stride: Tokens by which the window moved on.
+        stride: Tokens by which the window moved.
         figure: Key of the figure on our card.
         value: The figure, as printed there.
-        digits: Decimals that were printed.
-        source: Address.
+        digits: Printed decimals.
+        source: URL.
     """
 
     model: str
@@ -41,12 +56,8 @@ class Published:
     source: str
 
 
-_TEST = "WikiText-2 raw, test"
-
-_HUB_PAGE = "https://huggingface.co/docs/transformers/perplexity"
-
-# GPT-2's own paper is left out: its text was changed by detokenizers that were not published.
-# So is distilgpt2's model card: it names a figure after fine-tuning, and no method.
+# Not GPT-2's own paper, whose text was changed by unpublished detokenizers, nor distilgpt2's model
+# card, whose figure is after fine-tuning and without a method.
 PUBLISHED: tuple[Published, ...] = (
     Published(
         *("openai-community/gpt2", _TEST, "disjoint", 1024, 1024, "token_perplexity", 29.94, 2),
@@ -78,7 +89,7 @@ def comparability(
     dtype: str,
     whole: bool,
 ) -> str:
-    """Say with which published figures a score may be compared, or why with none.
+    """Return which published figures a score may be compared with, or why there are none.
 
     Args:
         text: Name of the text, if it is one of `OFFICIAL_TEXTS`.
@@ -86,13 +97,15 @@ def comparability(
         protocol: How the text was scored.
         reading: How its rows were read, in words.
         dtype: Type of the weights.
-        whole: Whether what was predicted are the text's every word and byte.
+        whole: Whether every word and byte of the text was predicted.
     """
     never = "not comparable with published figures, because "
     if cleaning != "none":
         return f"{never}--data.cleaning {cleaning} has changed the text"
     if protocol == "training":
-        return f"{never}its blocks are those of the run; --protocol sliding or articles would be"
+        return (
+            f"{never}the blocks are the run's; --protocol sliding or articles would be comparable"
+        )
     if text is None:
         return f"{never}the text is not an official one (by its sha256)"
     note = "" if dtype == "fp32" else f" ({dtype}: within about half a percent)"
@@ -125,8 +138,8 @@ class Protocol:
     Attributes:
         name: See docs/metrics.md.
         context: Tokens of a window; null is the model's positions.
-        stride: Tokens by which a sliding window moves on; null is half the context.
-        joiner: What stands between rows, where they are joined.
+        stride: Tokens by which a sliding window moves; null is half the context.
+        joiner: Between rows, if they are joined.
     """
 
     name: ProtocolName
@@ -135,20 +148,16 @@ class Protocol:
     joiner: JoinerName | None = None
 
     def check(self) -> None:
-        """See that the options suit the protocol.
-
-        Raises:
-            UsageError: If one does not.
-        """
+        """Raise UsageError if an option does not fit the protocol."""
         for flag, value in (("context", self.context), ("stride", self.stride)):
             if value is not None and value < 1:
-                raise UsageError(f"--{flag} {value}: it has to be 1 or more.")
+                raise UsageError(f"--{flag} {value}: must be >= 1.")
         if self.context == 1 and self.name in ("disjoint", "sliding"):
             raise UsageError("--context 1: a window of one token predicts none. Try 1024.")
         if self.stride is not None and self.name != "sliding":
             raise UsageError(
-                f"--stride {self.stride}: --protocol {self.name} moves no windows. Leave it out, "
-                "or choose --protocol sliding."
+                f"--stride {self.stride}: --protocol {self.name} has no sliding windows. Leave it "
+                "out, or choose --protocol sliding."
             )
         if self.joiner is not None and self.name in ("articles", "training"):
             raise UsageError(
@@ -157,15 +166,15 @@ class Protocol:
             )
         if self.context is not None and self.name == "training":
             raise UsageError(
-                f"--context {self.context}: --protocol training takes the run's own blocks; "
-                "--data.block_size sets them."
+                f"--context {self.context}: --protocol training uses the run's own blocks. Set "
+                "--data.block_size instead."
             )
 
-    def suited_to(self, positions: int) -> "Protocol":
-        """Fill in what was left open, for a model of so many positions.
+    def for_model(self, positions: int) -> "Protocol":
+        """Fill in the defaults for a model of so many positions.
 
         Raises:
-            UsageError: If the model does not reach so far.
+            UsageError: If the model has fewer positions than the context.
         """
         context = positions if self.context is None else self.context
         if context > positions:
@@ -179,43 +188,32 @@ class Protocol:
             stride = max(context // 2, 1) if stride is None else stride
             if stride > context:
                 raise UsageError(
-                    f"--stride {stride}: above the context of {context} tokens, it would skip "
-                    f"text. --stride {context // 2} would work."
+                    f"--stride {stride}: must be <= the context of {context} tokens, or text would "
+                    f"be skipped. --stride {context // 2} would work."
                 )
         return Protocol(self.name, context, stride, self.joiner)
 
 
-HOW_IT_IS_CUT = ("cleaning", "documents", "blocks", "block_size")
-
-CHOICES = {
-    "cleaning": get_args(CleaningName),
-    "documents": ("file", "line"),
-    "blocks": ("pack", "pad"),
-}
-
-WHERE_IT_LIES = ("source", "subset", "revision", "text_column", "validation_source", "test_source")
-
-
 @dataclass(frozen=True)
 class EvaluatedText:
-    """The text, by the names of WikiTextDataModule's arguments. Null: as in training, if known.
+    """The text, with the arguments of WikiTextDataModule; null is the run's own value, if known.
 
     Attributes:
-        source: File, folder, Hub id such as Salesforce/wikitext, or builtin. Null takes the text
-            that the model was trained on, if it is a run.
+        source: File, folder, Hub id such as Salesforce/wikitext, or builtin. Null is the text that
+            the model was trained on, if it is a run.
         subset: Folder below the source, or configuration on the Hub (wikitext-2-raw-v1).
         revision: Branch, tag or commit on the Hub.
         text_column: Column that holds the text, in parquet, jsonl and csv files.
-        documents: What of a text file is a document: the whole file, or each line.
+        documents: A document of a text file: the whole file, or each line.
         validation_source: File, folder or pattern of the validation split, looked up as a path
             and then inside the source; none holds out a part of the training text, whatever the
             source's files are called.
         test_source: The same of the test split.
-        cleaning: What is done to each row: none; detokenize undoes WikiText's spaces and marks;
-            tutorial drops all punctuation.
+        cleaning: Of each row: none; detokenize undoes WikiText's spaces and marks; tutorial drops
+            all punctuation.
         blocks: For --protocol training: pack fills every block, pad puts one row in each.
         block_size: For --protocol training: tokens in a block.
-        cache_dir: Where tokens are kept; ~/.cache/gpt2_lightning unless said.
+        cache_dir: Folder of the token stores, by default ~/.cache/gpt2_lightning.
     """
 
     source: str | None = None
@@ -231,18 +229,16 @@ class EvaluatedText:
     cache_dir: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """Return what was said, and nothing of what was left open."""
+        """Return the values that are not null."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def as_trained(self, model: str) -> "EvaluatedText":
-        """Fill in what was left open from the run that the model is of.
-
-        Another text takes over how the run's was cut, and nothing of where it lay.
+        """Fill in null values from the model's run; for another text, only `FORMAT_SETTINGS`.
 
         Args:
             model: A run folder, its ``hf/``, or a ``.ckpt``; anything else adds nothing.
         """
-        wanted = HOW_IT_IS_CUT if self.source else (*HOW_IT_IS_CUT, *WHERE_IT_LIES)
+        wanted = FORMAT_SETTINGS if self.source else (*FORMAT_SETTINGS, *SOURCE_SETTINGS)
         trained = _data_settings(model)
         of_run = {name: trained[name] for name in wanted if name in trained}
         return EvaluatedText(**of_run | self.given())

@@ -1,4 +1,4 @@
-"""Samples from a text's own beginnings: variety, repetition, endings and copies."""
+"""Continues passages of a text, and measures variety, repetition, endings and copies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +20,20 @@ from gpt2_lightning.model.sampling import SamplingOptions
 
 Samples = Sequence[Sequence[int]]  # new ids of each sample, without prompt and end-of-text
 
+PROMPT_TOKENS = 16  # of each sample, at most
+
 
 @dataclass(frozen=True)
 class Quality:
-    """What can be counted of samples; None where there is nothing to count.
+    """Counts over samples; None if there is nothing to count.
 
     Attributes:
         distinct_2: Unique 2-grams over all 2-grams of all samples, a share.
         distinct_3: The same of 3-grams.
-        repeated_4: Share of a sample's 4-grams that stood in it before, the samples' mean.
-        ended: Share of the samples that ended by themselves.
+        repeated_4: Share of a sample's 4-grams that occurred in it before, averaged over samples.
+        ended: Share of the samples that ended with an end-of-text.
         longest_copy: Tokens of the longest run that any sample shares with the training split.
-        longest_copies: The same of each sample; empty where it is unknown.
+        longest_copies: The same of each sample; empty if there is no training split.
     """
 
     distinct_2: float | None
@@ -51,8 +53,8 @@ def measure(
 
     Args:
         samples: New ids of each sample, without prompt and end-of-text.
-        ended: Whether each sample ended by itself.
-        training_ids: The training split, shape ``(tokens,)``; without it, copies are unknown.
+        ended: Whether each sample ended with an end-of-text.
+        training_ids: The training split, shape ``(tokens,)``; None if there is none.
     """
     copies = [] if training_ids is None else longest_copies(samples, training_ids)
     return Quality(
@@ -68,8 +70,8 @@ def measure(
 def distinct_n(samples: Samples, n: int) -> float | None:
     """Return unique n-grams over all n-grams of all samples; None if there are none.
 
-    1 where no n-gram stands twice. Falls with the number and the length of the samples, so
-    compare like with like.
+    1 if no n-gram occurs twice. It falls with the number and the length of the samples, so compare
+    only samples alike in both.
 
     Reference: Li et al., "A Diversity-Promoting Objective Function for Neural Conversation
     Models", https://arxiv.org/abs/1510.03055; they divide by tokens instead.
@@ -96,19 +98,16 @@ def _grams(sample: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return list(zip(*(sample[start:] for start in range(n)), strict=False))
 
 
-PROMPT_TOKENS = 16  # of each sample, at most
-
-
 @dataclass(frozen=True)
 class DrawnSamples:
-    """Samples in numbers.
+    """The quality of samples, and how they were drawn.
 
     Attributes:
-        count: How many.
-        prompt_tokens: Tokens of each prompt at most: words of the text, at even distances.
+        count: Number of samples.
+        prompt_tokens: Tokens of each prompt at most: passages of the text, at even distances.
         max_new_tokens: Tokens of each sample at most.
-        sampling: How they were drawn, in words.
-        quality: What was counted.
+        sampling: Sampling options, in words.
+        quality: The counts.
     """
 
     count: int
@@ -126,12 +125,12 @@ def draw_samples(
     count: int,
     batch_size: int,
 ) -> DrawnSamples:
-    """Continue the text at even distances, and measure what is written.
+    """Continue the text at even distances, and measure the samples.
 
     Args:
         loaded: The model and its tokenizer.
-        text: Where the prompts are from.
-        data: The source, with a tokenizer folder; copies are looked for in its training split.
+        text: The text of the prompts.
+        data: The source, with a tokenizer folder; its training split is searched for copies.
         count: Number of samples.
         batch_size: Samples at a time.
     """
@@ -143,7 +142,7 @@ def draw_samples(
     found = [passage(loaded.tokenizer, text.ids, place, most=prompt_tokens) for place in places]
     whole = passage(loaded.tokenizer, text.ids, 0, most=prompt_tokens)
     prompts = [
-        # no word begins after the last of the places
+        # after the last place, no word may begin
         torch.from_numpy(text.ids[place or whole].astype(np.int64))
         for place in found
     ]
@@ -169,7 +168,7 @@ def draw_samples(
 def _training_ids(data: WikiTextDataModule) -> "np.typing.NDArray[np.unsignedinteger] | None":
     try:
         data.prepare(["train"])
-    except UsageError:  # a source with nothing but held-out text
+    except UsageError:  # a source without a training split
         return None
     data.setup("validate")
     return data.stores["train"].ids

@@ -1,9 +1,9 @@
-"""Nats of every unit of a text: windows over its tokens, shared by the processes of torchrun.
+"""Scores windows over a text's tokens, in nats by unit, in one process or several of torchrun.
 
-Lightning Fabric would start the same process group, and loses two things. Where rank 0 alone finds
-a mistake (a full disk, no network) inside ``rank_zero_first``, the other ranks go on to a barrier
-to which it never comes; here all of them raise it. And Fabric takes the variables of SLURM for a
-call to start, so that one process in an allocation for several is refused or waits.
+Lightning Fabric would start the same process group, with two drawbacks. If only rank 0 has an error
+(a full disk, no network) inside ``rank_zero_first``, the other ranks wait at a barrier that it
+never reaches; here all of them raise it. And Fabric reads SLURM's variables as a request to start
+several processes, so that one process in an allocation for several is refused or waits.
 """
 
 import os
@@ -27,11 +27,11 @@ from gpt2_lightning.model.loss import IGNORED, token_nats
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of its run.
+    """The process group.
 
     Attributes:
-        rank: This process.
-        count: All of them.
+        rank: Of this process.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -39,58 +39,58 @@ class Processes:
 
     @classmethod
     def join(cls) -> "Processes":
-        """Meet the other processes, if torchrun started any.
+        """Initialize the process group, if torchrun started several processes.
 
-        Sums are taken on the CPU, so that the same few numbers go the same way on every device.
+        Sums are computed on the CPU, which works for every device.
         """
         count = int(os.environ.get("WORLD_SIZE", 1))
         if count == 1:
             return cls()
-        # the others may wait while one downloads and tokenizes a large source
+        # a day: the others wait while one downloads and tokenizes a large source
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))
         return cls(torch.distributed.get_rank(), count)
 
     @contextmanager
-    def sharing_mistakes(self) -> Iterator[None]:
-        """Run a block in all processes; a mistake that one of them finds is raised by all.
+    def sharing_errors(self) -> Iterator[None]:
+        """Run a block in all processes; a UsageError of one of them is raised by all.
 
-        They have all come to its end when one leaves it.
+        It is also a barrier: no process leaves the block before all have reached its end.
 
         Raises:
-            UsageError: The first process' that found one.
+            UsageError: That of the lowest rank.
         """
-        mistake: UsageError | None = None
+        own: UsageError | None = None
         try:
             yield
         except UsageError as error:
-            mistake = error
-        everyones = [mistake] * self.count
+            own = error
+        all_errors = [own] * self.count
         if self.count > 1:
-            torch.distributed.all_gather_object(everyones, mistake)
-        for found in everyones:
-            if found is not None:
-                raise found
+            torch.distributed.all_gather_object(all_errors, own)
+        for error in all_errors:
+            if error is not None:
+                raise error
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over the processes, in all of them."""
+        """Return the sum over all processes, to each of them."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Destroy the process group."""
         if self.count > 1:
             torch.distributed.destroy_process_group()
 
 
 class Window(NamedTuple):
-    """Ids ``begin`` to ``end`` of a run; those from ``first`` on are scored, given those before.
+    """The ids ``[begin, end)`` of a text; those from ``first`` on are scored, given the others.
 
     Attributes:
-        begin: First id the model sees.
+        begin: First id that the model sees.
         first: First id that is scored, after ``begin``.
         end: One past the last id.
-        unit: Of the text (its article, say) whose nats these are.
+        unit: Unit of the text (its article, say) to which the nats are added.
     """
 
     begin: int
@@ -102,14 +102,14 @@ class Window(NamedTuple):
 def sliding_windows(begin: int, end: int, *, context: int, stride: int) -> Iterator[Window]:
     """Slide a window over ids; each is scored once, with the most context the stride allows.
 
-    The first id is not scored: it has no context. With a stride of the whole context nor is any
-    other window's first.
+    The first id is not scored: it has no context. If the stride is the context, this is so for the
+    first id of every window.
 
     Args:
         begin: First id.
         end: One past the last id.
         context: Ids in a window.
-        stride: Ids by which the window moves on.
+        stride: Ids by which the window moves.
 
     Reference:
         "Perplexity of fixed-length models",
@@ -127,13 +127,13 @@ def sliding_windows(begin: int, end: int, *, context: int, stride: int) -> Itera
 
 
 def rolling_windows(begin: int, end: int, *, context: int, unit: int = 0) -> Iterator[Window]:
-    """Cut ids into windows that score ``context`` ids each; the last reaches back to be full.
+    """Cut ids into windows that score ``context`` ids each; the last one extends back to be full.
 
     Args:
-        begin: The end-of-text before the first id; it is context alone.
+        begin: The end-of-text before the first id, which is context only.
         end: One past the last id.
-        context: Ids that are scored at a time, which are also those that the model sees.
-        unit: The unit of all of them.
+        context: Ids that are scored at a time, and that the model sees.
+        unit: Unit of the ids.
 
     Reference:
         lm-evaluation-harness' rolling log-likelihood with one token of context,
@@ -157,12 +157,12 @@ def block_windows(ids: int, *, block_size: int) -> Iterator[Window]:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text.
+    """The score of a text.
 
     Attributes:
         nats: Negative log-likelihood of every unit, shape ``(units,)``.
-        predicted: Tokens that were predicted of every unit, shape ``(units,)``.
-        seconds: Time it took, without loading.
+        predicted: Predicted tokens of every unit, shape ``(units,)``.
+        seconds: Duration of the scoring.
     """
 
     nats: npt.NDArray[np.float64]
@@ -176,7 +176,7 @@ class Score:
 
     @property
     def total_predicted(self) -> int:
-        """Tokens that were predicted of the whole text."""
+        """Predicted tokens of the whole text."""
         return int(self.predicted.sum())
 
 
@@ -193,18 +193,18 @@ def score(
 ) -> Score:
     """Score windows over a run of ids.
 
-    Logits are computed where a token is scored, some hundred positions at a time. Windows of like
-    length share a batch, and are padded on the right, which a causal model does not look at.
+    Logits are computed only where a token is scored, some hundred positions at a time. Windows of
+    similar length share a batch, padded on the right, which a causal model does not see.
 
     Args:
-        model: A causal language model in eval mode; its GELU becomes one kernel, which is quicker
-            and holds less.
-        ids: The run, shape ``(tokens,)``; it may be mapped from the disk.
-        windows: What to score.
+        model: A causal language model in eval mode; its GELU is replaced by one fused kernel, which
+            is faster and needs less memory.
+        ids: The text, shape ``(tokens,)``; it may be memory-mapped.
+        windows: The windows to score.
         batch_size: Windows at a time.
-        units: Number of units the windows name.
+        units: Number of units.
         processes: The processes that share the windows.
-        advance: Told how many more tokens were predicted.
+        advance: Called with the number of further predicted tokens.
 
     Raises:
         UsageError: If the model's logits are not numbers.

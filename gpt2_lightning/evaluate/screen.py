@@ -1,4 +1,4 @@
-"""What `evaluate` does with each model, the text being the same, and what it shows."""
+"""Loads and scores models on one text, and prints the results of `evaluate`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_store import cache_tokenizer
 from gpt2_lightning.data.tokenizer import cache_folder, tokenizer_files
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.evaluate.card import Card, as_lines
+from gpt2_lightning.evaluate.card import Card, as_lines, percent
 from gpt2_lightning.evaluate.compare import CAUSES, Difference, Finding
 from gpt2_lightning.evaluate.evaluation import evaluate, rows_of
 from gpt2_lightning.evaluate.protocol import EvaluatedSplit, EvaluatedText, Protocol
@@ -21,14 +21,14 @@ from gpt2_lightning.evaluate.text import ScoredText
 from gpt2_lightning.generate.text_model import TextModel, load_model
 from gpt2_lightning.model.gpt2 import DtypeName, place
 
-FEW_ARTICLES = 10  # below this, draws with replacement say little
+FEW_ARTICLES = 10  # below this, a bootstrap interval is unreliable
 
 
 class EvaluateScreen:
-    """The screen, on which one process of several speaks for all.
+    """The output, printed by one process.
 
     Attributes:
-        shown: Whether this is the one.
+        shown: Whether this process prints.
     """
 
     def __init__(self, *, shown: bool) -> None:
@@ -37,7 +37,7 @@ class EvaluateScreen:
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a bar, moved by how many more tokens were scored, of how many in all."""
+        """Show a progress bar; yield a function of the further tokens scored and the total."""
         columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
         console = Console(stderr=True)
         bar = Progress(*columns, console=console, transient=True, disable=not self.shown)
@@ -52,11 +52,11 @@ class EvaluateScreen:
         self._say("")
 
     def finding(self, finding: Finding) -> None:
-        """Print a published figure beside ours."""
+        """Print a published figure and ours."""
         self._say(str(finding))
 
     def causes(self) -> None:
-        """Say why figures usually differ."""
+        """Print the usual causes of a difference."""
         for line in ("Usual causes:", *(f"- {cause}" for cause in CAUSES)):
             self._say(line)
 
@@ -65,16 +65,16 @@ class EvaluateScreen:
         quality = drawn.quality
         length = f"{drawn.count} of at most {drawn.max_new_tokens} tokens"
         self._row("samples", f"{length}; {drawn.sampling}")
-        pairs, triples = _share(quality.distinct_2), _share(quality.distinct_3)
+        pairs, triples = percent(quality.distinct_2), percent(quality.distinct_3)
         self._row("distinct n-grams", f"{pairs} of 2, {triples} of 3")
-        self._row("repeated 4-grams", _share(quality.repeated_4))
-        self._row("ended", f"{_share(quality.ended)} by themselves")
+        self._row("repeated 4-grams", percent(quality.repeated_4))
+        self._row("ended", f"{percent(quality.ended)} with an end-of-text")
         copy = quality.longest_copy
         self._row(
             "longest copy",
             "- (no training split in this source)"
             if copy is None
-            else f"{copy} tokens stand one after another in the training split",
+            else f"{copy} consecutive tokens of the training split",
         )
 
     def difference(self, difference: Difference, first: str, second: str) -> None:
@@ -87,20 +87,16 @@ class EvaluateScreen:
         self._say(difference.verdict(first, second))
         if difference.articles < FEW_ARTICLES:
             self._say(
-                f"{difference.articles} articles are few, and the interval is likely to be too "
-                "narrow. --data.source names more text."
+                f"With only {difference.articles} articles, the interval is probably too narrow. "
+                "Give more text with --data.source."
             )
 
     def _row(self, label: str, value: str) -> None:
         self._say(f"{label:18}{value}")
 
     def _say(self, text: str) -> None:
-        # as it is: a path may hold what rich takes for markup
+        # without markup, which a path may contain by chance
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -113,9 +109,9 @@ class Scorer:
         dtype: Type of the weights.
         device: auto, cpu, cuda, cuda:1, mps.
         batch_size: Windows at a time.
-        processes: Those that share the work.
-        screen: Where the progress is seen.
-        opened: The text as each model so far has read it; its source is opened once for all.
+        processes: The processes that share the work.
+        screen: Prints the progress.
+        opened: The datamodules so far, one for each model; they share one source.
     """
 
     data: EvaluatedText
@@ -131,14 +127,14 @@ class Scorer:
         """Load a model onto the device, in its type.
 
         Raises:
-            UsageError: If there is none of this name, or the device is not there.
+            UsageError: If it does not exist, or the device is not available.
         """
         loaded = load_model(name, revision, flag=flag)
         place(loaded.model, self.device, self.dtype)
         return loaded
 
     def datamodule(self, loaded: TextModel) -> WikiTextDataModule:
-        """Return the text with the model's own tokenizer, which is read from a folder."""
+        """Return a datamodule of the text with the model's own tokenizer."""
         files = tokenizer_files(loaded.tokenizer)
         folder = cache_tokenizer(files, cache_folder(self.data.cache_dir))
         data = WikiTextDataModule(**self.data.given(), tokenizer=str(folder))
@@ -148,20 +144,16 @@ class Scorer:
         return data
 
     def check_comparable(self, loaded: TextModel, name: str) -> None:
-        """See, before anything is scored, whether a difference could be told.
-
-        Raises:
-            UsageError: If the cleaning loses text, or the text is one article.
-        """
+        """Raise UsageError before the scoring if cleaning loses text or there is one article."""
         data = self.datamodule(loaded)
         if not data.cleaner.lossless:
             raise loses_text(name, data.cleaner.name)
         rows = iter(rows_of(data, self.split))
         if next(rows, None) is not None and not any(row.begins for row in rows):
             raise UsageError(
-                "--against: the text is one article, and how sure a difference is can be told over "
-                "several. --data.documents line takes each line of a text file for one; "
-                "--data.source or --split names other text."
+                "--against: the text is one article, and an interval needs several. "
+                "--data.documents line makes each line of a text file an article; --data.source or "
+                "--split chooses other text."
             )
 
     def score(
@@ -170,7 +162,7 @@ class Scorer:
         """Score a model.
 
         Raises:
-            UsageError: If model, text and protocol do not go together.
+            UsageError: If model, text and protocol do not fit together.
         """
         with self.screen.progress(name) as advance:
             return evaluate(
@@ -187,9 +179,9 @@ class Scorer:
 
 
 def loses_text(name: str, cleaning: str) -> UsageError:
-    """Refuse to compare figures of a text that is not all there."""
+    """Return the error for a comparison by bits per byte if text is lost."""
     return UsageError(
-        f"--against: bits per byte say nothing of {name} on this text, since its tokenizer, or "
-        f"--data.cleaning {cleaning}, loses text. Compare models whose tokenizers are byte-level, "
-        "on text as it is."
+        f"--against: bits per byte of {name} on this text are not defined, since its tokenizer, or "
+        f"--data.cleaning {cleaning}, loses text. Compare models with byte-level tokenizers, with "
+        "--data.cleaning none."
     )

@@ -1,10 +1,8 @@
-"""A split as an evaluation reads it: joined to one text, or article by article; and its counts.
+"""Reads a split for an evaluation: joined to one text, or article by article; and counts it.
 
-WikiText as lm-evaluation-harness reads it: articles detokenised, words counted by its rule.
-
-The rules are the harness' own, so that its figures can be compared with: they are applied to a
-whole article, in this order, and lose text in places (``N`` becomes 1; a pair of apostrophes far
-apart is taken for quotation marks).
+Articles of WikiText are detokenised, and their words counted, by lm-evaluation-harness' rules, so
+that figures are comparable: they are applied to a whole article, in this order, and lose text in
+places (``N`` becomes 1; two distant apostrophes are read as quotation marks).
 
 Reference: https://github.com/EleutherAI/lm-evaluation-harness, ``lm_eval/tasks/wikitext``,
 version 0.4.13.
@@ -39,7 +37,7 @@ from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import whole_file
 
-# What is looked for, and what takes its place; a pattern where the rule is one.
+# pairs of a string or pattern and its replacement
 RULES: tuple[tuple[str | re.Pattern[str], str], ...] = (
     ("s '", "s'"),
     (re.compile(r"/' [0-9]/"), "/'[0-9]/"),  # meant for years such as '80, it matches no text
@@ -62,6 +60,10 @@ RULES: tuple[tuple[str | re.Pattern[str], str], ...] = (
     (" 's", "'s"),
 )
 
+READING_VERSION = 3  # raised when rows are joined or articles detokenised in another way
+COUNTS = "counts.npz"  # file of a text's counts, in its token store
+JOINERS: dict[JoinerName, str] = {"newlines": "\n\n", "nothing": ""}
+
 
 def detokenize_article(article: str) -> str:
     """Undo WikiText's tokenisation of one whole article, by the harness' rules."""
@@ -73,16 +75,9 @@ def detokenize_article(article: str) -> str:
     return article
 
 
-READING_VERSION = 3  # of how rows are joined and articles detokenised
-
-COUNTS = "counts.npz"  # of a text's units, beside its tokens
-
-JOINERS: dict[JoinerName, str] = {"newlines": "\n\n", "nothing": ""}
-
-
 @dataclass(frozen=True)
 class ScoredText:
-    """A split's ids and what its original text holds, unit by unit.
+    """A split's ids, and the counts of its original text by unit.
 
     Attributes:
         ids: All ids, with an end-of-text before each unit, shape ``(ids,)``.
@@ -90,8 +85,8 @@ class ScoredText:
         tokens: Tokens of every unit, shape ``(units,)``.
         reading: How the text was read, in words.
         counts: Of the original text.
-        lost: What the tokens do not give back; None where that is not known.
-        wikitext: Whether the text is in WikiText's manner.
+        lost: Kinds of content that the text loses by tokenizing; None if not known.
+        wikitext: Whether the text has WikiText's format.
     """
 
     ids: npt.NDArray[np.unsignedinteger[Any]]
@@ -105,7 +100,7 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class TextCounts:
-    r"""What an original text holds, unit by unit.
+    r"""Counts of an original text, by unit.
 
     Attributes:
         sha256: Of its UTF-8 bytes, in hexadecimal.
@@ -113,8 +108,8 @@ class TextCounts:
         harness_words: Words by lm-evaluation-harness' rule: the pieces of
             ``re.split(r"\s+", unit)``, an empty one at either end included; shape ``(units,)``.
         bytes: UTF-8 bytes, shape ``(units,)``.
-        without_spaces: Whether most of it is of scripts without spaces between words, such as
-            Chinese and Thai: its words say nothing then.
+        without_spaces: Whether most characters are of scripts without spaces between words, such
+            as Chinese and Thai, so that words are not defined.
     """
 
     sha256: str
@@ -125,7 +120,7 @@ class TextCounts:
 
 
 class _Counter:
-    """Counts a text as it streams by, as one unit, or article by article."""
+    """Counts a text while it is read, as one unit or article by article."""
 
     def __init__(self, *, by_article: bool) -> None:
         self.by_article = by_article
@@ -136,7 +131,7 @@ class _Counter:
         self._characters = self._without_spaces = 0
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield rows as they are."""
+        """Count rows, and yield them unchanged."""
         last = ""
         for row in rows:
             if not self._words or (row.begins and self.by_article):
@@ -161,7 +156,7 @@ class _Counter:
         self._end_unit(last)
 
     def _end_unit(self, last: str) -> None:
-        """Count the empty piece after a last white space, or the one that an empty unit is."""
+        """Count the empty piece after a final white space, or that of an empty unit."""
         if self._words:
             self._harness_words[-1] += int(last[-1:].isspace() or self._bytes[-1] == 0)
 
@@ -170,11 +165,11 @@ class _Counter:
         """The counts.
 
         Raises:
-            UsageError: If there was nothing to count.
+            UsageError: If there is no text.
         """
         if not any(self._bytes):
             raise UsageError(
-                "--split: there is no text in it. Choose another, or look at the source."
+                "--split: there is no text in it. Choose another one, or check the source."
             )
         return TextCounts(
             self._digest.hexdigest(),
@@ -191,10 +186,10 @@ def count_text(rows: Rows, *, by_article: bool, store: Path | None = None) -> Te
     Args:
         rows: The text.
         by_article: Whether articles are counted one by one.
-        store: A token store of the same rows, in which the counts are kept.
+        store: A token store of the same rows, in which the counts are cached.
 
     Raises:
-        UsageError: If there is nothing to count.
+        UsageError: If there is no text.
     """
     if store and (kept := _kept_counts(store)):
         return kept
@@ -221,7 +216,7 @@ def _kept_counts(store: Path) -> TextCounts | None:
                 kept["bytes"],
                 bool(kept["without_spaces"]),
             )
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # not cached, or damaged
         return None
 
 
@@ -237,15 +232,14 @@ def read_joined(
 
     Args:
         rows: The split, articles marked.
-        joiner: What stands between rows. Null takes two newlines for WikiText, whose rows are
-            joined so in the literature; elsewhere lines follow each other as in their file, and
-            two newlines stand between documents.
-        cleaner: What is done to each row.
+        joiner: Between rows. Null is two newlines for WikiText, as in the literature; for other
+            text, lines are as in their file, with two newlines between documents.
+        cleaner: Cleans each row.
         tokenizer: The model's.
-        cache: Where the tokens are kept.
+        cache: Folder of the token stores.
 
     Raises:
-        UsageError: If there is no text, or none is left by the cleaner.
+        UsageError: If there is no text, or none after cleaning.
     """
 
     def read(rows: Iterable[Row], wikitext: bool) -> Iterator[Row]:
@@ -257,7 +251,7 @@ def read_joined(
                 between = JOINERS[between_rows] if between_rows else "\n\n" if row.begins else ""
                 yield Row(text + between, begins)
                 begins = False
-            # the Hub's copy of WikiText, from which the figures are, has its blank rows empty
+            # in the Hub's copy of WikiText, which published figures use, blank rows are empty
             text = row.text if row.text.strip() or not wikitext else ""
         yield Row(text, begins)
 
@@ -270,8 +264,8 @@ def read_joined(
             case None:
                 return "lines as they are, two newlines between documents"
 
-    asked = ["joined", joiner]
-    return _tokenized(rows, asked, read, reading, False, cleaner, tokenizer, cache)
+    name = ["joined", joiner]
+    return _tokenized(rows, name, read, reading, False, cleaner, tokenizer, cache)
 
 
 def _joiner(joiner: JoinerName | None, wikitext: bool) -> JoinerName | None:
@@ -283,17 +277,17 @@ def read_articles(
 ) -> ScoredText:
     """Read a split article by article.
 
-    Articles of WikiText are detokenised by lm-evaluation-harness' rules, unless a cleaner is asked
-    for; documents of another text are as they are.
+    Articles of WikiText are detokenised by lm-evaluation-harness' rules, unless there is a cleaner;
+    documents of other text are unchanged.
 
     Args:
         rows: The split, articles marked.
-        cleaner: What is done to each row.
+        cleaner: Cleans each row.
         tokenizer: The model's.
-        cache: Where the tokens are kept.
+        cache: Folder of the token stores.
 
     Raises:
-        UsageError: If there is no text, or none is left by the cleaner.
+        UsageError: If there is no text, or none after cleaning.
     """
 
     def read(rows: Iterable[Row], wikitext: bool) -> Iterator[Row]:
@@ -316,18 +310,18 @@ def read_articles(
 
 
 def _cleaned(rows: Iterable[Row], cleaner: Cleaner) -> Iterator[Row]:
-    """Clean rows; of those that are left empty, only the first of an article stays."""
+    """Clean rows; of empty ones, keep only the first of an article."""
     for row in rows:
         text = cleaner.clean(row.text)
         if text and cleaner.drops_empty:
-            text += "\n"  # such a cleaner takes the row's end as well, which keeps rows apart
+            text += "\n"  # such a cleaner removes the row's end, which separates rows
         if text or row.begins or not cleaner.drops_empty:
             yield Row(text, row.begins)
 
 
 def _tokenized(
     rows: Rows,
-    asked: list[str | None],
+    name: list[str | None],
     read: Callable[[Iterable[Row], bool], Iterator[Row]],
     reading: Callable[[bool], str],
     by_article: bool,
@@ -335,20 +329,20 @@ def _tokenized(
     tokenizer: PreTrainedTokenizerBase,
     cache: Path,
 ) -> ScoredText:
-    """Count and tokenize a text in one reading, or take both from the cache.
+    """Count and tokenize a text in one reading, or load both from the cache.
 
     Args:
         rows: The text.
-        asked: What decides, beside the text itself, how it is read.
+        name: Identifies the way of reading, in the store's name.
         read: The rows, and whether they are WikiText's -> the rows to tokenize.
         reading: Whether the rows are WikiText's -> how they are read, in words.
         by_article: Whether articles are counted one by one.
-        cleaner: What is done to each row.
+        cleaner: Cleans each row.
         tokenizer: The model's.
-        cache: Where the tokens are kept.
+        cache: Folder of the token stores.
     """
     shaped_by: dict[str, Any] = {
-        "reading": [*asked, READING_VERSION],
+        "reading": [*name, READING_VERSION],
         "rows": rows.digest(),
         "cleaning": [cleaner.name, cleaner.version],
         "tokenizer": tokenizer_digest(tokenizer),
@@ -374,9 +368,7 @@ def _tokenized(
     starts = store.starts[:-1]
     tokens = np.diff(store.starts) - 1  # an end-of-text follows each
     if not tokens.any():
-        raise UsageError(
-            f"--data.cleaning {cleaner.name}: it leaves nothing of the split. Try none."
-        )
+        raise UsageError(f"--data.cleaning {cleaner.name}: nothing of the split is left. Try none.")
     return ScoredText(
         store.ids, starts, tokens, reading(wikitext), counts, store.manifest.lost, wikitext
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from gpt2_lightning.data.articles import RAW_SHA256, ROWS, Rows, SplitName, as_articles
-from gpt2_lightning.data.files import open_path
+from gpt2_lightning.data.files import first_names, open_path
 from gpt2_lightning.data.readers import is_data
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetch.download import read_manifest
@@ -122,8 +122,7 @@ def _expected_hash(folder: Path, file: Path) -> str | None:
 
 
 def _names(folder: Path, files: list[Path]) -> str:
-    first = ", ".join(str(file.relative_to(folder)) for file in files[:3])
-    return first + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return first_names((str(file.relative_to(folder)) for file in files), most=3)
 
 
 def _is(files: list[Path]) -> str:
@@ -335,11 +334,10 @@ def check_folder(name: str) -> Finding:
         return _model(folder, models)
     if data := _find(folder, looks_like_data):
         return _data(folder, data)
-    names = sorted(path.name for path in folder.iterdir())
-    held = ", ".join(names[:8]) + (" and more" if len(names) > 8 else "") if names else "nothing"
     raise UsageError(
         f"--check {name}: neither a model (config.json, model.safetensors, tokenizer.json) nor "
-        f"data (parquet, txt, jsonl, csv, wiki.train.raw). It holds: {held}."
+        f"data (parquet, txt, jsonl, csv, wiki.train.raw). It holds: "
+        f"{first_names(path.name for path in folder.iterdir())}."
     )
 
 

@@ -18,7 +18,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 
-from gpt2_lightning.errors import UsageError
+from gpt2_lightning.errors import UsageError, one_line
 
 Kind = Literal["model", "data"]
 
@@ -249,18 +249,20 @@ def given_up(error: Exception, repo: RepoRef, kept: str) -> UsageError:
             return UsageError(f"{what} has failed (HTTP {error.status}). {again}")
         case httpx2.ConnectTimeout() | httpx2.ConnectError() if _certificate(error):
             return UsageError(
-                f"{what}: its certificate is not trusted ({_words(error)}). Behind a company's "
+                f"{what}: its certificate is not trusted ({one_line(error)}). Behind a company's "
                 "proxy, point SSL_CERT_FILE to its certificate."
             )
         case httpx2.ConnectTimeout() | httpx2.ConnectError() | httpx2.ProxyError():
-            return UsageError(f"{what} cannot be reached ({_words(error)}). {again}")
+            return UsageError(f"{what} cannot be reached ({one_line(error)}). {again}")
         case httpx2.TimeoutException():
             return UsageError(
                 f"{what} timed out after {repo.timeout:g} seconds, repeatedly. {again} "
                 "--timeout SECONDS waits longer."
             )
         case _:
-            return UsageError(f"{what} closed the connection repeatedly ({_words(error)}). {again}")
+            return UsageError(
+                f"{what} closed the connection repeatedly ({one_line(error)}). {again}"
+            )
 
 
 def _certificate(error: BaseException | None) -> bool:
@@ -269,10 +271,6 @@ def _certificate(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _seconds(header: str | None) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from gpt2_lightning.errors import UsageError, reason
+from gpt2_lightning.errors import UsageError, one_line, reason
 from gpt2_lightning.pretrained import INDEX, PICKLED, listed_shards, load_config
 from gpt2_lightning.storage import whole_folder
 
@@ -71,9 +71,7 @@ def _load(
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"{name}: it does not fit config.json ({' '.join(str(error).split())[:200]})."
-        ) from error
+        raise UsageError(f"{name}: it does not fit config.json ({one_line(error)}).") from error
     return model, set(loading["missing_keys"])
 
 

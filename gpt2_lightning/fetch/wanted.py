@@ -3,6 +3,7 @@
 import re
 from pathlib import PurePosixPath
 
+from gpt2_lightning.data.files import first_names
 from gpt2_lightning.data.readers import is_data
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetch.hubs import Listing, RemoteFile
@@ -51,7 +52,7 @@ def model_files(
     if "config.json" not in by_path:
         raise UsageError(
             f"{repo.said}: it has no config.json, so it is no model for transformers. It holds: "
-            f"{_some(by_path)}."
+            f"{first_names(by_path)}."
         )
     weights, pickled = _weights(by_path, WHOLE), False
     if not weights and (weights := _weights(by_path, PICKLED)):
@@ -64,7 +65,8 @@ def model_files(
             )
     if not weights:
         raise UsageError(
-            f"{repo.said}: it has no weights as {WHOLE} or {PICKLED}. It holds: {_some(by_path)}."
+            f"{repo.said}: it has no weights as {WHOLE} or {PICKLED}. It holds: "
+            f"{first_names(by_path)}."
         )
     if everything:
         return list(listing.files), pickled
@@ -117,7 +119,7 @@ def data_files(listing: Listing, subset: str | None, *, everything: bool) -> lis
     if not folders:
         raise UsageError(
             f"{repo.said}: it has no data that can be read here (parquet, jsonl, csv, txt). It "
-            f"holds: {_some({file.path: file for file in listing.files})}."
+            f"holds: {first_names(file.path for file in listing.files)}."
         )
     return next(iter(folders.values()))
 
@@ -129,10 +131,3 @@ def _below(subset: str, folders: dict[str, list[RemoteFile]]) -> list[str]:
 
 def _named(folder: str) -> str:
     return "files at its top" if folder == "." else folder
-
-
-def _some(by_path: dict[str, RemoteFile], most: int = 8) -> str:
-    names = sorted(by_path)
-    if not names:
-        return "nothing"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

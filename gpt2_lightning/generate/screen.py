@@ -20,7 +20,20 @@ from gpt2_lightning.model.gpt2 import positions_of
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.parser import Parser
 
+with suppress(ImportError):  # not on Windows
+    import readline  # noqa: F401 - importing it gives input() line editing and a history
+
 MOST_FORGOTTEN = 5  # prompts that are listed as partly out of context
+
+HELP = """\
+Type a prompt and press Enter: the model continues it. Ctrl-C stops it, Ctrl-D quits.
+  /set NAME VALUE   change an option: /set temperature 0.9
+  /options          show the options
+  /again            continue the last prompt once more, with the next seed
+  /save FILE        write all samples so far to a .txt or .jsonl file
+  /help             show this
+  /quit             quit
+A prompt that begins with a slash is written with two: //etc/hosts"""
 
 
 def print_stream(prompt: str, pieces: Generator[str, None, Sample], written: list[str]) -> Sample:
@@ -85,20 +98,6 @@ def progress(*, enabled: bool) -> Iterator[Callable[[int, int], None]]:
             bar.update(task, advance=tokens, total=total)
 
         yield advance
-
-
-with suppress(ImportError):  # not on Windows
-    import readline  # noqa: F401 - importing it gives input() line editing and a history
-
-HELP = """\
-Type a prompt and press Enter: the model continues it. Ctrl-C stops it, Ctrl-D quits.
-  /set NAME VALUE   change an option: /set temperature 0.9
-  /options          show the options
-  /again            continue the last prompt once more, with the next seed
-  /save FILE        write all samples so far to a .txt or .jsonl file
-  /help             show this
-  /quit             quit
-A prompt that begins with a slash is written with two: //etc/hosts"""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`inspect`: what the model will really see of a source, before training."""
+"""`inspect`: what the model will see of a source, before training."""
 
 import re
 import sys
@@ -18,8 +18,15 @@ from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.cleaning import CLEANERS, CleaningName
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.evaluate.card import percent
 from gpt2_lightning.fit.settings import FitSettings
-from gpt2_lightning.inspect.findings import Findings, SplitFigures, advice, as_document, find
+from gpt2_lightning.inspect.findings import (
+    Findings,
+    SplitFigures,
+    advice,
+    as_document,
+    inspect_source,
+)
 from gpt2_lightning.inspect.rows import Duplicate
 from gpt2_lightning.inspect.tokens import FirstBlock
 
@@ -27,9 +34,13 @@ WORD = re.compile(r"\w+|\s|[^\w\s]")
 
 GONE, NEW = "white on red", "black on green"
 
+BAR = 24  # cells of the histogram's longest bar
+SHOWN_AT_START, SHOWN_AT_END = 6, 3  # positions of the first block
+LONGEST_TEXT = 240  # characters shown of the first block
+
 
 def differences(before: str, after: str) -> tuple[Text, Text]:
-    """Colour what is gone from the first text and new in the second, word by word.
+    """Colour the words that are only in the first text, and those only in the second.
 
     Args:
         before: Some hundred characters; the time grows with their square.
@@ -44,11 +55,8 @@ def differences(before: str, after: str) -> tuple[Text, Text]:
     return shown_before, shown_after
 
 
-BAR = 24  # cells of the histogram's longest bar
-
-
 class _Line(NamedTuple):
-    """A row of the table; one without a figure is a heading."""
+    """A row of the table; a heading if it has no figure."""
 
     label: str
     figure: Callable[[SplitFigures], str] | None = None
@@ -60,8 +68,8 @@ def figures_table(
     """Put the figures of several splits, or of one under several cleaners, side by side.
 
     Args:
-        columns: By the name of each, its figures and of what they are.
-        title: Above the table.
+        columns: By name, the figures and their datamodule.
+        title: Title of the table.
     """
     _, data = next(iter(columns.values()))
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1))
@@ -93,30 +101,30 @@ def _lines(data: WikiTextDataModule, cleaning: str, ngrams: str) -> list[_Line]:
         _Line("characters", lambda it: _count(it.original.characters)),
         _Line("bytes (UTF-8)", lambda it: _count(it.original.bytes)),
         _Line(cleaning),
-        _Line("characters lost", lambda it: _share(it.cleaning.share_of_characters_lost)),
-        _Line("punctuation lost", lambda it: _share(it.cleaning.share_of_punctuation_lost)),
-        _Line("numbers lost", lambda it: _share(it.cleaning.share_of_numbers_lost)),
+        _Line("characters lost", lambda it: percent(it.cleaning.share_of_characters_lost)),
+        _Line("punctuation lost", lambda it: percent(it.cleaning.share_of_punctuation_lost)),
+        _Line("numbers lost", lambda it: percent(it.cleaning.share_of_numbers_lost)),
         _Line("rows emptied", lambda it: _count(it.cleaning.rows_emptied)),
         _Line("tokens"),
         _Line("tokens", lambda it: _count(it.vocabulary.tokens)),
         _Line("tokens per word", lambda it: _ratio(it.vocabulary.tokens_per_word)),
         _Line("tokens per character", lambda it: _ratio(it.vocabulary.tokens_per_character)),
-        _Line("pieces of characters", lambda it: _share(it.vocabulary.pieces_of_characters)),
-        _Line("vocabulary used", lambda it: _share(it.vocabulary.used / it.vocabulary.size)),
+        _Line("pieces of characters", lambda it: percent(it.vocabulary.pieces_of_characters)),
+        _Line("vocabulary used", lambda it: percent(it.vocabulary.used / it.vocabulary.size)),
         _Line(f"blocks: {data.blocks}, {data.block_size:,} tokens"),
         _Line(f"{unit} with text", lambda it: _count(it.lengths.units)),
         _Line("blocks per epoch", lambda it: _count(it.fill.blocks)),
         _Line("tokens to predict", lambda it: _count(it.fill.targets)),
-        _Line("positions used", lambda it: _share(it.fill.share_used)),
-        _Line("positions padded", lambda it: _share(it.fill.share_padded)),
-        _Line("tokens cut off", lambda it: _share(it.fill.share_cut_off)),
-        _Line("targets masked", lambda it: _share(it.fill.share_masked)),
+        _Line("positions used", lambda it: percent(it.fill.share_used)),
+        _Line("positions padded", lambda it: percent(it.fill.share_padded)),
+        _Line("tokens cut off", lambda it: percent(it.fill.share_cut_off)),
+        _Line("targets masked", lambda it: percent(it.fill.share_masked)),
         _Line("repetition"),
         _Line("repeated articles", lambda it: _count(it.duplicates.articles)),
         _Line("articles also in train", lambda it: _count(it.duplicates.in_training)),
         _Line(
             f"{ngrams} also in train",
-            lambda it: _share(it.overlap.share if it.overlap else None),
+            lambda it: percent(it.overlap.share if it.overlap else None),
         ),
     ]
 
@@ -129,16 +137,12 @@ def _words(figures: SplitFigures, count: int) -> str:
     return _count(count if figures.cleaning.has_words else None)
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
 def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
 def lengths_table(findings: Findings, data: WikiTextDataModule) -> Table:
-    """Draw the histogram of the first split's lengths, the others' shares beside it."""
+    """Return the histogram of the first split's lengths, with the other splits' shares."""
     splits = findings.splits
     first = next(iter(splits.values())).lengths
     unit = "articles" if data.blocks == "pack" else "rows"
@@ -170,25 +174,21 @@ def lengths_table(findings: Findings, data: WikiTextDataModule) -> Table:
             ProgressBar(
                 most, share, BAR, style="grey19", complete_style=colour, finished_style=colour
             ),
-            *(_share(shares[name].get(low, 0.0)) for name in splits),
+            *(percent(shares[name].get(low, 0.0)) for name in splits),
             "" if not cut else "cut" if low > data.block_size else "in part",
         )
     return table
 
 
-SHOWN_AT_START, SHOWN_AT_END = 6, 3  # positions of the first block
-
-LONGEST_TEXT = 240  # characters shown of the first block
-
 Found = tuple[Findings, WikiTextDataModule]
 
 
 def show(console: Console, found: Mapping[CleaningName, Found], chosen: CleaningName) -> None:
-    """Print what was found, in 80 columns.
+    """Print the findings, in 80 columns.
 
     Args:
-        console: Where.
-        found: The figures under each cleaner that was asked for, and of what they are.
+        console: The console.
+        found: For each cleaner, the findings and their datamodule.
         chosen: The cleaner that `fit` would use.
     """
     findings, data = found[chosen]
@@ -219,7 +219,7 @@ def _print_source(console: Console, findings: Findings, data: WikiTextDataModule
         f"{len(data.tokenizer):,} ids",
     }
     if held_out := findings.held_out_from_train:
-        lines["not in it"] = f"{' and '.join(held_out)}: taken out of the training text"
+        lines["not in it"] = f"{' and '.join(held_out)}: held out of the training text"
     if findings.missing:
         lines["missing"] = f"{' and '.join(findings.missing)}: no such split in this source"
     for label, value in lines.items():
@@ -289,11 +289,11 @@ def _print_block(
     size = len(block.inputs)
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"The first block of the {name} split: what is read, and to be said next",
+        title=f"The first block of the {name} split: inputs and targets",
         title_justify="left",
         caption="Every target is the next position's input."
         if block.in_step
-        else "A target is NOT the next position's input: the blocks are out of step.",
+        else "A target is NOT the next position's input: the blocks are misaligned.",
         caption_justify="left",
     )
     table.add_column("position", justify="right")
@@ -320,7 +320,7 @@ def _print_block(
 
 
 def _quoted(text: str) -> str:
-    """Show white space as one would type it."""
+    """Quote a text, with escapes for white space."""
     return '"' + text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") + '"'
 
 
@@ -333,23 +333,23 @@ def inspect(
     rows: int = 3,
     json: bool = False,
 ) -> None:
-    """Show what the model will really see: counts, lengths, what is lost, and a first block.
+    """Show what the model will see: counts, lengths, losses by cleaning, and a first block.
 
     Args:
-        settings: What `fit` would be told.
-        split: Look at this split alone, or at all that the source has.
-        compare: Put the cleaners none, detokenize and tutorial side by side.
-        ngram: Tokens of the n-grams that are looked for in the training split.
+        settings: The flags of `fit`.
+        split: Inspect only this split, or all splits of the source.
+        compare: Compare the cleaners none, detokenize and tutorial side by side.
+        ngram: Tokens of the n-grams that are searched in the training split.
         rows: Rows to show before and after cleaning.
-        json: Print all figures as JSON on standard output, and nothing else there.
+        json: Print only the figures, as JSON, on standard output.
 
     Raises:
-        UsageError: If the source cannot be read, or a flag says what cannot be.
+        UsageError: If the source cannot be read, or a flag is invalid.
     """
     if ngram < 1:
-        raise UsageError(f"--ngram {ngram}: it has to be 1 or more. Try 13.")
+        raise UsageError(f"--ngram {ngram}: must be >= 1. Try 13.")
     if rows < 0:
-        raise UsageError(f"--rows {rows}: it has to be 0 or more.")
+        raise UsageError(f"--rows {rows}: must be >= 0.")
     wanted: SplitName | None = None if split == "all" else split
     given: dict[str, Any] = settings.values.data.as_dict()
     cleaners: list[CleaningName] = [given["cleaning"]]
@@ -357,8 +357,10 @@ def inspect(
         cleaners += [name for name in CLEANERS if name not in cleaners]
     cleanings = [WikiTextDataModule(**given | {"cleaning": name}) for name in cleaners]
     working = Console(stderr=True).status
-    with redirect_stdout(sys.stderr):  # what others print goes where messages go
-        findings = find(cleanings, split=wanted, ngram=ngram, samples=rows, working=working)
+    with redirect_stdout(sys.stderr):  # standard output is for the result only
+        findings = inspect_source(
+            cleanings, split=wanted, ngram=ngram, samples=rows, working=working
+        )
     chosen = cleaners[0]
     by_name = dict(zip(cleaners, zip(findings, cleanings, strict=True), strict=True))
     found = {name: by_name[name] for name in CLEANERS if name in by_name}

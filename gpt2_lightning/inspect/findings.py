@@ -1,4 +1,4 @@
-"""All figures of a source, split by split; what is amiss, and what would mend it."""
+"""All figures of a source by split; what is wrong, and what would fix it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,13 +8,14 @@ from typing import Any
 from gpt2_lightning.data.articles import SplitName
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.tokenizer import unsuited_vocabulary
+from gpt2_lightning.evaluate.card import percent
 from gpt2_lightning.evaluate.ngrams import Overlap, measure_overlap
 from gpt2_lightning.inspect.rows import (
     CleaningLoss,
     CleaningMeter,
     Duplicates,
     OriginalText,
-    Reader,
+    RowCounter,
     find_duplicates,
 )
 from gpt2_lightning.inspect.tokens import (
@@ -30,20 +31,25 @@ from gpt2_lightning.inspect.tokens import (
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
+MOST_CUT_OFF = 0.1  # share of the tokens
+MOST_UNKNOWN = 0.001  # share of the tokens
+FEWEST_LINES = 20  # of an article whose lines may be separate texts
+LONGEST_LINE = 280  # characters on average: a tweet
+MOST_OVERLAP = 0.05  # share of the n-grams
+
 
 @dataclass(frozen=True)
 class SplitFigures:
-    """All that is measured of one split.
+    """The figures of one split.
 
     Attributes:
-        original: The text as the source has it.
-        cleaning: What cleaning takes from it.
+        original: Counts of the source's text.
+        cleaning: What is lost by cleaning.
         vocabulary: Its tokens.
-        lengths: How long its articles (`pack`) or rows (`pad`) are.
-        fill: How it fills its blocks.
-        duplicates: Articles that stand more than once.
-        overlap: What of it stands in the training split; None where there is none, or it is the
-            training split.
+        lengths: Lengths of its articles (`pack`) or rows (`pad`).
+        fill: How its blocks are filled.
+        duplicates: Repeated articles.
+        overlap: Its overlap with the training split; None for the training split, or without one.
         first_block: Its first block.
     """
 
@@ -59,13 +65,12 @@ class SplitFigures:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is in a source.
+    """The figures of a source.
 
     Attributes:
-        splits: The figures of every split that was looked at.
-        missing: Splits that the source does not have, and that cannot be taken out of another.
-        held_out_from_train: Splits that are taken out of the training text, as the source does not
-            have them.
+        splits: The figures of every inspected split.
+        missing: Splits that the source does not have, and that cannot be held out of another.
+        held_out_from_train: Splits that the source does not have, held out of the training text.
     """
 
     splits: dict[SplitName, SplitFigures]
@@ -73,7 +78,7 @@ class Findings:
     held_out_from_train: list[SplitName]
 
 
-def find(
+def inspect_source(
     cleanings: list[WikiTextDataModule],
     *,
     split: SplitName | None = None,
@@ -81,22 +86,21 @@ def find(
     samples: int,
     working: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> list[Findings]:
-    """Measure a source on the token stores and blocks that `fit` would use.
+    """Measure a source with the token stores and blocks that `fit` would use.
 
-    The stores are written where they are not yet there; no model is needed. What is held in
-    memory does not grow with the text, but for eight bytes an article and what `cleanings` hold
-    of their blocks.
+    The stores are written unless they are cached; no model is needed. Memory does not grow with
+    the text, except for eight bytes an article, and the blocks of `cleanings`.
 
     Args:
-        cleanings: The source under one cleaner or several, which share one reading; not set up.
-        split: Look at this one alone, and at what of it stands in the training split; None looks
-            at all that there are.
+        cleanings: Datamodules of the source with one cleaner each, before `setup`; they share one
+            reading.
+        split: Inspect only this one, and its overlap with the training split; None inspects all.
         ngram: Tokens of an n-gram, for the overlap with the training split.
         samples: Rows to show before and after cleaning.
-        working: Makes a context, in which something is done that takes its time.
+        working: Returns a context manager that shows progress.
 
     Returns:
-        The figures under each cleaner.
+        The findings with each cleaner.
 
     Raises:
         UsageError: If the source cannot be read, or has no such split.
@@ -104,27 +108,27 @@ def find(
     first = cleanings[0]
     there = first.splits([])
     looked_at = [name for name in SPLITS if name in there] if split is None else [split]
-    # the training split, too, since what is held out is compared with it
+    # the training split, too, with which held-out splits are compared
     needed = {*looked_at, "train"} & there.keys() | set(looked_at)
     for data in cleanings:
         data.share_source(first)
         data.prepare([name for name in SPLITS if name in needed])
         data.setup("fit")
-    readers = {name: Reader() for name in first.stores}
+    counters = {name: RowCounter() for name in first.stores}
     meters = {
         name: [CleaningMeter(data.cleaner, samples) for data in cleanings] for name in looked_at
     }
     with working("Measuring the text"):
-        for name, row in first.each_row(readers):
-            readers[name].add(row)
+        for name, row in first.each_row(counters):
+            counters[name].add(row)
             for meter in meters.get(name, ()):
                 meter.add(row.text)
-        for reader in readers.values():
-            reader.end_article()
-        training = readers["train"].digests if "train" in readers else None
+        for counter in counters.values():
+            counter.end_article()
+        training = counters["train"].digests if "train" in counters else None
         duplicates = {
             name: find_duplicates(
-                there[name], readers[name].digests, None if name == "train" else training
+                there[name], counters[name].digests, None if name == "train" else training
             )
             for name in looked_at
         }
@@ -134,7 +138,7 @@ def find(
                     name: _figures(
                         data,
                         name,
-                        readers[name].text,
+                        counters[name].text,
                         meters[name][at].loss,
                         duplicates[name],
                         ngram,
@@ -173,23 +177,12 @@ def _figures(
     )
 
 
-MOST_CUT_OFF = 0.1  # share of the tokens
-
-MOST_UNKNOWN = 0.001  # share of the tokens
-
-FEWEST_LINES = 20  # of an article, before its lines may be texts of their own
-
-LONGEST_LINE = 280  # characters on average: a tweet
-
-MOST_OVERLAP = 0.05  # share of the n-grams
-
-
 def advice(findings: Findings, data: WikiTextDataModule) -> list[str]:
-    """Return what is amiss, with what would mend it.
+    """Return what is wrong, with what would fix it.
 
     Args:
-        findings: What was measured.
-        data: Of which.
+        findings: The findings.
+        data: Their datamodule.
     """
     first = next(iter(findings.splits))
     figures = findings.splits[first]
@@ -210,8 +203,8 @@ def _missing(findings: Findings) -> list[str]:
     return [
         f"This source has no {' and no '.join(findings.missing)} split"
         + (
-            ", so fit would refuse it, and how much of the others stands in the training text is "
-            "not known."
+            ", so fit would refuse it, and the overlap of the others with the training text is not "
+            "known."
             if "train" in findings.missing
             else "."
         )
@@ -229,13 +222,13 @@ def _of_vocabulary(
         found.append(note)
     if lost:
         found.append(
-            f"The tokenizer does not give back all of the {name} split: {lost} are lost for good, "
-            "in training and in what the model writes."
+            f"The tokenizer loses content of the {name} split: {lost}. The model can neither learn "
+            "nor generate it."
         )
     if vocabulary.unknown > MOST_UNKNOWN:
         found.append(
-            f"{_percent(vocabulary.unknown)} of the {name} split's tokens are unknown to the "
-            "vocabulary: what they stood for is lost."
+            f"{percent(vocabulary.unknown)} of the {name} split's tokens are the unknown token: "
+            "their text is lost."
         )
     return found
 
@@ -244,36 +237,35 @@ def _of_blocks(name: SplitName, figures: SplitFigures, data: WikiTextDataModule)
     found = []
     if figures.fill.share_cut_off > MOST_CUT_OFF:
         found.append(
-            f"{_percent(figures.fill.share_cut_off)} of the {name} split's tokens are cut off and "
-            "never seen. --data.blocks pack keeps them all; a larger --data.block_size keeps more."
+            f"{percent(figures.fill.share_cut_off)} of the {name} split's tokens are cut off. "
+            "--data.blocks pack keeps all of them; a larger --data.block_size keeps more."
         )
     if data.cleaner.name == "detokenize" and not data.stores[name].manifest.marks:
         found.append(
-            "--data.cleaning detokenize undoes WikiText's marks (such as @-@), of which there are "
-            "none here: it may join what belongs apart. Try none."
+            "--data.cleaning detokenize undoes WikiText's marks (such as @-@), and there are none "
+            "here: it may join separate words. Try --data.cleaning none."
         )
     return found
 
 
 def _of_lines(name: SplitName, figures: SplitFigures, data: WikiTextDataModule) -> list[str]:
-    """Tell of short lines without paragraphs between them, which may be texts of their own."""
+    """Return advice if short lines without paragraphs may be separate texts."""
     text = figures.original
     many = text.rows >= FEWEST_LINES and text.rows >= FEWEST_LINES * text.articles
     short = text.characters <= LONGEST_LINE * text.rows
     if data.documents == "line" or not many or not short or text.blank_rows > text.rows / 100:
         return []
     return [
-        f"The {name} split has {text.rows:,} short lines and hardly a blank one. If each is a text "
-        "of its own (a tweet, a joke), --data.documents line puts an end-of-text after each."
+        f"The {name} split has {text.rows:,} short lines and hardly any blank ones. If each is a "
+        "separate text (a tweet, a joke), --data.documents line puts an end-of-text after each."
     ]
 
 
 def _of_marks(name: SplitName, figures: SplitFigures, data: WikiTextDataModule) -> list[str]:
     return [
-        f"--data.cleaning {data.cleaner.name} makes the word {word!r} of the mark {mark}, which "
-        f"stands {count:,} times in the {name} split: the model will learn to write it. Take a "
-        "text without such marks (wikitext-2-raw-v1 in the place of wikitext-2-v1), or "
-        "--data.cleaning none."
+        f"--data.cleaning {data.cleaner.name} turns the mark {mark} into the word {word!r}, which "
+        f"the model will learn to write: {count:,} times in the {name} split. Use a text without "
+        "such marks (wikitext-2-raw-v1 instead of wikitext-2-v1), or --data.cleaning none."
         for mark, (word, count) in figures.cleaning.marks_made_words.items()
     ]
 
@@ -288,20 +280,16 @@ def _of_duplicates(name: SplitName, figures: SplitFigures) -> list[str]:
     if figures.duplicates.in_training:
         found.append(
             f"{figures.duplicates.in_training:,} of the {name} split's "
-            f"{figures.original.articles:,} articles stand in the training split too: its "
-            "perplexity will flatter the model."
+            f"{figures.original.articles:,} articles are also in the training split: its "
+            "perplexity will be too low."
         )
     overlap = figures.overlap
     if overlap is not None and overlap.share is not None and overlap.share > MOST_OVERLAP:
         found.append(
-            f"{_percent(overlap.share)} of the {name} split's {overlap.n}-grams stand in the "
-            "training split: its perplexity will flatter the model."
+            f"{percent(overlap.share)} of the {name} split's {overlap.n}-grams are also in the "
+            "training split: its perplexity will be too low."
         )
     return found
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def as_document(findings: Findings, data: WikiTextDataModule) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A source's rows as they are: counts, articles that stand twice, what cleaning takes away."""
+"""A source's rows: counts, repeated articles, and what is lost by cleaning."""
 
 import hashlib
 import random
@@ -16,7 +16,14 @@ from gpt2_lightning.data.articles import Row, Rows, word_chunks
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.token_text import WITHOUT_SPACES
 
-NO_WORDS = 0  # in place of an article's digest
+NO_WORDS = 0  # instead of the digest of an article without words
+
+MOST_EXAMPLES = 3  # repeated articles that are named
+BEGINNING = 60  # characters of one
+LONGEST_SAMPLE = 400  # characters shown of a row
+SHORTEST_SAMPLE = 40  # characters; headings say little of a cleaner
+ANGLE_MARKS = re.compile(r"<(?:unk|UNK|pad|PAD|s|eos|num|NUM|mask|MASK)>")  # of corpora
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 @dataclass
@@ -26,7 +33,7 @@ class OriginalText:
     Attributes:
         articles: Articles.
         rows: Rows.
-        blank_rows: Rows of nothing but white space.
+        blank_rows: Rows of white space only.
         words: Words by ``str.split``.
         harness_words: Words by lm-evaluation-harness' rule: the pieces of
             ``re.split(r"\s+", article)``, an empty one at either end included.
@@ -43,13 +50,13 @@ class OriginalText:
     bytes: int = 0
 
 
-class Reader:
-    """Counts rows, and takes each article's digest; memory grows by eight bytes an article.
+class RowCounter:
+    """Counts rows and hashes articles; memory grows by eight bytes an article.
 
     Attributes:
         text: The counts.
         digests: For each article 64 bits of the BLAKE2b of its words joined with single spaces;
-            0 where it has none.
+            0 if it has none.
     """
 
     def __init__(self) -> None:
@@ -80,7 +87,7 @@ class Reader:
         self._last = row.text
 
     def end_article(self) -> None:
-        """Take the digest of the article that was begun; to be called after the last row too."""
+        """Finish the present article's digest; call it after the last row, too."""
         text = self.text
         words, size = self._before
         if text.rows:
@@ -89,11 +96,6 @@ class Reader:
             self.digests.append(number if text.words > words else NO_WORDS)
         self._digest = hashlib.blake2b(digest_size=8)
         self._before = text.words, text.bytes
-
-
-TOLD = 3  # duplicates that are named
-
-BEGINNING = 60  # characters of one
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,14 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Articles that are the same but for white space.
+    """Articles that are equal except for white space.
 
     Attributes:
-        articles: Articles that repeat an earlier one of their split; those without a word aside.
-        in_training: Articles that stand in the training split; None where that is not known, or
-            is the split itself.
+        articles: Articles that repeat an earlier one of their split, without empty ones.
+        in_training: Articles that are also in the training split; None for the training split, or
+            without one.
         examples: The first few that repeat an earlier one.
-        examples_in_training: The first few that stand in the training split.
+        examples_in_training: The first few that are also in the training split.
     """
 
     articles: int
@@ -124,23 +126,23 @@ class Duplicates:
 
 
 def find_duplicates(rows: Rows, digests: "array[int]", training: "array[int] | None") -> Duplicates:
-    """Find an article's repetitions by its digest, of 64 bits.
+    """Find repeated articles by their 64-bit digests.
 
-    Of n different articles, some two have one digest with a chance below n^2 / 2^65: one in
+    The probability that any two of n different articles collide is below n^2 / 2^65: one in
     370,000 for ten million.
 
     Args:
-        rows: The split, articles marked; read again, up to the last example, where there is one.
-        digests: Of its articles (see `Reader`).
+        rows: The split, articles marked; read again up to the last example, if there is any.
+        digests: Of its articles (see `RowCounter`).
         training: Those of the training split, if this is another one.
     """
     own = _as_numbers(digests)
     _, first_of, copy_of = np.unique(own, return_index=True, return_inverse=True)
     firsts = first_of[copy_of]
     repeated = np.flatnonzero((firsts != np.arange(len(own))) & (own != NO_WORDS))
-    pairs = [(int(place), int(firsts[place])) for place in repeated[:TOLD]]
+    pairs = [(int(place), int(firsts[place])) for place in repeated[:MOST_EXAMPLES]]
     if training is None:
-        return Duplicates(len(repeated), None, _told(rows, pairs), [])
+        return Duplicates(len(repeated), None, _examples(rows, pairs), [])
     theirs, place_of = np.unique(_as_numbers(training), return_index=True)
     nearest = np.searchsorted(theirs, own).clip(max=max(len(theirs) - 1, 0))
     found = (
@@ -148,17 +150,17 @@ def find_duplicates(rows: Rows, digests: "array[int]", training: "array[int] | N
         if len(theirs)
         else np.empty(0, np.int64)
     )
-    standing = [(int(place), int(place_of[nearest[place]])) for place in found[:TOLD]]
-    told = _told(rows, pairs + standing)
-    return Duplicates(len(repeated), len(found), told[: len(pairs)], told[len(pairs) :])
+    standing = [(int(place), int(place_of[nearest[place]])) for place in found[:MOST_EXAMPLES]]
+    examples = _examples(rows, pairs + standing)
+    return Duplicates(len(repeated), len(found), examples[: len(pairs)], examples[len(pairs) :])
 
 
 def _as_numbers(digests: "array[int]") -> npt.NDArray[np.uint64]:
     return np.frombuffer(digests, np.uint64) if digests else np.empty(0, np.uint64)
 
 
-def _told(rows: Rows, pairs: list[tuple[int, int]]) -> list[Duplicate]:
-    """Look up how articles begin."""
+def _examples(rows: Rows, pairs: list[tuple[int, int]]) -> list[Duplicate]:
+    """Return pairs of repeated articles with their beginnings."""
     beginnings: dict[int, str] = {}
     wanted = {article for article, _ in pairs}
     article = -1
@@ -175,18 +177,9 @@ def _told(rows: Rows, pairs: list[tuple[int, int]]) -> list[Duplicate]:
     ]
 
 
-LONGEST_SAMPLE = 400  # characters shown of a row
-
-SHORTEST_SAMPLE = 40  # characters; headings say little of a cleaner
-
-ANGLE_MARKS = re.compile(r"<(?:unk|UNK|pad|PAD|s|eos|num|NUM|mask|MASK)>")  # of corpora
-
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-
-
 @dataclass(frozen=True)
 class SampleRow:
-    """The beginning of a row, before and after."""
+    """The beginning of a row, before and after cleaning."""
 
     before: str
     after: str
@@ -194,25 +187,25 @@ class SampleRow:
 
 @dataclass
 class CleaningLoss:
-    """What a cleaner leaves of a split.
+    """What is lost of a split by cleaning.
 
-    WikiText's own marks count as the sign they carry (``@-@`` as ``-``), on both sides: undoing
-    them is no loss. White space does not count.
+    WikiText's marks count as their sign (``@-@`` as ``-``) before and after: undoing them is no
+    loss. White space does not count.
 
     Attributes:
-        characters: Characters before, white space aside.
+        characters: Characters before, without white space.
         punctuation: Of these, punctuation and symbols (Unicode's categories P and S).
         numbers: Numbers before: digits, with points and commas between them.
-        characters_left: Characters after, white space aside.
+        characters_left: Characters after, without white space.
         punctuation_left: Of these, punctuation and symbols.
-        numbers_lost: Numbers of a row that do not stand in it afterwards, such as ``12.5`` where
-            ``12 5`` is left.
-        rows_emptied: Rows of which nothing is left, blank ones aside.
-        text_characters: Characters after cleaning, white space included, of rows that are left.
-        text_words: Words of it, by ``str.split``.
-        samples: Some rows, drawn at random, always the same of a split.
-        marks_made_words: Marks such as ``<unk>`` of which the cleaner leaves the word alone, by
-            mark: the word, and how often.
+        numbers_lost: Numbers of a row that are not in it afterwards, such as ``12.5`` if it becomes
+            ``12 5``.
+        rows_emptied: Rows that become empty.
+        text_characters: Characters after cleaning, with white space, of rows that are kept.
+        text_words: Words of these, by ``str.split``.
+        samples: Random rows, always the same ones of a split.
+        marks_made_words: Marks such as ``<unk>`` that the cleaner turns into words, by mark: the
+            word, and how often.
         characters_without_spaces: Characters after cleaning, of scripts without spaces between
             words, such as Chinese and Thai.
     """
@@ -232,22 +225,22 @@ class CleaningLoss:
 
     @property
     def has_words(self) -> bool:
-        """Whether the text has words: not where most characters are of scripts without spaces."""
+        """Whether the text has words: False if most characters are of scripts without spaces."""
         return bool(self.text_words) and 2 * self.characters_without_spaces < self.characters_left
 
     @property
     def share_of_characters_lost(self) -> float:
-        """Share of the characters that are gone."""
+        """Share of the characters that are lost."""
         return 1 - self.characters_left / max(self.characters, 1)
 
     @property
     def share_of_punctuation_lost(self) -> float:
-        """Share of the punctuation that is gone."""
+        """Share of the punctuation that is lost."""
         return 1 - self.punctuation_left / self.punctuation if self.punctuation else 0.0
 
     @property
     def share_of_numbers_lost(self) -> float:
-        """Share of the numbers that are gone."""
+        """Share of the numbers that are lost."""
         return self.numbers_lost / max(self.numbers, 1)
 
 
@@ -255,19 +248,19 @@ class CleaningMeter:
     """Cleans rows, and counts what is lost; memory does not grow with the text.
 
     Args:
-        cleaner: What is done to each row.
-        samples: Rows to keep for show.
+        cleaner: The cleaner.
+        samples: Number of sample rows to keep.
     """
 
     def __init__(self, cleaner: Cleaner, samples: int) -> None:
         self.cleaner = cleaner
         self._loss = CleaningLoss()
         self._kinds = _Kinds()
-        self._drawn = _Drawn(samples)
+        self._drawn = _Reservoir(samples)
 
     @property
     def loss(self) -> CleaningLoss:
-        """What is lost of the rows so far, with some of them."""
+        """What is lost of the rows so far, with samples."""
         samples = [SampleRow(text, self.cleaner.clean(text)) for text in self._drawn.rows]
         return replace(self._loss, samples=samples)
 
@@ -303,8 +296,8 @@ class CleaningMeter:
         loss.punctuation_left += punctuation
 
 
-class _Drawn:
-    """Some rows of a stream, each as likely as any other (reservoir sampling).
+class _Reservoir:
+    """A uniform random sample of a stream's rows (reservoir sampling).
 
     Reference: Vitter, "Random sampling with a reservoir", 1985,
     https://doi.org/10.1145/3147.3165, algorithm R.
@@ -334,7 +327,7 @@ class _Drawn:
 
 
 def _beginning(text: str) -> str:
-    """Cut a long row between words, if it has any."""
+    """Cut a long row, between words if possible."""
     if len(text) <= LONGEST_SAMPLE:
         return text
     return text[: text.rfind(" ", 0, LONGEST_SAMPLE) + 1 or LONGEST_SAMPLE]
@@ -349,6 +342,6 @@ class _Kinds(dict[int, str]):
         return self[point]
 
     def count(self, text: str) -> tuple[int, int]:
-        """Return the characters that are no white space, and how many are punctuation."""
+        """Return the number of characters without white space, and that of punctuation."""
         kinds = text.translate(self)
         return len(kinds) - kinds.count("s"), kinds.count("p")

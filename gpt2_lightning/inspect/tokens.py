@@ -1,4 +1,4 @@
-"""A source's tokens: how the tokenizer fits, lengths, how blocks are filled, the first block."""
+"""A source's tokens: the vocabulary's fit, lengths, how blocks are filled, the first block."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,16 +23,15 @@ class Vocabulary:
     """The tokens of a split's cleaned text.
 
     Attributes:
-        tokens: Tokens of the text, ends of texts aside.
-        ends_of_text: End-of-text tokens beside them, the leading one included.
-        tokens_per_word: Tokens to a word (``str.split``) of the cleaned text; None for text whose
-            script has no spaces between words.
-        tokens_per_character: Tokens to a character of the cleaned text, white space included.
-        used: Different ids that occur.
-        size: Ids of the tokenizer.
-        pieces_of_characters: Share of the tokens that hold no whole character, but a part of its
-            bytes.
-        unknown: Share of the tokens that stand for what the vocabulary lacks.
+        tokens: Tokens of the text, without end-of-texts.
+        ends_of_text: End-of-text tokens, the leading one included.
+        tokens_per_word: Tokens per word (``str.split``) of the cleaned text; None for scripts
+            without spaces between words.
+        tokens_per_character: Tokens per character of the cleaned text, white space included.
+        used: Number of distinct ids that occur.
+        size: Number of the tokenizer's ids.
+        pieces_of_characters: Share of the tokens that are a part of a character's bytes.
+        unknown: Share of unknown tokens.
     """
 
     tokens: int
@@ -52,8 +51,8 @@ def measure_vocabulary(
 
     Args:
         store: The split's tokens.
-        tokenizer: Which made them.
-        cleaned: The split's text after cleaning.
+        tokenizer: Their tokenizer.
+        cleaned: Counts of the split's text after cleaning.
     """
     counts = np.zeros(len(tokenizer), np.int64)
     for piece in store.each_piece():
@@ -72,7 +71,7 @@ def measure_vocabulary(
         used=len(used),
         size=len(tokenizer),
         pieces_of_characters=pieces_of_characters(tokenizer, of_text),
-        # GPT-2's is its end-of-text: bytes leave nothing unknown
+        # GPT-2's is its end-of-text: with bytes, nothing is unknown
         unknown=float(counts[unknown]) / max(tokens, 1)
         if unknown is not None and unknown != tokenizer.eos_token_id
         else 0.0,
@@ -99,8 +98,8 @@ class Lengths:
         mean: Tokens.
         percentile_95: Tokens that 95 % of the units do not exceed.
         longest: Tokens.
-        bins: The histogram; the longest of a bin are powers of two, and half-way between them, so
-            that what a block of so many tokens holds stands below what it cuts.
+        bins: The histogram; the bins end at powers of two and half-way between them, so that
+            lengths that fit into a block are separate from those that are cut.
     """
 
     units: int
@@ -113,7 +112,7 @@ class Lengths:
 
 
 def measure_lengths(pieces: Iterable[npt.NDArray[np.int64]]) -> tuple[Lengths, Counter[int]]:
-    """Count how often each length occurs; memory grows with the different lengths alone.
+    """Count how often each length occurs; memory grows only with the number of distinct lengths.
 
     Args:
         pieces: The lengths of all units, a piece at a time.
@@ -160,7 +159,7 @@ def edges() -> Iterator[int]:
 
 
 def _edges(shortest: int, longest: int) -> list[int]:
-    """Return the longest of each bin that some lengths need, after the longest below them."""
+    """Return the upper edges of the bins for some lengths, after the edge below them."""
     found: list[int] = []
     for edge in edges():
         if edge < shortest:
@@ -174,15 +173,15 @@ def _edges(shortest: int, longest: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Fill:
-    """What stands in the blocks of one epoch.
+    """The contents of the blocks of one epoch.
 
     Attributes:
         blocks: Blocks.
         positions: Positions of all blocks: blocks times the block's size.
-        used: Positions that carry a token of the text, or an end of one.
-        cut_off: Tokens that stand in no block, as their row is longer.
+        used: Positions with a token of the text, or an end-of-text.
+        cut_off: Tokens in no block, as their row is longer than a block.
         tokens: Tokens of the split.
-        targets: Positions with a target; at the others it is masked.
+        targets: Positions whose target is not masked.
     """
 
     blocks: int
@@ -194,17 +193,17 @@ class Fill:
 
     @property
     def share_used(self) -> float:
-        """Share of the positions that carry a token."""
+        """Share of the positions with a token."""
         return self.used / self.positions
 
     @property
     def share_padded(self) -> float:
-        """Share of the positions that carry padding."""
+        """Share of the positions with padding."""
         return 1 - self.share_used
 
     @property
     def share_cut_off(self) -> float:
-        """Share of the split's tokens that no block has."""
+        """Share of the split's tokens that are in no block."""
         return self.cut_off / self.tokens
 
     @property
@@ -214,12 +213,12 @@ class Fill:
 
 
 def measure_fill(data: WikiTextDataModule, split: SplitName, lengths: Counter[int]) -> Fill:
-    """Count what the blocks of a split hold.
+    """Count the contents of a split's blocks.
 
     Args:
-        data: Set up.
-        split: Which.
-        lengths: How many of its units have so many tokens.
+        data: The datamodule, after `setup`.
+        split: The split.
+        lengths: Number of its units by their length in tokens.
     """
     blocks = data.split_blocks(split)
     targets = int(blocks.target_counts.sum())
@@ -243,16 +242,15 @@ def measure_fill(data: WikiTextDataModule, split: SplitName, lengths: Counter[in
 
 @dataclass(frozen=True)
 class FirstBlock:
-    """A block's inputs and targets, each of so many entries as a block has positions.
+    """A block's inputs and targets, with an entry for each position.
 
     Attributes:
-        input_ids: What the model reads.
-        targets: What it is to say next at each position; -100 where nothing counts.
-        attention_mask: 1 where a token stands, 0 on padding.
-        inputs: The inputs as text, one by one; a part of a character is shown as that character
-            and which part of it.
-        wanted: The targets as text, one by one; None where nothing counts.
-        text: The inputs that are no padding, as one text.
+        input_ids: Ids of the inputs.
+        targets: Ids to predict at each position; -100 if masked.
+        attention_mask: 1 for a token, 0 for padding.
+        inputs: The inputs as text; a part of a character is shown as the character and its part.
+        wanted: The targets as text; None if masked.
+        text: The inputs without padding, as one text.
         in_step: Whether every target is the next position's input.
     """
 
@@ -266,16 +264,16 @@ class FirstBlock:
 
 
 def first_block(data: WikiTextDataModule, split: SplitName) -> FirstBlock:
-    """Gather the first block of a split, in the split's own order, and decode it.
+    """Return the first block of a split, in the split's own order, decoded.
 
     Args:
-        data: Set up.
-        split: Which.
+        data: The datamodule, after `setup`.
+        split: The split.
     """
     batch = data.split_blocks(split).batch(np.array([0]))
     inputs, targets = batch["input_ids"][0], batch["targets"][0]
     counts = targets != IGNORED
-    # packed blocks need no mask, as nothing after the text is attended to by what counts
+    # packed blocks have no mask, as no unmasked target depends on the padding after the text
     mask = batch["attention_mask"][0] if "attention_mask" in batch else counts.long()
     tokenizer = data.tokenizer
     follows = (targets[:-1] == inputs[1:]) | ~counts[:-1]
@@ -297,7 +295,7 @@ def first_block(data: WikiTextDataModule, split: SplitName) -> FirstBlock:
 def _texts(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], after: Sequence[int] = ()
 ) -> list[str]:
-    """Return the text of each id; one that is a part of a character says of which."""
+    """Return the text of each id; a part of a character is followed by its number."""
     texts: list[str] = []
     for text, tokens in whole_characters(tokenizer, ids, after=after):
         texts += (

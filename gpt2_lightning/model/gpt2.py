@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from gpt2_lightning.errors import UsageError, reason
+from gpt2_lightning.errors import UsageError, one_line, reason
 from gpt2_lightning.pretrained import check_settings, check_weights, load_config, load_weights
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT2Config's names
@@ -245,7 +245,7 @@ def weights_of(checkpoint: dict[str, Any], said: str) -> dict[str, torch.Tensor]
         raise
     except Exception as error:  # transformers and torch raise what they please
         raise UsageError(
-            f"{said}: its hf_config describes no model ({' '.join(str(error).split())[:200]})."
+            f"{said}: its hf_config describes no model ({one_line(error)})."
         ) from error
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     expected = {name: tuple(value.shape) for name, value in wanted.items()}
