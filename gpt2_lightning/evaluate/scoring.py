@@ -67,9 +67,9 @@ class Processes:
         all_errors = [own] * self.count
         if self.count > 1:
             torch.distributed.all_gather_object(all_errors, own)
-        for error in all_errors:
-            if error is not None:
-                raise error
+        for found in all_errors:
+            if found is not None:
+                raise found
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes, to each of them."""
