@@ -105,11 +105,18 @@ class Run:
         where that one is torn or gone, the best of the others that it kept.
         """
         usable = self._usable()
+        return self._best_of(usable, self._newest_state(usable))
+
+    @staticmethod
+    def _newest_state(usable: list[Path]) -> dict[str, Any]:
+        """Return what the newest of the whole checkpoints says of the best."""
+        return state_of(read_notes(usable[-1]), BEST_KEY) if usable else {}
+
+    def _best_of(self, usable: list[Path], state: dict[str, Any]) -> Path | None:
         # --checkpoint.filename may have named them
         found = [file for file in usable if not file.stem.startswith("last")]
         if not found:
             return self.last_checkpoint()
-        state = state_of(read_notes(usable[-1]), BEST_KEY)
         if not state:  # weights alone: the facts may know
             known = self.known("facts").get("best") or {}
             return next((file for file in found if file.name == known.get("file")), found[-1])
@@ -142,10 +149,13 @@ class Run:
         Returns:
             The checkpoint; None where ``hf/`` is of it, or nothing tells.
         """
-        record, usable = self.hf_record(), self._usable()
-        if record is None or not usable or (best := self.best_checkpoint()) is None:
+        if (record := self.hf_record()) is None:
             return None
-        noted = state_of(read_notes(usable[-1]), BEST_KEY).get("best_model_path") or str(best)
+        usable = self._usable()
+        state = self._newest_state(usable)
+        if (best := self._best_of(usable, state)) is None:
+            return None
+        noted = state.get("best_model_path") or str(best)
         file = self.checkpoints / Path(noted).name
         same = file.name == record["file"]
         # where that file has been removed since, hf/ is what is left of it

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.export import hf_folder
 from gpt2_lightning.export.model_card import Exported, Origin, model_card, public_name
 from gpt2_lightning.generate.text_model import load_checkpoint
-from gpt2_lightning.run_folder import find_checkpoint, run_of
+from gpt2_lightning.run_folder import Run, find_checkpoint, run_of
 from gpt2_lightning.storage import whole_folder
 from tests.command_line import Mistake, fine_tuning, fit
 from tests.corpus import wiki_rows
@@ -114,6 +115,32 @@ def test_of_several_kept_the_best_is_taken(run: Path, tmp_path: Path) -> None:
     state["state_dict"]["model.transformer.ln_f.bias"] += 1
     torch.save(state, moved / "checkpoints/best-step9-val_loss9.ckpt")  # the newest
     assert torch.equal(of(export(moved)), of(run / "hf"))
+
+
+def test_a_checkpoint_is_read_whole_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, opened = [], []
+    check, load = zipfile.ZipFile.testzip, torch.load  # the one reads every byte for its checksum
+
+    def checked(archive: zipfile.ZipFile) -> str | None:
+        whole.append(Path(str(archive.filename)).name)
+        return check(archive)
+
+    def loaded(file: Any, **options: Any) -> Any:
+        opened.append(Path(file).name)
+        return load(file, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", checked)
+    monkeypatch.setattr(torch, "load", loaded)
+    chosen = best(run).name
+    export(run)
+    assert whole == [chosen]
+    assert opened == ["last.ckpt", chosen, chosen]  # which is the best, its notes, its weights
+    whole.clear()
+    opened.clear()
+    assert Run(run).newer_than_hf() is None
+    assert (whole, opened) == ([], ["last.ckpt", chosen])
+    export(run / "checkpoints" / "last.ckpt", to="last")
+    assert whole == ["last.ckpt"]
 
 
 @pytest.mark.slow

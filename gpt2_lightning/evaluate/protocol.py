@@ -247,9 +247,9 @@ class EvaluatedText:
 def _data_settings(model: str) -> dict[str, Any]:
     path = Path(model).expanduser()
     if path.suffix == ".ckpt" and path.exists():  # a folder, where its state is sharded
-        from gpt2_lightning.checkpoint import read_checkpoint  # needs torch
+        from gpt2_lightning.checkpoint import read_notes  # needs torch
 
-        return dict(read_checkpoint(path)["datamodule_hyper_parameters"])
+        return dict(read_notes(path).get("datamodule_hyper_parameters") or {})
     if not path.is_dir():
         return {}
     from gpt2_lightning.run_folder import Run, read_settings  # needs torch

@@ -15,7 +15,7 @@ from gpt2_lightning.checkpoint import (
     FIGURES_KEY,
     extreme_of,
     is_sharded,
-    read_checkpoint,
+    read_notes,
     state_of,
 )
 from gpt2_lightning.data.sources import HUB_ID
@@ -141,9 +141,9 @@ def _of_run(run: Run, which: Which) -> Origin:
 
 
 def _of_checkpoint(file: Path, run: Run | None) -> Origin:
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_notes(file)  # its weights are read once, by `load_model`
     settings = {
-        "trainer": checkpoint["trainer_settings"],
+        "trainer": checkpoint.get("trainer_settings") or {},
         "model": checkpoint.get("hyper_parameters") or {},
         "data": checkpoint.get("datamodule_hyper_parameters") or {},
     }
