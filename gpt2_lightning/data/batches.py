@@ -19,7 +19,7 @@ FILL_UP = -1  # the index of a block in which every target is masked
 # One micro-batch, every tensor of shape (blocks, block_size):
 #   input_ids       token ids
 #   targets         the id to predict at each position, -100 where there is none
-#   attention_mask  1 where a token stands, 0 on padding; absent where there is no padding
+#   attention_mask  1 for a token, 0 for padding; absent if there is no padding
 Batch = dict[str, Tensor]
 
 
@@ -36,7 +36,7 @@ class Blocks(Protocol):
         """Return the number of blocks."""
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
-        """Gather blocks; the index -1 gives a block in which every target is masked."""
+        """Gather blocks; the index -1 is a block in which every target is masked."""
 
 
 class PackedBlocks:

@@ -252,18 +252,18 @@ class _Counts:
         self.rows = self.articles = self.words = self.bytes = self.marks = 0
 
     def watch(self, rows: Iterable[Row], advance: Callable[[int], None]) -> Iterator[Row]:
-        told = 0
+        reported = 0
         for row in rows:
             self.rows += 1
             self.articles += row.begins
             self.words += sum(len(part.split()) for part in word_chunks(row.text))
             self.bytes += len(row.text.encode())
             self.marks += MARKS.search(row.text) is not None
-            if self.rows - told == 1000:
+            if self.rows - reported == 1000:
                 advance(1000)
-                told = self.rows
+                reported = self.rows
             yield row
-        advance(self.rows - told)
+        advance(self.rows - reported)
 
 
 def _pieces(

@@ -110,7 +110,7 @@ def _read(
     }
     if protocol.name == "training":
         if split == "all":
-            raise UsageError("--split all: --protocol training takes train, validation or test.")
+            raise UsageError("--split all: --protocol training needs train, validation or test.")
         if data.block_size > (positions := positions_of(loaded.model)):
             raise UsageError(
                 f"--data.block_size {data.block_size}: the model has {positions} positions. "

@@ -44,60 +44,6 @@ class Quality:
     longest_copies: list[int]
 
 
-def measure(
-    samples: Samples,
-    ended: Sequence[bool],
-    training_ids: npt.NDArray[np.unsignedinteger[Any]] | None = None,
-) -> Quality:
-    """Measure samples.
-
-    Args:
-        samples: New ids of each sample, without prompt and end-of-text.
-        ended: Whether each sample ended with an end-of-text.
-        training_ids: The training split, shape ``(tokens,)``; None if there is none.
-    """
-    copies = [] if training_ids is None else longest_copies(samples, training_ids)
-    return Quality(
-        distinct_2=distinct_n(samples, 2),
-        distinct_3=distinct_n(samples, 3),
-        repeated_4=repeated_n(samples, 4),
-        ended=sum(ended) / len(ended) if ended else None,
-        longest_copy=max(copies) if copies else None,
-        longest_copies=copies,
-    )
-
-
-def distinct_n(samples: Samples, n: int) -> float | None:
-    """Return unique n-grams over all n-grams of all samples; None if there are none.
-
-    1 if no n-gram occurs twice. It falls with the number and the length of the samples, so compare
-    only samples alike in both.
-
-    Reference: Li et al., "A Diversity-Promoting Objective Function for Neural Conversation
-    Models", https://arxiv.org/abs/1510.03055; they divide by tokens instead.
-    """
-    grams = [gram for sample in samples for gram in _grams(sample, n)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def repeated_n(samples: Samples, n: int) -> float | None:
-    """Return the mean over the samples of 1 - unique n-grams / all n-grams.
-
-    Samples of fewer than n tokens have no n-gram and are left out; None if no other is left.
-
-    Reference: Welleck et al., "Neural Text Generation with Unlikelihood Training",
-    https://arxiv.org/abs/1908.04319, where it is called seq-rep-n.
-    """
-    all_grams = [grams for sample in samples if (grams := _grams(sample, n))]
-    if not all_grams:
-        return None
-    return sum(1 - len(set(grams)) / len(grams) for grams in all_grams) / len(all_grams)
-
-
-def _grams(sample: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return list(zip(*(sample[start:] for start in range(n)), strict=False))
-
-
 @dataclass(frozen=True)
 class DrawnSamples:
     """The quality of samples, and how they were drawn.
@@ -172,3 +118,57 @@ def _training_ids(data: WikiTextDataModule) -> "np.typing.NDArray[np.unsignedint
         return None
     data.setup("validate")
     return data.stores["train"].ids
+
+
+def measure(
+    samples: Samples,
+    ended: Sequence[bool],
+    training_ids: npt.NDArray[np.unsignedinteger[Any]] | None = None,
+) -> Quality:
+    """Measure samples.
+
+    Args:
+        samples: New ids of each sample, without prompt and end-of-text.
+        ended: Whether each sample ended with an end-of-text.
+        training_ids: The training split, shape ``(tokens,)``; None if there is none.
+    """
+    copies = [] if training_ids is None else longest_copies(samples, training_ids)
+    return Quality(
+        distinct_2=distinct_n(samples, 2),
+        distinct_3=distinct_n(samples, 3),
+        repeated_4=repeated_n(samples, 4),
+        ended=sum(ended) / len(ended) if ended else None,
+        longest_copy=max(copies) if copies else None,
+        longest_copies=copies,
+    )
+
+
+def distinct_n(samples: Samples, n: int) -> float | None:
+    """Return unique n-grams over all n-grams of all samples; None if there are none.
+
+    1 if no n-gram occurs twice. It falls with the number and the length of the samples, so compare
+    only samples alike in both.
+
+    Reference: Li et al., "A Diversity-Promoting Objective Function for Neural Conversation
+    Models", https://arxiv.org/abs/1510.03055; they divide by tokens instead.
+    """
+    grams = [gram for sample in samples for gram in _grams(sample, n)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def repeated_n(samples: Samples, n: int) -> float | None:
+    """Return the mean over the samples of 1 - unique n-grams / all n-grams.
+
+    Samples of fewer than n tokens have no n-gram and are left out; None if no other is left.
+
+    Reference: Welleck et al., "Neural Text Generation with Unlikelihood Training",
+    https://arxiv.org/abs/1908.04319, where it is called seq-rep-n.
+    """
+    all_grams = [grams for sample in samples if (grams := _grams(sample, n))]
+    if not all_grams:
+        return None
+    return sum(1 - len(set(grams)) / len(grams) for grams in all_grams) / len(all_grams)
+
+
+def _grams(sample: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return list(zip(*(sample[start:] for start in range(n)), strict=False))

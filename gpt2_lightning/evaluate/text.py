@@ -65,39 +65,6 @@ COUNTS = "counts.npz"  # file of a text's counts, in its token store
 JOINERS: dict[JoinerName, str] = {"newlines": "\n\n", "nothing": ""}
 
 
-def detokenize_article(article: str) -> str:
-    """Undo WikiText's tokenisation of one whole article, by the harness' rules."""
-    for wanted, instead in RULES:
-        if isinstance(wanted, str):
-            article = article.replace(wanted, instead)
-        else:
-            article = wanted.sub(instead, article)
-    return article
-
-
-@dataclass(frozen=True)
-class ScoredText:
-    """A split's ids, and the counts of its original text by unit.
-
-    Attributes:
-        ids: All ids, with an end-of-text before each unit, shape ``(ids,)``.
-        starts: First id of every unit, shape ``(units,)``.
-        tokens: Tokens of every unit, shape ``(units,)``.
-        reading: How the text was read, in words.
-        counts: Of the original text.
-        lost: Kinds of content that the text loses by tokenizing; None if not known.
-        wikitext: Whether the text has WikiText's format.
-    """
-
-    ids: npt.NDArray[np.unsignedinteger[Any]]
-    starts: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
-    reading: str
-    counts: "TextCounts"
-    lost: list[str] | None
-    wikitext: bool = False
-
-
 @dataclass(frozen=True)
 class TextCounts:
     r"""Counts of an original text, by unit.
@@ -119,105 +86,27 @@ class TextCounts:
     without_spaces: bool = False
 
 
-class _Counter:
-    """Counts a text while it is read, as one unit or article by article."""
+@dataclass(frozen=True)
+class ScoredText:
+    """A split's ids, and the counts of its original text by unit.
 
-    def __init__(self, *, by_article: bool) -> None:
-        self.by_article = by_article
-        self._digest = hashlib.sha256()
-        self._words: list[int] = []
-        self._harness_words: list[int] = []
-        self._bytes: list[int] = []
-        self._characters = self._without_spaces = 0
-
-    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Count rows, and yield them unchanged."""
-        last = ""
-        for row in rows:
-            if not self._words or (row.begins and self.by_article):
-                self._end_unit(last)
-                self._words.append(0)
-                self._harness_words.append(int(row.text[:1].isspace()))
-                self._bytes.append(0)
-            encoded = row.text.encode()
-            found = 0
-            for part in word_chunks(row.text):
-                pieces = part.split()
-                found += len(pieces)
-                self._characters += sum(map(len, pieces))
-                if not part.isascii():
-                    self._without_spaces += sum(1 for _ in WITHOUT_SPACES.finditer(part))
-            self._words[-1] += found
-            self._harness_words[-1] += found
-            self._bytes[-1] += len(encoded)
-            self._digest.update(encoded)
-            last = row.text
-            yield row
-        self._end_unit(last)
-
-    def _end_unit(self, last: str) -> None:
-        """Count the empty piece after a final white space, or that of an empty unit."""
-        if self._words:
-            self._harness_words[-1] += int(last[-1:].isspace() or self._bytes[-1] == 0)
-
-    @property
-    def counts(self) -> TextCounts:
-        """The counts.
-
-        Raises:
-            UsageError: If there is no text.
-        """
-        if not any(self._bytes):
-            raise UsageError(
-                "--split: there is no text in it. Choose another one, or check the source."
-            )
-        return TextCounts(
-            self._digest.hexdigest(),
-            np.asarray(self._words),
-            np.asarray(self._harness_words),
-            np.asarray(self._bytes),
-            2 * self._without_spaces >= max(self._characters, 1),
-        )
-
-
-def count_text(rows: Rows, *, by_article: bool, store: Path | None = None) -> TextCounts:
-    """Count a text as one unit, or article by article.
-
-    Args:
-        rows: The text.
-        by_article: Whether articles are counted one by one.
-        store: A token store of the same rows, in which the counts are cached.
-
-    Raises:
-        UsageError: If there is no text.
+    Attributes:
+        ids: All ids, with an end-of-text before each unit, shape ``(ids,)``.
+        starts: First id of every unit, shape ``(units,)``.
+        tokens: Tokens of every unit, shape ``(units,)``.
+        reading: How the text was read, in words.
+        counts: Of the original text.
+        lost: Kinds of content that the text loses by tokenizing; None if not known.
+        wikitext: Whether the text has WikiText's format.
     """
-    if store and (kept := _kept_counts(store)):
-        return kept
-    counter = _Counter(by_article=by_article)
-    for _ in counter.watch(rows):
-        pass
-    if store:
-        _keep_counts(counter.counts, store)
-    return counter.counts
 
-
-def _keep_counts(counts: TextCounts, store: Path) -> None:
-    with suppress(OSError), whole_file(store / COUNTS) as stream:  # a cache may be read-only
-        np.savez(stream, allow_pickle=False, **asdict(counts))
-
-
-def _kept_counts(store: Path) -> TextCounts | None:
-    try:
-        with np.load(store / COUNTS, allow_pickle=False) as kept:
-            return TextCounts(
-                str(kept["sha256"]),
-                kept["words"],
-                kept["harness_words"],
-                kept["bytes"],
-                bool(kept["without_spaces"]),
-            )
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # not cached, or damaged
-        return None
+    ids: npt.NDArray[np.unsignedinteger[Any]]
+    starts: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    reading: str
+    counts: TextCounts
+    lost: list[str] | None
+    wikitext: bool = False
 
 
 def read_joined(
@@ -309,6 +198,16 @@ def read_articles(
     return _tokenized(rows, ["articles"], read, reading, True, cleaner, tokenizer, cache)
 
 
+def detokenize_article(article: str) -> str:
+    """Undo WikiText's tokenisation of one whole article, by the harness' rules."""
+    for wanted, instead in RULES:
+        if isinstance(wanted, str):
+            article = article.replace(wanted, instead)
+        else:
+            article = wanted.sub(instead, article)
+    return article
+
+
 def _cleaned(rows: Iterable[Row], cleaner: Cleaner) -> Iterator[Row]:
     """Clean rows; of empty ones, keep only the first of an article."""
     for row in rows:
@@ -372,3 +271,104 @@ def _tokenized(
     return ScoredText(
         store.ids, starts, tokens, reading(wikitext), counts, store.manifest.lost, wikitext
     )
+
+
+def count_text(rows: Rows, *, by_article: bool, store: Path | None = None) -> TextCounts:
+    """Count a text as one unit, or article by article.
+
+    Args:
+        rows: The text.
+        by_article: Whether articles are counted one by one.
+        store: A token store of the same rows, in which the counts are cached.
+
+    Raises:
+        UsageError: If there is no text.
+    """
+    if store and (kept := _kept_counts(store)):
+        return kept
+    counter = _Counter(by_article=by_article)
+    for _ in counter.watch(rows):
+        pass
+    if store:
+        _keep_counts(counter.counts, store)
+    return counter.counts
+
+
+class _Counter:
+    """Counts a text while it is read, as one unit or article by article."""
+
+    def __init__(self, *, by_article: bool) -> None:
+        self.by_article = by_article
+        self._digest = hashlib.sha256()
+        self._words: list[int] = []
+        self._harness_words: list[int] = []
+        self._bytes: list[int] = []
+        self._characters = self._without_spaces = 0
+
+    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Count rows, and yield them unchanged."""
+        last = ""
+        for row in rows:
+            if not self._words or (row.begins and self.by_article):
+                self._end_unit(last)
+                self._words.append(0)
+                self._harness_words.append(int(row.text[:1].isspace()))
+                self._bytes.append(0)
+            encoded = row.text.encode()
+            found = 0
+            for part in word_chunks(row.text):
+                pieces = part.split()
+                found += len(pieces)
+                self._characters += sum(map(len, pieces))
+                if not part.isascii():
+                    self._without_spaces += sum(1 for _ in WITHOUT_SPACES.finditer(part))
+            self._words[-1] += found
+            self._harness_words[-1] += found
+            self._bytes[-1] += len(encoded)
+            self._digest.update(encoded)
+            last = row.text
+            yield row
+        self._end_unit(last)
+
+    def _end_unit(self, last: str) -> None:
+        """Count the empty piece after a final white space, or that of an empty unit."""
+        if self._words:
+            self._harness_words[-1] += int(last[-1:].isspace() or self._bytes[-1] == 0)
+
+    @property
+    def counts(self) -> TextCounts:
+        """The counts.
+
+        Raises:
+            UsageError: If there is no text.
+        """
+        if not any(self._bytes):
+            raise UsageError(
+                "--split: there is no text in it. Choose another one, or check the source."
+            )
+        return TextCounts(
+            self._digest.hexdigest(),
+            np.asarray(self._words),
+            np.asarray(self._harness_words),
+            np.asarray(self._bytes),
+            2 * self._without_spaces >= max(self._characters, 1),
+        )
+
+
+def _keep_counts(counts: TextCounts, store: Path) -> None:
+    with suppress(OSError), whole_file(store / COUNTS) as stream:  # a cache may be read-only
+        np.savez(stream, allow_pickle=False, **asdict(counts))
+
+
+def _kept_counts(store: Path) -> TextCounts | None:
+    try:
+        with np.load(store / COUNTS, allow_pickle=False) as kept:
+            return TextCounts(
+                str(kept["sha256"]),
+                kept["words"],
+                kept["harness_words"],
+                kept["bytes"],
+                bool(kept["without_spaces"]),
+            )
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # not cached, or damaged
+        return None

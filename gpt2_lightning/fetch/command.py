@@ -79,7 +79,7 @@ def fetch(
 
     if is_offline_mode():
         raise UsageError(
-            f"fetch {repo.said}: {to} does not exist yet, and HF_HUB_OFFLINE forbids downloads. "
+            f"fetch {repo.label}: {to} does not exist yet, and HF_HUB_OFFLINE forbids downloads. "
             "Unset it, or run fetch on a machine with a network and copy the folder."
         )
     pickled = False

@@ -369,8 +369,8 @@ def fetch_folder(
 
 def _transfer(listing: Listing, files: list[RemoteFile]) -> dict[str, object]:
     repo = listing.repo
-    told = [[file.path, file.size, file.sha256, file.git_sha1] for file in files]
-    return {"kind": repo.kind, "name": repo.name, "commit": listing.commit, "files": told}
+    listed = [[file.path, file.size, file.sha256, file.git_sha1] for file in files]
+    return {"kind": repo.kind, "name": repo.name, "commit": listing.commit, "files": listed}
 
 
 def _check_disk(target: Path, files: list[RemoteFile], work: WorkFolder, extra: int) -> None:
@@ -403,7 +403,7 @@ def _fetch_file(
     if wrong:
         work.clear()
         raise UsageError(
-            f"{listing.repo.said}: {file.path} arrived damaged ({wrong}). It was deleted. "
+            f"{listing.repo.label}: {file.path} arrived damaged ({wrong}). It was deleted. "
             f"Try again, or another --endpoint than {listing.repo.endpoint}."
         )
     work.put(part, file.path)

@@ -81,7 +81,7 @@ class RepoRef:
         return f"{TITLES[self.hub]} ({self.endpoint})"
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """The request as the user typed it, for messages."""
         revision = f" --revision {self.revision}" if self.revision else ""
         return f"{self.kind} {self.name}{revision}"
@@ -160,7 +160,7 @@ def safe_path(path: str, repo: RepoRef) -> str:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]:
         raise UsageError(
-            f"{repo.said}: {repo.where} lists a file {path!r}, which would be written outside "
+            f"{repo.label}: {repo.where} lists a file {path!r}, which would be written outside "
             "the folder. Nothing was written; use another --endpoint."
         )
     return path
@@ -201,7 +201,7 @@ def check_status(response: httpx2.Response, repo: RepoRef, path: str | None = No
 
 def refusal(status: int, repo: RepoRef, path: str | None, code: str | None = None) -> UsageError:
     """Return the message for an HTTP status."""
-    what = f"{repo.said}: {f'{path}: ' if path else ''}{repo.where}"
+    what = f"{repo.label}: {f'{path}: ' if path else ''}{repo.where}"
     token = f"There is no flag for a token, which other users could read: {TOKENS[repo.hub]}."
     if status == 401:
         return UsageError(
@@ -236,7 +236,7 @@ def given_up(error: Exception, repo: RepoRef, kept: str) -> UsageError:
         repo: The repository.
         kept: A sentence about the part of the transfer that is kept.
     """
-    what = f"{repo.said}: {repo.where}"
+    what = f"{repo.label}: {repo.where}"
     again = f"{kept} Try the same command again, or {MIRRORS[repo.hub]}.".lstrip()
     match error:
         case Unavailable(status=429):
@@ -383,6 +383,6 @@ def _page(
     except (ValueError, KeyError, TypeError):
         pass
     raise UsageError(
-        f"{repo.said}: {repo.where} did not answer with a listing of files. Is it ModelScope? "
+        f"{repo.label}: {repo.where} did not answer with a listing of files. Is it ModelScope? "
         "Leave --endpoint out for its own address."
     )

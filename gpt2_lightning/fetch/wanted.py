@@ -51,7 +51,7 @@ def model_files(
     by_path = {file.path: file for file in listing.files}
     if "config.json" not in by_path:
         raise UsageError(
-            f"{repo.said}: it has no config.json, so it is no model for transformers. It holds: "
+            f"{repo.label}: it has no config.json, so it is no model for transformers. It holds: "
             f"{first_names(by_path)}."
         )
     weights, pickled = _weights(by_path, WHOLE), False
@@ -59,13 +59,13 @@ def model_files(
         pickled = True
         if not allow_pickle:
             raise UsageError(
-                f"{repo.said}: its weights exist only as {PICKLED}, a pickle, which can run code "
+                f"{repo.label}: its weights exist only as {PICKLED}, a pickle, which can run code "
                 "when it is read. --allow_pickle reads only tensors from it, and "
                 f"writes {WHOLE}."
             )
     if not weights:
         raise UsageError(
-            f"{repo.said}: it has no weights as {WHOLE} or {PICKLED}. It holds: "
+            f"{repo.label}: it has no weights as {WHOLE} or {PICKLED}. It holds: "
             f"{first_names(by_path)}."
         )
     if everything:
@@ -112,13 +112,13 @@ def data_files(listing: Listing, subset: str | None, *, everything: bool) -> lis
         return chosen
     if len(folders) > 1:
         raise UsageError(
-            f"{repo.said}: it has several subsets. Choose one: "
+            f"{repo.label}: it has several subsets. Choose one: "
             + " or ".join(f"--subset {name}" for name in sorted(folders) if name != ".")
             + "; --all downloads them all."
         )
     if not folders:
         raise UsageError(
-            f"{repo.said}: it has no data that can be read here (parquet, jsonl, csv, txt). It "
+            f"{repo.label}: it has no data that can be read here (parquet, jsonl, csv, txt). It "
             f"holds: {first_names(file.path for file in listing.files)}."
         )
     return next(iter(folders.values()))
