@@ -27,7 +27,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from gpt2_lightning.checkpoint import read_checkpoint, read_sharded
 from gpt2_lightning.cli import main
 from gpt2_lightning.export import hf_folder
-from gpt2_lightning.export.model_card import Exported, Origin, model_card, public_name
 from gpt2_lightning.generate.text_model import load_checkpoint
 from gpt2_lightning.run_folder import Run, find_checkpoint, run_of
 from gpt2_lightning.storage import whole_folder
@@ -437,61 +436,6 @@ def test_names_of_the_hub_are_told_whole(run: Path, tmp_path: Path) -> None:
     assert metadata["datasets"] == ["Salesforce/wikitext"]
     begun, source = "`openai-community/gpt2`", "`Salesforce/wikitext` `wikitext-2-v1`"
     assert f"fine-tuned from {begun} on {source}" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("gpt2", "gpt2"),
-        ("openai-community/gpt2", "openai-community/gpt2"),
-        ("/home/alice/books/", "books"),
-        ("books/river.txt", "river.txt"),
-        ("../books", "books"),
-        (r"C:\alice\river.txt", "river.txt"),
-        ("~/river", "river"),
-    ],
-)
-def test_public_names(name: str, shown: str) -> None:
-    assert public_name(name) == shown
-
-
-def test_what_is_not_known_has_no_row() -> None:
-    settings = {"data": {"source": "a|b`c", "block_size": 8, "blocks": "pad", "cleaning": "none"}}
-    facts = {
-        "steps": {"schedule": 1234},
-        "data": {"train": {"articles": 1}, "validation": {"words": 0, "targets": 3000}},
-        "cleaning": {"lossless": False},
-        "machine": {"system": "Linux", "gpus": [], "cores": 4},
-    }
-    model = Exported('of "rivers"', "gpt2", 1, 2, 3, "fp32", license=None, language="no")
-    text = model_card(model, Origin("x", settings=settings, facts=facts), [])
-    assert yaml.safe_load(text.split("---")[1])["language"] == "no"
-    assert 'model="of \\"rivers\\"")' in text
-    table, recipe = (
-        text.partition("## Data\n\n")[2].partition("\n\n## Metrics")[0].split("## Recipe")
-    )
-    assert table.splitlines() == [
-        "|  |  |",
-        "| --- | --- |",
-        r"| source | `a\|b'c` |",
-        "| cleaning | `none`, which loses text: figures on it are not comparable with published "
-        "ones |",
-        "| blocks | `pad`, 8 tokens each |",
-        "",
-        "| split | articles | words | bytes | tokens | predicted tokens |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| validation |  | 0 |  |  | 3,000 |",
-        "",
-    ]
-    for row in (
-        "| began with | random weights |",
-        "| optimizer steps | those of the best of 1,234 |",
-        "| dropout | the model's own |",
-        "| machine | Linux, 4 cores |",
-    ):
-        assert row in recipe
-    for unknown in ("peak learning rate", "seed", "versions", "gradient clipping"):
-        assert unknown not in recipe
 
 
 def test_a_runs_own_card_is_taken(run: Path, evaluated: Path, tmp_path: Path) -> None:

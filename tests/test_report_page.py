@@ -17,21 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gpt2_lightning.cli import main
 from gpt2_lightning.data import token_store
 from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.data.token_text import whole_characters
-from gpt2_lightning.data.tokenizer import train_tokenizer
 from gpt2_lightning.fit import finish, records
 from gpt2_lightning.fit.monitoring import LAYOUT
-from gpt2_lightning.fit.records import nats_of, passage_of, split_facts
 from gpt2_lightning.model.metrics import METRICS
 from gpt2_lightning.report.charts import (
-    BOTTOM,
-    LEFT,
-    RIGHT,
-    TOP,
-    Line,
-    draw,
     shade_of,
-    ticks,
 )
 from gpt2_lightning.report.page import render
 from gpt2_lightning.report.tables import duration, figure, share
@@ -321,80 +311,6 @@ def test_no_passage_where_no_process_has_the_model(
     assert "no surprisal.jsonl" in (run / "report.html").read_text(encoding="utf-8")
 
 
-# --- the callbacks' parts -------------------------------------------------------------------------
-
-
-def test_surprisal_draws_nothing_and_leaves_the_model_as_it_was(tiny_model: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model).train()  # dropout 0.1
-    ids = torch.arange(20)
-    state = torch.get_rng_state()
-    first = nats_of(model, ids, ids + 1)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model.training
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert nats_of(model, ids, ids + 1) == first
-    assert len(first) == 20
-
-
-def test_the_passage_is_the_beginning_of_an_article_up_to_a_word(
-    wiki_folder: Path, tiny_model: Path
-) -> None:
-    words: dict[str, Any] = {"tokenizer": str(tiny_model), "block_size": 64}
-    rows = wiki_folder / "wiki.valid.raw"
-    for blocks, starts_with_end_of_text in (("pack", True), ("pad", False)):
-        data = WikiTextDataModule(str(wiki_folder), blocks=blocks, **words)  # type: ignore[arg-type] # a str in a loop
-        data.prepare(["validation"])
-        data.setup("validate")
-        inputs, targets = passage_of(data)
-        assert 32 < len(inputs) == len(targets) <= 64
-        assert torch.equal(inputs[1:], targets[:-1])
-        assert data.tokenizer.eos_token_id not in targets
-        assert (int(inputs[0]) == data.tokenizer.eos_token_id) is starts_with_end_of_text
-        text = rows.read_text(encoding="utf-8")
-        said = data.decode(targets.tolist())
-        assert said in text
-        assert not text[text.index(said) + len(said)].isalnum()
-
-
-def test_tokens_are_shown_as_whole_characters() -> None:
-    tokenizer = train_tokenizer(["the old bridge " * 9], 270)
-    text = "the café 😀 \ufffd 龙, old"
-    ids = tokenizer(text)["input_ids"]
-    pieces = whole_characters(tokenizer, ids[1:], after=ids[:1])
-    assert "".join(piece for piece, _ in pieces) == text[len(tokenizer.decode(ids[:1])) :]
-    assert sum(tokens for _, tokens in pieces) == len(ids) - 1
-    assert {"é", "😀", "龙"} <= {piece.strip() for piece, _ in pieces}
-    assert dict(pieces)["😀"] == 4  # four bytes
-
-
-def test_facts_of_padded_and_cleaned_text(wiki_folder: Path, tiny_model: Path) -> None:
-    data = WikiTextDataModule(
-        str(wiki_folder),
-        tokenizer=str(tiny_model),
-        cleaning="tutorial",
-        blocks="pad",
-        block_size=32,
-    )
-    data.prepare(["validation"])
-    data.setup("validate")
-    facts = split_facts(data, "validation")
-    rows = (wiki_folder / "wiki.valid.raw").read_text(encoding="utf-8").split("\n")[:-1]
-    cleaned = [text for text in (data.cleaner.clean(row) for row in rows) if text]
-    lengths = [len(data.tokenizer(text)["input_ids"]) for text in cleaned]
-    kept = sum(min(length, 32) for length in lengths)
-    assert (facts["rows"], facts["blocks"]) == (len(rows), len(cleaned))
-    assert facts["tokens"] == sum(lengths)
-    assert facts["cut_off"] == pytest.approx(1 - kept / sum(lengths))
-    assert facts["padded"] == pytest.approx(1 - kept / (32 * len(cleaned)))
-    assert facts["cleaned_away"] == pytest.approx(
-        1 - sum(len(text.encode()) for text in cleaned) / facts["bytes"]
-    )
-    assert facts["cut_off"] > 0.1
-    assert facts["padded"] > 0.1
-
-
 # --- pages of folders -----------------------------------------------------------------------------
 
 
@@ -489,64 +405,6 @@ def test_quality_of_samples_is_drawn(run: Path) -> None:
     assert "samples/distinct_2: version_0 from 0.5 at step 0" in text
     assert "Different pairs of tokens" in text
     assert "samples/longest_copy" not in text
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "whole", "found"),
-    [
-        (0, 12, True, [0, 3, 6, 9, 12]),
-        (0, 1, True, [0, 1]),
-        (0, 7, True, [0, 2, 4, 6]),
-        (0, 13_000, True, [0, 3000, 6000, 9000, 12_000]),
-        (7.62, 9.33, False, [8, 8.4, 8.8, 9.2]),
-        (0, 0.00105, False, [0, 0.00025, 0.0005, 0.00075, 0.001]),
-        (0, 1.05, False, [0, 0.25, 0.5, 0.75, 1]),
-        (-0.3, 0.3, False, [-0.3, -0.15, 0, 0.15, 0.3]),
-        (2.999, 3.001, False, [2.9992, 2.9996, 3, 3.0004, 3.0008]),
-    ],
-)
-def test_ticks_are_round(low: float, high: float, whole: bool, found: list[float]) -> None:
-    assert ticks(low, high, whole=whole) == pytest.approx(found)
-
-
-def test_a_curve_is_drawn_where_its_values_are() -> None:
-    line = Line("a & b", [(0, 10.0), (5, 0.0), (10, 5.0)], 8, dots=True)
-    chart = draw("Norm", [Line("none", [], 0), line], from_zero=True)
-    assert chart is not None
-    ((drawn, places, dots),) = chart.lines
-    assert drawn is line
-    assert line.look == "c2 dashed"  # the ninth of six colours
-    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, it.split(","))) for it in places.split()]
-    assert (x0, x2) == (LEFT, RIGHT)
-    assert x1 == (LEFT + RIGHT) / 2
-    assert y1 == BOTTOM  # 0 is at the foot, and half of the highest in the middle between
-    assert y2 == pytest.approx((y0 + y1) / 2, abs=0.1)
-    assert y0 > TOP
-    assert [label for y, label in chart.y_ticks if y in (y0, y1)] == ["0", "10"]
-    assert [label for _, label in chart.x_ticks] == ["0", "2", "4", "6", "8", "10"]
-    assert dots[0] == (x0, y0, "a & b: 10 at step 0")
-    assert chart.spoken == "Norm: a & b from 10 at step 0 to 5 at step 10"
-
-
-def test_one_point_and_a_flat_curve_are_drawn_too() -> None:
-    for points in ([(3, 2.0)], [(0, 2.0), (9, 2.0)], [(0, 0.0)]):
-        for from_zero in (True, False):
-            chart = draw("Loss", [Line("it", points, 0)], from_zero=from_zero)
-            assert chart is not None
-            assert len(chart.lines[0][2]) == (len(points) == 1)  # a dot, where there is no line
-            assert 2 <= len(chart.y_ticks) <= 6
-    assert draw("Loss", [Line("it", [], 0)]) is None
-
-
-def test_many_points_are_thinned_and_no_peak_is_lost() -> None:
-    points = [(step, 50.0 if step == 77_777 else step % 7) for step in range(100_000)]
-    chart = draw("Loss", [Line("it", points, 0)], from_zero=True)
-    assert chart is not None
-    places = [tuple(map(float, it.split(","))) for it in chart.lines[0][1].split()]
-    assert len(places) < 2500
-    assert [x for x, _ in places] == sorted(x for x, _ in places)
-    peak = min(places, key=lambda place: place[1])
-    assert peak[0] == pytest.approx(LEFT + (RIGHT - LEFT) * 0.77777, abs=0.1)
 
 
 def test_several_runs_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
