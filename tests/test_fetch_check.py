@@ -22,7 +22,7 @@ from transformers import (
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.fetch import check as official_text
-from gpt2_lightning.fetch.check import check_folder, judge, read_split
+from gpt2_lightning.fetch.check import check_folder, compare_with_wikitext2, read_split
 from gpt2_lightning.fetch.transfer import git_sha1_of, sha256_of
 from gpt2_lightning.pretrained import check_weights
 from tests.command_line import SMALL, Mistake, fit
@@ -199,7 +199,9 @@ def test_rows_of_the_hub_are_the_original_text(wiki_folder: Path) -> None:
     split = read_split(open_path(Path("hub"), None, "text")["test"])
     assert split.rows == len(lines)
     assert split.sha256 == sha256_of(wiki_folder / "wiki.test.raw")
-    assert judge({"test": split}, "wikitext-2-raw-v1")[1]  # made-up text under the name of another
+    assert compare_with_wikitext2({"test": split}, "wikitext-2-raw-v1")[
+        1
+    ]  # made-up text under the name of another
 
 
 def test_another_folder_around_it(model: Path, check: Check) -> None:

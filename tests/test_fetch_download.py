@@ -23,7 +23,7 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.data.articles import RAW_SHA256, ROWS
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetch import transfer
-from gpt2_lightning.fetch.check import SplitText, judge
+from gpt2_lightning.fetch.check import SplitText, compare_with_wikitext2
 from gpt2_lightning.fetch.hubs import repo_ref, safe_path
 from tests.command_line import SMALL, Mistake, fit
 from tests.corpus import hub_rows, wiki_rows
@@ -408,16 +408,16 @@ def test_text_that_is_not_what_its_name_says(
 
 def test_verdicts_on_wikitext() -> None:
     right = {name: SplitText(ROWS[name], RAW_SHA256[name]) for name in ROWS}
-    verdict, wrong = judge(right, None)  # under whatever name
+    verdict, wrong = compare_with_wikitext2(right, None)  # under whatever name
     assert verdict == "the official WikiText-2, raw, by the SHA-256 of each split"
     assert not wrong
     tokenized = {name: SplitText(ROWS[name], "other") for name in ROWS}
-    assert judge(tokenized, "wikitext-2-v1")[1] is False
-    verdict, wrong = judge(tokenized, "wikitext-2-raw-v1")
+    assert compare_with_wikitext2(tokenized, "wikitext-2-v1")[1] is False
+    verdict, wrong = compare_with_wikitext2(tokenized, "wikitext-2-raw-v1")
     assert wrong
     assert verdict is not None
     assert "train has the right 36,718 rows, but its text differs" in verdict
-    assert judge(tokenized, "else") == (None, False)
+    assert compare_with_wikitext2(tokenized, "else") == (None, False)
 
 
 @pytest.mark.parametrize(

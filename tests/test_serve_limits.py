@@ -130,11 +130,11 @@ def test_a_full_queue(opinionated_model: Path) -> None:
 def test_requests_that_take_too_long(
     opinionated_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(service_of(opinionated_model, max_seconds=0.4)) as it:
+    with running(service_of(opinionated_model, max_seconds=1)) as it:
         slowed(it, monkeypatch)
         body = LONG
         error = it.refusal(408, body)
-        assert (error["code"], error["message"]) == ("timeout", "It took longer than 0.4 seconds.")
+        assert (error["code"], error["message"]) == ("timeout", "It took longer than 1 seconds.")
         events = it.post(body | {"stream": True}).text.strip().split("\n\n")
         assert json.loads(events[0].removeprefix("data: "))["choices"]
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"

@@ -218,7 +218,7 @@ def _as_line(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Shares:
+class HeldOutChoice:
     """Which part of a text goes to each split, in plain values that are cached.
 
     Attributes:
@@ -242,12 +242,12 @@ class Splitting:
     Attributes:
         rows: The marked rows of every split.
         articles: Number of articles in each split; null if the text was cut by position.
-        deal: Yields all rows in the source's order, each with its split.
+        rows_with_split: Yields all rows in the source's order, each with its split.
     """
 
     rows: dict[SplitName, Rows]
     articles: dict[SplitName, int] | None
-    deal: Callable[[], Iterator[tuple[SplitName, Row]]]
+    rows_with_split: Callable[[], Iterator[tuple[SplitName, Row]]]
 
     def __str__(self) -> str:
         held_out = [name for name in self.rows if name != "train"]
@@ -258,7 +258,7 @@ class Splitting:
         return f"about {share}, {counts} of {sum(self.articles.values())} articles"
 
 
-def choose_held_out(rows: Iterable[Row], missing: list[SplitName]) -> Shares:
+def choose_held_out(rows: Iterable[Row], missing: list[SplitName]) -> HeldOutChoice:
     """Read a text, and choose the part of it for each missing split: 5 % of the bytes.
 
     Articles are ordered by the SHA-256 of their text, so neither their order nor a copy under
@@ -285,10 +285,12 @@ def choose_held_out(rows: Iterable[Row], missing: list[SplitName]) -> Shares:
             longest_line = max(longest_line, line.end() - line.start())
     hashes.append(int.from_bytes(running.digest()[:8], "big"))
     held_out = None if len(sizes) < FEWEST_ARTICLES else _choose(sizes, hashes, missing)
-    return Shares(len(sizes), held_out, sum(sizes), longest_line)
+    return HeldOutChoice(len(sizes), held_out, sum(sizes), longest_line)
 
 
-def split_rows(rows: Rows, missing: list[SplitName], shares: Shares | None = None) -> Splitting:
+def split_rows(
+    rows: Rows, missing: list[SplitName], choice: HeldOutChoice | None = None
+) -> Splitting:
     """Hold the missing splits out of the training rows.
 
     They are whole articles or, if these are few, the end of the text, cut at a line end, between
@@ -297,26 +299,28 @@ def split_rows(rows: Rows, missing: list[SplitName], shares: Shares | None = Non
     Args:
         rows: The training rows, marked where an article begins.
         missing: The splits to make, in the order in which they are filled.
-        shares: The result of `choose_held_out` for the same rows; null computes it.
+        choice: The result of `choose_held_out` for the same rows; null computes it.
 
     Returns:
         The rows of the training split and of the missing ones.
     """
-    found = shares or choose_held_out(rows, missing)
+    found = choice or choose_held_out(rows, missing)
     names: list[SplitName] = ["train", *missing]
     articles: dict[SplitName, int] | None = None
-    deal = partial(_by_position, rows, found, names)
+    rows_with_split = partial(_by_position, rows, found, names)
     if found.held_out is not None:
         owners = {at: name for name in missing for at in found.held_out[name]}
         counts = {name: len(found.held_out[name]) for name in missing}
         articles = {"train": found.articles - len(owners), **counts}
-        deal = partial(_by_article, rows, owners)
+        rows_with_split = partial(_by_article, rows, owners)
 
     def only(name: SplitName) -> Rows:
         identity = f"{rows.identity} split {SPLITTING_VERSION} {missing} {name}"
-        return Rows(lambda: (row for of, row in deal() if of == name), rows.files, identity)
+        return Rows(
+            lambda: (row for of, row in rows_with_split() if of == name), rows.files, identity
+        )
 
-    return Splitting({name: only(name) for name in names}, articles, deal)
+    return Splitting({name: only(name) for name in names}, articles, rows_with_split)
 
 
 def _choose(
@@ -349,15 +353,15 @@ def _by_article(rows: Rows, owners: dict[int, SplitName]) -> Iterator[tuple[Spli
 
 
 def _by_position(
-    rows: Rows, shares: Shares, names: list[SplitName]
+    rows: Rows, choice: HeldOutChoice, names: list[SplitName]
 ) -> Iterator[tuple[SplitName, Row]]:
     """Yield the lines or words of each split: the training text, then the held-out ends."""
-    share = int(HELD_OUT_SHARE * shares.bytes)
+    share = int(HELD_OUT_SHARE * choice.bytes)
     # any span as long as the longest line has a line's beginning; for a word's, only a part of a
     # share is searched, so that each split gets some text
-    by_line = shares.longest_line <= share
-    part_ends, reach = (AFTER_LINE, shares.bytes) if by_line else (AFTER_WORD, 3 * share // 4)
-    edges = [shares.bytes - share * left for left in range(len(names) - 1, 0, -1)]
+    by_line = choice.longest_line <= share
+    part_ends, reach = (AFTER_LINE, choice.bytes) if by_line else (AFTER_WORD, 3 * share // 4)
+    edges = [choice.bytes - share * left for left in range(len(names) - 1, 0, -1)]
     position, begun = 0, set[SplitName]()
     for row in rows:
         size = len(row.text) if row.text.isascii() else len(row.text.encode())

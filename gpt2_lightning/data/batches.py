@@ -123,7 +123,7 @@ class TrainBatches:
     """The training micro-batches of one rank: a pure function of seed, epoch and position.
 
     An epoch's blocks are shuffled, filled up with masked ones to whole global batches, and each
-    global batch is dealt out over micro-batches and ranks; so ranks take equal steps, and the
+    global batch is distributed over micro-batches and ranks; so ranks take equal steps, and the
     global batches are the same for any number of processes.
 
     Lightning saves and restores the position in the epoch by ``state_dict`` and
@@ -224,7 +224,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every block once, in order, dealt out over the ranks; ranks take equal steps.
+    """Every block once, in order, distributed over the ranks; ranks take equal steps.
 
     Args:
         blocks: The split.

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.data.articles import (
     SPLITTING_VERSION,
     DocumentsName,
+    HeldOutChoice,
     Row,
     Rows,
-    Shares,
     SplitName,
     as_articles,
     choose_held_out,
@@ -125,7 +125,7 @@ class WikiTextDataModule(LightningDataModule):
         self.test_source = test_source
         self._opened: dict[SplitName, Rows] | None = None
         self._splits: dict[SplitName, Rows] | None = None
-        self._deal: Callable[[], Iterator[tuple[SplitName, Row]]] | None = None
+        self._rows_with_split: Callable[[], Iterator[tuple[SplitName, Row]]] | None = None
         self.cleaner = get_cleaner(cleaning)
         self.tokenizer_name = tokenizer
         self.tokenizer_revision = tokenizer_revision
@@ -231,7 +231,11 @@ class WikiTextDataModule(LightningDataModule):
         Args:
             other: One of the same source and splits; its cleaning and tokenizer may differ.
         """
-        self._opened, self._splits, self._deal = other._opened, other._splits, other._deal
+        self._opened, self._splits, self._rows_with_split = (
+            other._opened,
+            other._splits,
+            other._rows_with_split,
+        )
         self.held_out_from_train = other.held_out_from_train
 
     def _find_splits(self) -> dict[SplitName, Rows]:
@@ -241,32 +245,34 @@ class WikiTextDataModule(LightningDataModule):
         missing = [name for name in held_out if name not in splits]
         # both are held out whatever is needed now, so that test text never was training text
         if missing and "train" in splits:
-            splitting = split_rows(splits["train"], missing, self._shares(splits["train"], missing))
+            splitting = split_rows(
+                splits["train"], missing, self._held_out_choice(splits["train"], missing)
+            )
             lacking = " and no ".join(missing)
             log.info("%s has no %s split: holding out %s.", self.source, lacking, splitting)
             splits |= splitting.rows
-            self.held_out_from_train, self._deal = missing, splitting.deal
+            self.held_out_from_train, self._rows_with_split = missing, splitting.rows_with_split
         return splits
 
-    def _shares(self, rows: Rows, missing: list[SplitName]) -> Shares:
+    def _held_out_choice(self, rows: Rows, missing: list[SplitName]) -> HeldOutChoice:
         """Return which part of the training text goes to the missing splits, if possible cached."""
         name = store_name({"rows": rows.digest(), "missing": missing, "splits": SPLITTING_VERSION})
         file = self.cache_dir / "splits" / f"{name}.json"
         try:
-            return Shares(**read_json(file))
+            return HeldOutChoice(**read_json(file))
         except (OSError, ValueError, TypeError):  # not cached, or damaged
-            shares = choose_held_out(rows, missing)
-        write_text(file, json.dumps(asdict(shares)) + "\n")
-        return shares
+            choice = choose_held_out(rows, missing)
+        write_text(file, json.dumps(asdict(choice)) + "\n")
+        return choice
 
     def each_row(self, wanted: Collection[SplitName]) -> Iterator[tuple[SplitName, Row]]:
         """Yield the rows of some splits, each with its split; every file is read once."""
-        dealt = {"train", *self.held_out_from_train} if self._deal else set()
+        from_train = {"train", *self.held_out_from_train} if self._rows_with_split else set()
         for split, rows in self.splits([]).items():
-            if split in wanted and split not in dealt:
+            if split in wanted and split not in from_train:
                 yield from ((split, row) for row in rows)
-        if self._deal and dealt & set(wanted):
-            yield from (one for one in self._deal() if one[0] in wanted)
+        if self._rows_with_split and from_train & set(wanted):
+            yield from (one for one in self._rows_with_split() if one[0] in wanted)
 
     def _train_tokenizer(self, splits: dict[SplitName, Rows]) -> str:
         if "train" not in splits:

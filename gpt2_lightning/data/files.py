@@ -46,7 +46,7 @@ ORDER: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass
-class Found:
+class FolderContent:
     """What a folder holds.
 
     Attributes:
@@ -115,7 +115,7 @@ def open_path(
         )
     found = _find(path, "--data.source")
     given = {flag_of(split): name for split, name in held_out.items() if name != "none"}
-    own = {_key(file) for flag, name in given.items() for file in _named(flag, name)}
+    own = {_key(file) for flag, name in given.items() for file in _files_of(flag, name)}
     files = [file for file in found.files if _key(file) not in own]
     if not found.files:
         raise UsageError(
@@ -162,7 +162,7 @@ def open_held_out(
     Raises:
         UsageError: If it does not exist, or nothing in it can be read.
     """
-    files = _named(flag, name)
+    files = _files_of(flag, name)
     if not files:
         raise _no_text(flag, name)
     log.info("%s %s: %s.", flag, name, counted([file.name for file in files], "file"))
@@ -213,10 +213,10 @@ def locate_held_out(flag: str, name: str, source: str, subset: str | None = None
         if place.is_dir() and glob.glob(pattern, recursive=True):
             return pattern
     nor = f", nor in --data.source {source}" if folder.is_dir() else ""
-    raise _no_text(flag, name, nor, _meant(given.name, folder))
+    raise _no_text(flag, name, nor, _closest_name(given.name, folder))
 
 
-def _meant(name: str, source: Path) -> Path | None:
+def _closest_name(name: str, source: Path) -> Path | None:
     """Return the file of the source, or beside it, with the most similar name."""
     if not source.exists():  # on the Hub, or built in
         return None
@@ -234,7 +234,7 @@ def _no_text(flag: str, name: str, nor: str = "", meant: Path | None = None) -> 
     )
 
 
-def _named(flag: str, name: str) -> list[DataFile]:
+def _files_of(flag: str, name: str) -> list[DataFile]:
     """Return the files of a path or, if it does not exist, of a pattern."""
     path = Path(name).expanduser()
     paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
@@ -245,13 +245,13 @@ def _key(file: DataFile) -> tuple[Path, str | None]:
     return file.path.resolve(), file.member
 
 
-def _find(path: Path, flag: str) -> Found:
+def _find(path: Path, flag: str) -> FolderContent:
     """Find the files below a path, in the same order on every machine.
 
     Hidden files are skipped. Links are followed, to each folder once. Folders of runs, models and
     token caches are left out: their samples and lists are no corpus.
     """
-    found = Found()
+    found = FolderContent()
     if path.is_file():
         _add(path, path.name, found, flag, named=True)
         return found
@@ -268,7 +268,7 @@ def _find(path: Path, flag: str) -> Found:
                 )
                 continue
             seen.add(real)
-            if made_by_us := _made_here(real):
+            if made_by_us := _kind_of_output(real):
                 found.leave_out(Path(folder, name).relative_to(path).as_posix(), made_by_us)
                 continue
             kept.append(name)
@@ -287,7 +287,7 @@ def _find(path: Path, flag: str) -> Found:
     return found
 
 
-def _made_here(folder: Path) -> str:
+def _kind_of_output(folder: Path) -> str:
     """Return the kind of a folder whose files are no corpus; empty for any other folder."""
 
     def holds(*names: str) -> bool:
@@ -302,7 +302,7 @@ def _made_here(folder: Path) -> str:
     return "token cache" if holds("manifest.json", "ids.bin") else ""
 
 
-def _add(file: Path, name: str, found: Found, flag: str, *, named: bool) -> None:
+def _add(file: Path, name: str, found: FolderContent, flag: str, *, named: bool) -> None:
     """Add a file to those that are read, or to those that are left out.
 
     Args:
@@ -344,7 +344,7 @@ def _add(file: Path, name: str, found: Found, flag: str, *, named: bool) -> None
         )
 
 
-def _add_archive(file: Path, name: str, found: Found, flag: str) -> None:
+def _add_archive(file: Path, name: str, found: FolderContent, flag: str) -> None:
     with naming_damage(DataFile(file, name)), zipfile.ZipFile(file) as archive:
         members = [inner for inner in archive.namelist() if not inner.endswith("/")]
     for inner in members:
@@ -418,7 +418,7 @@ def _split_of(name: str) -> tuple[SplitName | None, str]:
 
 
 def _by_split(
-    path: Path, files: list[DataFile], found: Found, held_out: dict[SplitName, str]
+    path: Path, files: list[DataFile], found: FolderContent, held_out: dict[SplitName, str]
 ) -> dict[SplitName, list[DataFile]]:
     """Sort files by split: by the names of their folders, or else by their own.
 
@@ -426,19 +426,19 @@ def _by_split(
         UsageError: If the names are ambiguous.
     """
     splits: dict[SplitName, list[DataFile]] = {}
-    tops = [SPLIT_NAMES.get(_top(file)) for file in files]
+    tops = [SPLIT_NAMES.get(_top_folder(file)) for file in files]
     said = [(split, "") for split in tops]
     by_folder = "train" in tops or (any(tops) and None not in tops)
     if not by_folder:
         said = [
-            (SPLIT_NAMES[_top(file)], "a folder") if top else _split_of(file.name)
+            (SPLIT_NAMES[_top_folder(file)], "a folder") if top else _split_of(file.name)
             for file, top in zip(files, tops, strict=True)
         ]
     free = {name for name, given in held_out.items() if given == "none"}
     if not by_folder:
-        free |= held_out.keys() if not _agree(said) else set()
+        free |= held_out.keys() if not _names_agree(said) else set()
         said = [(None, rest) if split in free else (split, rest) for split, rest in said]
-        if any(split not in (None, "train") for split, _ in said) and not _agree(said):
+        if any(split not in (None, "train") for split, _ in said) and not _names_agree(said):
             raise _ambiguous(path, files, said)
     for file, (split, _) in zip(files, said, strict=True):
         if by_folder and split is None:
@@ -483,14 +483,14 @@ def _ambiguous(
     )
 
 
-def _top(file: DataFile) -> str:
+def _top_folder(file: DataFile) -> str:
     parts = PurePosixPath(file.name).parts
     if file.member and len(parts) > 2 and parts[0].lower().endswith(".zip"):
         parts = parts[1:]
     return parts[0].lower() if len(parts) > 1 else ""
 
 
-def _agree(said: list[tuple[SplitName | None, str]]) -> bool:
+def _names_agree(said: list[tuple[SplitName | None, str]]) -> bool:
     """Return whether all names have a split, and held-out ones have a training text's name."""
     train = {rest for split, rest in said if split == "train"}
     others = {rest for split, rest in said if split not in (None, "train")}

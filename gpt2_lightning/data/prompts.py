@@ -1,4 +1,4 @@
-"""Prompts to continue: read, dealt out over the ranks, turned into ids."""
+"""Prompts to continue: read, distributed over the ranks, turned into ids."""
 
 import json
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def read_lines(data: bytes, name: str) -> dict[int, str]:
 
 
 class PromptBatches:
-    """Every prompt once, in order, dealt out over the ranks.
+    """Every prompt once, in order, distributed over the ranks.
 
     Args:
         prompts: The prompts.

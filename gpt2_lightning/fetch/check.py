@@ -245,7 +245,7 @@ def check_data(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     except UsageError as error:
         raise UsageError(f"--check {folder}: {error}") from error
     counts = ", ".join(f"{name} {text.rows:,} rows" for name, text in splits.items())
-    verdict, wrong = judge(splits, folder.name)
+    verdict, wrong = compare_with_wikitext2(splits, folder.name)
     lines = [f"  {folder.name}: {counts}"]
     if verdict:
         lines.append(f"    {verdict}")
@@ -283,7 +283,9 @@ def read_split(rows: Rows) -> SplitText:
     return SplitText(count, total.hexdigest())
 
 
-def judge(splits: Mapping[SplitName, SplitText], subset: str | None) -> tuple[str | None, bool]:
+def compare_with_wikitext2(
+    splits: Mapping[SplitName, SplitText], subset: str | None
+) -> tuple[str | None, bool]:
     """Compare a text with WikiText-2 as it was published.
 
     Args:
