@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 from torchmetrics.text import Perplexity as Oracle
 
+from gpt2_lightning.evaluate.card import FIGURES, Card
+from gpt2_lightning.evaluate.protocol import PUBLISHED
 from gpt2_lightning.model.metrics import METRICS, BitsPerByte, CrossEntropy, MetricInfo, Perplexity
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -84,3 +87,9 @@ def test_the_docs_say_of_each_metric_what_the_list_says(metric: MetricInfo) -> N
 def test_a_metric_is_listed_once() -> None:
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
+
+
+def test_the_figures_of_evaluate_are_those_of_its_card() -> None:
+    keys = {field.name for field in fields(Card)}
+    assert keys > set(FIGURES) >= {published.figure for published in PUBLISHED}
+    assert {name for name in keys if name.endswith(("_perplexity", "_per_byte"))} == set(FIGURES)

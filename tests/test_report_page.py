@@ -403,7 +403,7 @@ def test_quality_of_samples_is_drawn(run: Path) -> None:
         writer.writerows(row | {"samples/distinct_2": 0.5} for row in rows)
     text = render([Run(run)])
     assert "samples/distinct_2: version_0 from 0.5 at step 0" in text
-    assert "Different pairs of tokens" in text
+    assert "Unique pairs of tokens" in text
     assert "samples/longest_copy" not in text
 
 

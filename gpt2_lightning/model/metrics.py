@@ -134,20 +134,19 @@ METRICS = (
     ),
     MetricInfo(
         "samples/distinct_2",
-        "Different pairs of tokens, of all pairs of all samples: 1 where none comes twice.",
+        "Unique pairs of tokens over all pairs of all samples: 1 if none is repeated.",
         "share",
         chart="samples/distinct_2",
     ),
     MetricInfo(
         "samples/repeated_4",
-        "Share of a sample's four tokens in a row that it has said before: high where it goes "
-        "round in circles.",
+        "Share of a sample's 4-grams that occurred in it before: high if it goes round in circles.",
         "share",
         chart="samples/repeated_4",
     ),
     MetricInfo(
         "samples/ended",
-        "Share of the samples that came to an end by themselves.",
+        "Share of the samples that ended by themselves: with an end-of-text or a stop string.",
         "share",
         chart="samples/ended",
     ),
