@@ -165,9 +165,9 @@ def _against(
 
 
 def _reference(scorer: "Scorer", model: str, revision: str | None) -> dict[str, Any]:
-    from gpt2_lightning.evaluate.compare import check, wanted_figures
+    from gpt2_lightning.evaluate.compare import check, published_figures
 
-    wanted = wanted_figures(model)
+    wanted = published_figures(model)
     with scorer.processes.sharing_errors():
         loaded = scorer.load(model, revision)
     findings = []

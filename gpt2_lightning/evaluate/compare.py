@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.card import Card, Interval, Resamples, bits_per_byte
-from gpt2_lightning.evaluate.protocol import PUBLISHED, Published, published_for
+from gpt2_lightning.evaluate.protocol import PUBLISHED, Published
 from gpt2_lightning.evaluate.scoring import Score
 from gpt2_lightning.model.gpt2 import DtypeName
 
@@ -109,13 +109,14 @@ class Finding:
         )
 
 
-def wanted_figures(model: str) -> list[Published]:
-    """Return the published figures of a model.
+def published_figures(model: str) -> list[Published]:
+    """Return the published figures of a model, by its Hub id or the name of its folder.
 
     Raises:
         UsageError: If there are none.
     """
-    if found := published_for(model):
+    name = model.rstrip("/").rpartition("/")[2]
+    if found := [row for row in PUBLISHED if row.model.rpartition("/")[2] == name]:
         return found
     names = ", ".join(dict.fromkeys(row.model for row in PUBLISHED))
     raise UsageError(

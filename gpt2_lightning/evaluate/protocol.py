@@ -122,12 +122,6 @@ def comparability(
     )
 
 
-def published_for(model: str) -> list[Published]:
-    """Return the published figures of a model, by its Hub id, or the folder's name."""
-    name = model.rstrip("/").rpartition("/")[2]
-    return [row for row in PUBLISHED if row.model.rpartition("/")[2] == name]
-
-
 EvaluatedSplit = Literal["train", "validation", "test", "all"]
 
 
