@@ -153,6 +153,51 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def resumable_folder(target: Path) -> Iterator[Path | None]:
+    """Give a folder to write into as `whole_folder` does, with what a killed writer left in it.
+
+    It lies beside its target as ``.NAME.unfinished``. The end of the process, however it comes,
+    leaves it for the next writer of the same target; an error removes it.
+
+    Args:
+        target: The folder to be; its name says what it holds, so that the next writer would write
+            the same.
+
+    Yields:
+        The folder to write into; None if another process has finished it meanwhile.
+
+    Raises:
+        OSError: If the disk refuses; it names the target.
+    """
+    unfinished = target.with_name(f".{_short(target.name)}.unfinished")
+    handle = None
+    with _naming(target):
+        while handle is None and not target.is_dir():
+            unfinished.mkdir(parents=True, exist_ok=True)
+            handle = _locked(unfinished, wait=True)
+            if sys.platform == "win32":  # no such locks
+                break
+            if handle is not None and not unfinished.exists():  # its writer has finished it
+                os.close(handle)
+                handle = None
+    try:
+        if target.is_dir():
+            yield None
+            return
+        with _naming(target):
+            yield unfinished
+            flush_tree(unfinished)
+            os.rename(unfinished, target)
+            flush_folder(target.parent)
+    except Exception:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Give a folder for a moment, where there is room: a full temporary folder ends no run."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

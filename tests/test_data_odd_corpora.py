@@ -16,7 +16,7 @@ from gpt2_lightning.data.cleaning import get_cleaner
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.prompts import read_prompts
 from gpt2_lightning.data.sources import open_source
-from gpt2_lightning.data.token_store import _pieces
+from gpt2_lightning.data.tokenizing import _Pieces, _Shard
 from gpt2_lightning.errors import UsageError
 
 LINE = "The old bridge, 中文 and “lions”.\n"
@@ -375,7 +375,7 @@ def test_a_source_is_opened_once(tmp_path: Path, said: pytest.LogCaptureFixture)
 
 def test_a_long_line_is_tokenized_in_pieces() -> None:
     rows = [Row("a word, " * 100_000, begins=True)]
-    pieces = list(_pieces(rows, get_cleaner("none"), "article", cuts=True))
+    pieces = list(_Pieces(rows, _Shard(), get_cleaner("none"), "article", cuts=True))
     assert "".join(text for text, _ in pieces) == rows[0].text
     assert max(len(text) for text, _ in pieces) <= 1 << 16
     assert [begins for _, begins in pieces] == [True] + [False] * (len(pieces) - 1)

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from gpt2_lightning.data.articles import Row, Rows, as_articles
 from gpt2_lightning.data.cleaning import Cleaner, CleaningName, get_cleaner
-from gpt2_lightning.data.token_store import TokenStore, write_token_store
+from gpt2_lightning.data.token_store import TokenStore
+from gpt2_lightning.data.tokenizing import write_token_store
 from gpt2_lightning.evaluate.text import count_text
 from gpt2_lightning.inspect.rows import (
     CleaningLoss,

@@ -7,7 +7,15 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.articles import (
@@ -31,8 +39,9 @@ from gpt2_lightning.data.batches import (
 )
 from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
+from gpt2_lightning.data.readers import FORMATS
 from gpt2_lightning.data.sources import open_source
-from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
+from gpt2_lightning.data.token_store import TokenStore, store_name
 from gpt2_lightning.data.token_text import Decode, TextAssembler, decoder
 from gpt2_lightning.data.tokenizer import (
     cache_folder,
@@ -43,6 +52,7 @@ from gpt2_lightning.data.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
+from gpt2_lightning.data.tokenizing import write_token_store
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import write_text
 from gpt2_lightning.untrusted import read_json
@@ -292,6 +302,13 @@ class WikiTextDataModule(LightningDataModule):
             save_tokenizer_files(tokenizer_files(train_tokenizer(texts, self.vocab_size)), folder)
         return str(folder)
 
+    def _text_bytes(self, split: SplitName, rows: Rows) -> int | None:
+        """Return about how many bytes of text a split has; None where that shows at its end."""
+        if split in self.held_out_from_train:
+            return None
+        plain = all(FORMATS.get(file.path.suffix) == "text" for file in rows.files)
+        return sum(file.path.stat().st_size for file in rows.files) if plain else None
+
     def _write_store(self, split: SplitName, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> str:
         shaped_by = {
             "source": self.source,
@@ -306,9 +323,14 @@ class WikiTextDataModule(LightningDataModule):
         name = store_name({key: shaped_by[key] for key in shaped_by if key != "source"})
         folder = self.cache_dir / "tokens" / name
         if not folder.is_dir():
-            columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+            columns = (
+                *(SpinnerColumn(), TextColumn("{task.description}"), DownloadColumn()),
+                *(TransferSpeedColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
+            )
             with Progress(*columns, transient=True) as progress:
-                task = progress.add_task(f"Tokenizing the {split} split", total=None)
+                task = progress.add_task(
+                    f"Tokenizing the {split} split", total=self._text_bytes(split, rows)
+                )
                 write_token_store(
                     folder,
                     rows,

@@ -31,9 +31,10 @@ from gpt2_lightning.data.articles import (
     word_chunks,
 )
 from gpt2_lightning.data.cleaning import Cleaner, get_cleaner
-from gpt2_lightning.data.token_store import TokenStore, store_name, write_token_store
+from gpt2_lightning.data.token_store import TokenStore, store_name
 from gpt2_lightning.data.token_text import WITHOUT_SPACES
 from gpt2_lightning.data.tokenizer import tokenizer_digest
+from gpt2_lightning.data.tokenizing import write_token_store
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import whole_file
 

@@ -1,0 +1,138 @@
+"""A preparation that was killed goes on, and writes what it would have written."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from gpt2_lightning.data import tokenizing
+from gpt2_lightning.data.articles import Row
+from gpt2_lightning.data.cleaning import get_cleaner
+from gpt2_lightning.data.token_store import TokenStore
+from gpt2_lightning.data.tokenizer import load_tokenizer
+from gpt2_lightning.data.tokenizing import JOURNAL, _Encoder, write_token_store
+from tests.corpus import wiki_rows
+
+ROWS = [Row(text, text.startswith(" = ")) for text in wiki_rows(articles=30)]
+LONG = "river bridge stone " * 300  # longer than what is held back
+TEXTS = {
+    "articles": ROWS,
+    "one article": [Row(row.text, number == 0) for number, row in enumerate(ROWS)],
+    "a long line": [*ROWS[:40], Row(LONG, True), *ROWS[40:]],
+    "no words": [Row("\x00\n", True), *ROWS, Row("", True), Row(" ", False)],
+}
+
+
+@pytest.fixture
+def tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(tiny_model))
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "CHARACTERS_PER_PIECE", 200)
+    monkeypatch.setattr(tokenizing, "CHARACTERS_PER_BATCH", 600)
+    monkeypatch.setattr(tokenizing, "BATCHES_PER_SHARD", 2)
+
+
+def prepare(
+    folder: Path,
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    unit: tokenizing.Unit = "article",
+    cleaning: str = "none",
+    *,
+    ends_after: int | None = None,
+) -> list[int]:
+    """Write a store; return the bytes that were reported, and end like a kill after some rows."""
+
+    def read() -> Iterator[Row]:
+        for number, row in enumerate(rows):
+            if number == ends_after:
+                raise KeyboardInterrupt
+            yield row
+
+    told: list[int] = []
+    write_token_store(
+        folder,
+        read(),
+        cleaner=get_cleaner(cleaning),  # type: ignore[arg-type] # parametrised by name
+        tokenizer=tokenizer,
+        unit=unit,
+        shaped_by={"unit": unit},
+        advance=told.append,
+    )
+    return told
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(
+    ("unit", "cleaning"), [("article", "none"), ("article", "tutorial"), ("row", "tutorial")]
+)
+def test_it_goes_on_to_the_same_bytes(
+    name: str,
+    unit: tokenizing.Unit,
+    cleaning: str,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    rows = TEXTS[name]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    told = prepare(whole, rows, tokenizer, unit, cleaning)
+    assert sum(told) == sum(len(row.text.encode()) for row in rows)
+    unfinished = tmp_path / ".killed.unfinished"
+    for ends_after in (0, 20, 25, 60, 100):  # each goes on from the one before
+        with pytest.raises(KeyboardInterrupt):
+            prepare(killed, rows, tokenizer, unit, cleaning, ends_after=ends_after)
+        assert unfinished.is_dir()
+        with (unfinished / "ids.bin").open("ab") as ids:
+            ids.write(b"half a shard")
+        with (unfinished / JOURNAL).open("ab") as journal:
+            journal.write(b'{"rows": 1')
+    told = prepare(killed, rows, tokenizer, unit, cleaning)
+    assert sum(told) == sum(len(row.text.encode()) for row in rows)
+    assert content(killed) == content(whole)
+    assert sorted(content(killed)) == ["ids.bin", "manifest.json", "starts.bin"]
+    assert not unfinished.exists()
+    assert TokenStore.open(killed).manifest.rows == len(rows)
+
+
+def test_at_most_a_shard_is_tokenized_again(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    encode = _Encoder.__call__
+
+    def count(self: _Encoder, batch: tokenizing.Batch) -> list[tokenizing.Ids]:
+        seen.append(sum(len(text) for text, _ in batch))
+        return encode(self, batch)
+
+    monkeypatch.setattr(_Encoder, "__call__", count)
+    prepare(tmp_path / "whole", ROWS, tokenizer)
+    whole = sum(seen)
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "killed", ROWS, tokenizer, ends_after=len(ROWS) // 2)
+    journal = (tmp_path / ".killed.unfinished" / JOURNAL).read_text().splitlines()
+    assert len(journal) > 2
+    assert json.loads(journal[-1])["rows"] < len(ROWS) // 2
+    prepare(tmp_path / "killed", ROWS, tokenizer)
+    a_batch = 600 + 200  # which may end with a whole piece
+    # the shard that was cut off, what was read ahead of it, and none before
+    assert sum(seen) <= whole + (2 + tokenizing.BATCHES_AHEAD + 1) * a_batch
+    assert sum(seen) < 1.7 * whole
+
+
+def test_a_store_that_another_process_has_finished_is_kept(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prepare(tmp_path / "store", ROWS[:20], tokenizer)
+    before = content(tmp_path / "store")
+    assert prepare(tmp_path / "store", ROWS, tokenizer) == []
+    assert content(tmp_path / "store") == before
