@@ -1,8 +1,12 @@
+import tracemalloc
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from gpt2_lightning.data import batches as batching
 from gpt2_lightning.data.batches import (
     FILL_UP,
     EvalBatches,
@@ -142,7 +146,9 @@ def test_packed_tables(size: int, inputs: list[list[int]], targets: list[list[in
     assert batch["input_ids"].tolist() == inputs
     assert batch["targets"].tolist() == targets
     assert "attention_mask" not in batch
-    assert blocks.target_counts.tolist() == [sum(t != X for t in row) for row in targets]
+    assert blocks.target_counts(np.arange(len(blocks))).tolist() == [
+        sum(t != X for t in row) for row in targets
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64])
@@ -151,7 +157,7 @@ def test_every_token_is_predicted_once(size: int) -> None:
     blocks = PackedBlocks(store(ids, [1, 59]), size, EOS)
     targets = blocks.batch(np.arange(len(blocks)))["targets"].flatten()
     assert targets[targets != X].tolist() == ids[1:]
-    assert blocks.target_counts.sum() == len(ids) - 1
+    assert blocks.targets == len(ids) - 1
 
 
 def test_padded_table() -> None:
@@ -161,7 +167,7 @@ def test_padded_table() -> None:
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9], [5, 9, 6]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
     assert batch["targets"].tolist() == [[2, 3, X], [X, X, X], [9, 6, X]]
-    assert blocks.target_counts.tolist() == [2, 0, 2]
+    assert blocks.target_counts(np.arange(len(blocks))).tolist() == [2, 0, 2]
 
 
 def test_fill_up_has_no_targets_and_some_attention() -> None:
@@ -172,3 +178,54 @@ def test_fill_up_has_no_targets_and_some_attention() -> None:
         assert batch["input_ids"][0].tolist() == [EOS, EOS]
         assert batch["targets"][1].tolist() != [X, X]
     assert padded["attention_mask"][0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("size", "processes"), [(3, 1), (5, 2), (64, 1)])
+def test_shards_are_shuffled_and_then_their_blocks(
+    size: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "BLOCKS_PER_SHARD", 40)
+    blocks = PackedBlocks(store(list(range(331)), [1, 331]), 2, EOS)  # 165: four shards, and 5
+    epochs = []
+    for epoch in range(2):
+        order: list[int] = []
+        loaders = [
+            TrainBatches(blocks, batch_size=size, seed=3, rank=rank, world_size=processes)
+            for rank in range(processes)
+        ]
+        for loader in loaders:
+            loader.set_epoch(epoch)
+        for micro in zip(*loaders, strict=True):
+            inputs = torch.cat([it["input_ids"][it["targets"][:, 0] != X] for it in micro])
+            order += (inputs[:, 0] // 2).tolist()
+        assert sorted(order) == list(range(165))
+        shards = [block // 40 for block in order]
+        assert [shard for shard, _ in groupby(shards)] == list(dict.fromkeys(shards))
+        assert order != sorted(order)
+        epochs.append(order)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_position_in_any_shard_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "BLOCKS_PER_SHARD", 40)
+    blocks = PackedBlocks(store(list(range(331)), [1, 331]), 2, EOS)
+    whole = [batch["input_ids"] for batch in TrainBatches(blocks, batch_size=4, seed=3)]
+    for position in (0, 9, 10, 11, 33, 41):
+        loader = TrainBatches(blocks, batch_size=4, seed=3)
+        loader.load_state_dict({"epoch": 0, "position": position, "tokens_seen": 0})
+        found = [batch["input_ids"] for batch in loader]
+        assert all(map(torch.equal, found, whole[position:]))
+        assert len(found) == len(whole) - position
+
+
+def test_nothing_is_held_for_each_of_a_thousand_million_blocks() -> None:
+    ids = np.broadcast_to(np.uint16(5), 10**12)  # takes no memory
+    corpus = TokenStore(Path(), store([1], [0, 1]).manifest, ids, np.array([0, 10**12]))
+    tracemalloc.start()
+    loader = TrainBatches(PackedBlocks(corpus, 1000, EOS), batch_size=8, seed=0)
+    loader.load_state_dict({"epoch": 1, "position": 100_000_000, "tokens_seen": 0})
+    assert len(loader) == 125_000_000
+    assert next(iter(loader))["position"] == 225_000_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6

@@ -130,10 +130,14 @@ class OutOfStep:
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
-        self.target_counts = blocks.target_counts
+        self.targets = blocks.targets
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def target_counts(self, indices: np.typing.NDArray[np.int64]) -> np.typing.NDArray[np.int64]:
+        """Return the targets of blocks."""
+        return self.blocks.target_counts(indices)
 
     def batch(self, indices: np.typing.NDArray[np.int64]) -> Batch:
         """Gather blocks."""

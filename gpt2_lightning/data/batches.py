@@ -8,11 +8,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpt2_lightning.data.token_store import TokenStore
+from gpt2_lightning.data.token_store import IDS_PER_PIECE, TokenStore
 
 BlockName = Literal["pack", "pad"]
 
 IGNORED = -100  # the target that no loss of torch or transformers counts
+
+BLOCKS_PER_SHARD = 1 << 20  # that are shuffled among themselves; their order takes 8 MB
 
 FILL_UP = -1  # the index of a block in which every target is masked
 
@@ -24,16 +26,19 @@ Batch = dict[str, Tensor]
 
 
 class Blocks(Protocol):
-    """A split cut into blocks.
+    """A split cut into blocks; nothing is held for each of them.
 
     Attributes:
-        target_counts: Targets of every block, shape ``(blocks,)``.
+        targets: Targets of all blocks.
     """
 
-    target_counts: npt.NDArray[np.int64]
+    targets: int
 
     def __len__(self) -> int:
         """Return the number of blocks."""
+
+    def target_counts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the targets of blocks, in the shape of the indices; the index -1 has none."""
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Gather blocks; the index -1 is a block in which every target is masked."""
@@ -50,12 +55,15 @@ class PackedBlocks:
         self.ids = store.ids
         self.block_size = block_size
         self.end_of_text = end_of_text
-        targets = max(len(self.ids) - 1, 0)
-        starts = np.arange(0, targets, block_size)
-        self.target_counts = np.minimum(block_size, targets - starts)
+        self.targets = max(len(self.ids) - 1, 0)
 
     def __len__(self) -> int:
-        return len(self.target_counts)
+        return -(-self.targets // self.block_size)
+
+    def target_counts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Count the targets: a block's size of them, but in the last block."""
+        counts = np.minimum(self.block_size, self.targets - indices * self.block_size)
+        return np.where(indices == FILL_UP, 0, counts)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Gather blocks."""
@@ -64,7 +72,8 @@ class PackedBlocks:
         for row, index in enumerate(indices):
             if index == FILL_UP:
                 continue
-            start, count = index * self.block_size, self.target_counts[index]
+            start = index * self.block_size
+            count = min(self.block_size, self.targets - start)
             runs[row, : count + 1] = self.ids[start : start + count + 1]
             targets[row, :count] = runs[row, 1 : count + 1]
         return {
@@ -85,11 +94,22 @@ class PaddedBlocks:
         self.starts = store.starts
         self.block_size = block_size
         self.pad = pad
-        self.lengths = np.minimum(np.diff(self.starts), block_size)
-        self.target_counts = np.maximum(self.lengths - 1, 0)
+        self.targets = self.tokens = 0  # of all blocks: predicted, and held
+        for first in range(0, len(self), IDS_PER_PIECE):
+            lengths = self.lengths(np.arange(first, min(first + IDS_PER_PIECE, len(self))))
+            self.tokens += int(lengths.sum())
+            self.targets += int(np.maximum(lengths - 1, 0).sum())
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.starts) - 1
+
+    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the tokens of blocks, in the shape of the indices."""
+        return np.minimum(self.starts[indices + 1] - self.starts[indices], self.block_size)
+
+    def target_counts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Count the targets: all tokens of a row but its first."""
+        return np.where(indices == FILL_UP, 0, np.maximum(self.lengths(indices) - 1, 0))
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Gather blocks."""
@@ -100,7 +120,7 @@ class PaddedBlocks:
             if index == FILL_UP:
                 mask[row] = 1  # an attention over nothing would give NaN
                 continue
-            start, length = self.starts[index], self.lengths[index]
+            start, length = self.starts[index], int(self.lengths(index))
             inputs[row, :length] = self.ids[start : start + length]
             targets[row, : length - 1] = inputs[row, 1:length]
             mask[row, :length] = 1
@@ -124,7 +144,9 @@ class TrainBatches:
 
     An epoch's blocks are shuffled, filled up with masked ones to whole global batches, and each
     global batch is distributed over micro-batches and ranks; so ranks take equal steps, and the
-    global batches are the same for any number of processes.
+    global batches are the same for any number of processes. Of more than `BLOCKS_PER_SHARD`
+    blocks, shards of so many are shuffled, and the blocks within each shard when its turn comes:
+    what is held does not grow with the corpus.
 
     Lightning saves and restores the position in the epoch by ``state_dict`` and
     ``load_state_dict``.
@@ -166,6 +188,7 @@ class TrainBatches:
         self.tokens_seen = 0
         # Lightning tells the epoch to a loader's `sampler`, if it has a `set_epoch`
         self.sampler = self
+        self._shuffled: dict[int, npt.NDArray[np.int64]] = {}  # shards of the present epoch
 
     def __len__(self) -> int:
         """Return the micro-batches of one rank in an epoch."""
@@ -182,32 +205,63 @@ class TrainBatches:
             self.epoch, self.position = epoch, 0
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        order = self._order()
-        counts = np.append(self.blocks.target_counts, 0)[order]  # index -1: no targets
+        self._shuffled.clear()
+        accumulate, last = self.shape[0], None
         while self.position < len(self):
-            step, micro = divmod(self.position, self.shape[0])
-            in_step = min(self.shape[0], max(self.num_batches - step * self.shape[0], 1))
+            step, micro = divmod(self.position, accumulate)
+            if step != last:
+                order, last = self._order(step), step
+                counts = self.blocks.target_counts(order)
+            in_step = min(accumulate, max(self.num_batches - step * accumulate, 1))
             position = self.epoch * len(self) + self.position
             self.position += 1
-            self.tokens_seen += int(counts[step, micro].sum())
-            batch = self.blocks.batch(order[step, micro, self.rank])
+            self.tokens_seen += int(counts[micro].sum())
+            batch = self.blocks.batch(order[micro, self.rank])
             yield {
                 **batch,
-                "step_targets": int(counts[step, :in_step].sum()),
+                "step_targets": int(counts[:in_step].sum()),
                 "ends_step": micro + 1 == in_step,
                 "tokens_seen": self.tokens_seen,
                 "position": position,
             }
         self.position = 0
 
-    def _order(self) -> npt.NDArray[np.int64]:
-        """Return the epoch's block indices, shape (steps, accumulate, ranks, batch_size)."""
-        order = np.full(self.steps * int(np.prod(self.shape)), FILL_UP)
-        epoch = 0 if self.repeat else self.epoch
-        order[: len(self.blocks)] = np.random.default_rng([self.seed, epoch]).permutation(
-            len(self.blocks)
-        )
-        return order.reshape(self.steps, *self.shape)
+    def _order(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the block indices of a step, shape (accumulate, ranks, batch_size)."""
+        size = int(np.prod(self.shape))
+        order = np.full(size, FILL_UP)
+        begin, end = step * size, min((step + 1) * size, len(self.blocks))
+        filled = 0
+        for shard, first, blocks in self._shards():
+            inside = slice(max(begin - first, 0), min(end - first, blocks))
+            if inside.start < inside.stop:
+                found = self._shard(shard, blocks)[inside]
+                order[filled : filled + len(found)] = shard * BLOCKS_PER_SHARD + found
+                filled += len(found)
+        return order.reshape(self.shape)
+
+    def _shards(self) -> Iterator[tuple[int, int, int]]:
+        """Yield an epoch's shards in order: number, position of the first block, blocks."""
+        total = len(self.blocks)
+        count = -(-total // BLOCKS_PER_SHARD)
+        first = 0
+        for shard in map(int, self._chance().permutation(count) if count > 1 else range(count)):
+            blocks = min(BLOCKS_PER_SHARD, total - shard * BLOCKS_PER_SHARD)
+            yield shard, first, blocks
+            first += blocks
+
+    def _shard(self, shard: int, blocks: int) -> npt.NDArray[np.int64]:
+        """Return the order of a shard's blocks; two orders are kept, as a step may lie in both."""
+        if shard not in self._shuffled:
+            while len(self._shuffled) > 1:
+                del self._shuffled[next(iter(self._shuffled))]
+            several = len(self.blocks) > BLOCKS_PER_SHARD
+            chance = self._chance(shard) if several else self._chance()
+            self._shuffled[shard] = chance.permutation(blocks)
+        return self._shuffled[shard]
+
+    def _chance(self, *shard: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 0 if self.repeat else self.epoch, *shard])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next micro-batch."""
@@ -246,7 +300,7 @@ class EvalBatches:
         return -(-len(self.blocks) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        order = np.full(len(self) * self.world_size * self.batch_size, FILL_UP)
-        order[: len(self.blocks)] = np.arange(len(self.blocks))
-        for indices in order.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]:
-            yield self.blocks.batch(indices)
+        for batch in range(len(self)):
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            indices = np.arange(first, first + self.batch_size)
+            yield self.blocks.batch(np.where(indices < len(self.blocks), indices, FILL_UP))

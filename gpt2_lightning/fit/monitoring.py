@@ -122,7 +122,7 @@ class StartSummary(Callback):
             "%s parameters; %s tokens to predict in %s blocks of %d; a step takes %s blocks (%s "
             "tokens), an epoch %s steps, the schedule %s.",
             f"{count_parameters(module.model):,}",
-            f"{int(batches.blocks.target_counts.sum()):,}",
+            f"{batches.blocks.targets:,}",
             f"{len(batches.blocks):,}",
             data.block_size,
             f"{blocks:,}",

@@ -174,7 +174,7 @@ def split_facts(data: WikiTextDataModule, split: SplitName) -> dict[str, Any]:
     """
     manifest, blocks = data.stores[split].manifest, data.split_blocks(split)
     padded = isinstance(blocks, PaddedBlocks)
-    held = int(np.sum(blocks.lengths if isinstance(blocks, PaddedBlocks) else blocks.target_counts))
+    held = blocks.tokens if isinstance(blocks, PaddedBlocks) else blocks.targets
     return {
         "articles": manifest.articles,
         "rows": manifest.rows,
@@ -182,7 +182,7 @@ def split_facts(data: WikiTextDataModule, split: SplitName) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "tokens": manifest.tokens,
         "blocks": len(blocks),
-        "targets": int(blocks.target_counts.sum()),
+        "targets": blocks.targets,
         "padded": 1 - held / (len(blocks) * data.block_size),
         "cut_off": 1 - held / manifest.tokens if padded else 0.0,
         "cleaned_away": 1 - manifest.cleaned_bytes / manifest.bytes,

@@ -221,7 +221,7 @@ def measure_fill(data: WikiTextDataModule, split: SplitName, lengths: Counter[in
         lengths: Number of its units by their length in tokens.
     """
     blocks = data.split_blocks(split)
-    targets = int(blocks.target_counts.sum())
+    targets = blocks.targets
     tokens = data.stores[split].manifest.tokens
     match data.blocks:
         case "pack":

@@ -78,7 +78,7 @@ def steps_of(
     held_out = EvalBatches(
         data.split_blocks("validation"), batch_size=data.batch_size, world_size=processes
     )
-    targets = int(blocks.target_counts.sum())
+    targets = blocks.targets
     per_epoch = batches.num_steps
     if per_epoch == 0:
         raise UsageError(
@@ -104,7 +104,7 @@ def steps_of(
     return Steps(
         training_tokens=targets,
         training_blocks=len(blocks),
-        validation_tokens=int(held_out.blocks.target_counts.sum()),
+        validation_tokens=held_out.blocks.targets,
         blocks_per_step=data.batch_size * processes * accumulate,
         tokens_per_step=data.batch_size * processes * accumulate * data.block_size,
         micro_batches=batches.num_batches,
