@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gpt2_lightning.data.token_store import Manifest, TokenStore, Unit
+from gpt2_lightning.data.token_store import Manifest, TokenStore
+from gpt2_lightning.data.tokenizing import Unit
 from gpt2_lightning.evaluate.ngrams import measure_overlap
 
 END = 299

@@ -105,7 +105,8 @@ class PaddedBlocks:
 
     def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the tokens of blocks, in the shape of the indices."""
-        return np.minimum(self.starts[indices + 1] - self.starts[indices], self.block_size)
+        begins: npt.NDArray[np.int64] = self.starts[indices]
+        return np.minimum(self.starts[indices + 1] - begins, self.block_size)
 
     def target_counts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Count the targets: all tokens of a row but its first."""

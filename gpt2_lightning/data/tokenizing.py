@@ -3,7 +3,7 @@
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -366,9 +366,9 @@ class _Encoder:
             found += [] if long else self._encode(list(group))
         return found
 
-    def _encode(self, batch: Batch) -> list[Ids]:
+    def _encode(self, batch: Batch) -> list[list[int]]:
         with _naming_panic(max(len(text) for text, _ in batch)):
-            encoded: list[Ids] = self.tokenizer(
+            encoded: list[list[int]] = self.tokenizer(
                 [text for text, _ in batch],
                 add_special_tokens=False,
                 return_attention_mask=False,
@@ -415,7 +415,7 @@ class _Encoder:
         self._look_for_losses([(text[begin:], False)], [last[:, 0].tolist()])
         return [*parts, last[:, 0]]
 
-    def _look_for_losses(self, batch: Batch, encoded: Sequence[Ids]) -> None:
+    def _look_for_losses(self, batch: Batch, encoded: list[list[int]]) -> None:
         if self.examined >= MOST_EXAMINED:
             return
         unknown = self.tokenizer.unk_token_id
