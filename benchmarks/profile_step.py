@@ -42,12 +42,17 @@ def main(
     ids = torch.randint(0, 50257, (blocks, block_size + 1))
     batch = {"input_ids": ids[:, :-1], "targets": ids[:, 1:]}
     optimizer = build_adamw(
-        module.parameters(), learning_rate=1e-4, weight_decay=0.1, betas=(0.9, 0.95), fused=True
+        module.named_parameters(),
+        decayed=module.decayed,
+        learning_rate=1e-4,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        fused=True,
     )
 
     def step() -> None:
         (module.nats(batch) / ids[:, 1:].numel()).backward()
-        clip_gradient_norm(module, 1.0)
+        clip_gradient_norm(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,19 +1,25 @@
 """One checkpoint, whole or in shards: its names, how it is read, and how it is written."""
 
+import io
 import logging
 import pickle
 import warnings
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from gpt2_lightning.errors import UsageError, reason
@@ -234,6 +240,71 @@ def _of_format_1(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def trainer_settings(trainer: Trainer, schedule_steps: int) -> dict[str, Any]:
+    """Return these settings by their names in `TRAINER_FLAGS`, as plain values.
+
+    Args:
+        trainer: The trainer.
+        schedule_steps: Optimizer steps of the learning rate's schedule.
+    """
+    clipping = trainer.gradient_clip_algorithm
+    return {
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "processes": trainer.world_size,
+        "precision": trainer.precision,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": clipping and str(clipping.value),
+        "limit_train_batches": trainer.limit_train_batches,
+        "overfit_batches": cast(Any, trainer).overfit_batches,
+        "schedule_steps": schedule_steps,
+    }
+
+
+def refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """See that a run that goes on takes the steps that it would have taken.
+
+    Args:
+        before: The checkpoint's settings.
+        now: Those of the trainer that goes on.
+
+    Raises:
+        UsageError: If one differs.
+    """
+    dealt = ("accumulate_grad_batches", "processes")
+    if all(name in before for name in dealt) and any(before[name] != now[name] for name in dealt):
+        _refuse_other_batches(before, now)
+    for name, flag in TRAINER_FLAGS.items():
+        if name in before and name not in dealt and before[name] != now[name]:
+            raise UsageError(
+                f"{flag}: the checkpoint was trained with {before[name]}, now it is {now[name]}, "
+                "and going on so would be another run. Leave the flag as it was, or begin a new "
+                "run with these weights: --model.pretrained RUN, without --ckpt_path."
+            )
+
+
+def _refuse_other_batches(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """See that another number of processes takes the same blocks in a step."""
+    accumulate, processes = before["accumulate_grad_batches"], before["processes"]
+    batches, here = accumulate * processes, now["processes"]
+    if now["limit_train_batches"] != 1.0:
+        raise UsageError(
+            "--trainer.devices (x num_nodes): the checkpoint's run has "
+            f"--trainer.limit_train_batches {before['limit_train_batches']}, which counts "
+            f"micro-batches of one process. {processes} processes would work, with "
+            f"--trainer.accumulate_grad_batches {accumulate}."
+        )
+    if batches != now["accumulate_grad_batches"] * here:
+        now_each = now["accumulate_grad_batches"]
+        remedy = f"--trainer.accumulate_grad_batches {batches // here}"
+        if batches % here:
+            remedy = f"--trainer.devices (x num_nodes) {processes}, as before,"
+        raise UsageError(
+            f"--trainer.accumulate_grad_batches {now_each}: a step of the checkpoint's run takes "
+            f"{batches} micro-batches (processes x accumulation: {processes} x {accumulate}), and "
+            f"{here} x {now_each} would be another run. {remedy} would work."
+        )
+
+
 def count_in(checkpoint: dict[str, Any], before: int, now: int) -> None:
     """Count the place in the data in other micro-batches, in place.
 
@@ -334,26 +405,56 @@ def read_sharded(folder: Path) -> dict[str, Any]:
     Reference:
         https://lightning.ai/docs/pytorch/stable/common/checkpointing_expert.html
     """
-    try:
+    with _reading(folder):
         checkpoint: dict[str, Any] = torch.load(
             folder / REST, map_location="cpu", weights_only=True
         )
-        reader = _Reader(folder)
-        found = {
-            key: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for key, entry in reader.read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and key.startswith(WEIGHTS)
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it says that this process is alone
-            load(found, storage_reader=reader, no_dist=True)
-    except Exception as error:
-        raise UsageError(
-            f"{folder}: cannot be read as a sharded checkpoint ({reason(error)}). It needs "
-            f"{REST}, .metadata and every __*.distcp that the run wrote."
-        ) from error
+        entries = _Reader(folder).read_metadata().state_dict_metadata
+    found = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata) and key.startswith(WEIGHTS)
+    }
+    load_shards(found, folder, alone=True)
     checkpoint["state_dict"] = {key.partition(".")[2]: value for key, value in found.items()}
     return checkpoint
+
+
+def load_shards(wanted: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
+    """Read what is wanted of a sharded checkpoint, in place, without unpickling code.
+
+    Args:
+        wanted: Tensors, sharded or whole, and plain values, by the checkpoint's names.
+        folder: The checkpoint.
+        alone: Whether this process reads for itself; else all ranks call it.
+
+    Raises:
+        UsageError: If a part is missing or damaged.
+    """
+    with _reading(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it says that this process is alone
+        load(wanted, storage_reader=_Reader(folder), planner=_Planner(), no_dist=alone)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # torch's is a BaseException
+        failures = error.failures if isinstance(error, CheckpointException) else {}
+        first = next((it for it, _ in failures.values()), error)
+        raise UsageError(
+            f"{folder}: cannot be read as a sharded checkpoint ({reason(first)}). It needs "
+            f"{REST}, .metadata and every __*.distcp that the run wrote."
+        ) from error
+
+
+class _Planner(DefaultLoadPlanner):
+    """torch's planner, which unpickles plain values alone: an optimizer's numbers."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        plain = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
 
 
 class _Reader(FileSystemReader):
@@ -380,7 +481,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all.
+    """Writes a checkpoint whole or not at all, and reads those in shards, too.
 
     Lightning's own writing goes through the temporary folder, and is a copy where that is on
     another file system: a full disk or SIGKILL leaves half a checkpoint under its final name.
@@ -412,6 +513,14 @@ class WholeCheckpoints(TorchCheckpointIO):
             # a last.ckpt that is a link to the best (--checkpoint.save_last link) is no way to it
             with whole_file(Path(path), replace_link=True) as stream:
                 torch.save(checkpoint, stream)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint; of one in shards the weights alone, by which a verb can measure."""
+        if is_sharded(Path(path)):
+            return read_sharded(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint, once the one that was saved after it is whole."""

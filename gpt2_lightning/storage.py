@@ -376,11 +376,11 @@ def _lock(handle: int, *, wait: bool) -> bool:
 
 
 def _remove(partial: Path, target: Path) -> None:
-    """Remove a partial file or folder; a folder that it had moved aside comes back."""
+    """Remove a partial file or folder; what it had moved aside comes back."""
     if not partial.is_dir():
         partial.unlink(missing_ok=True)
         return
-    if (partial / "old").is_dir() and not target.exists():
+    if (partial / "old").exists() and not target.exists():
         if len(os.fsencode(target.name)) >= LONGEST_NAME:  # perhaps not its whole name
             return
         os.rename(partial / "old", target)

@@ -79,12 +79,6 @@ def test_every_recipe_takes_every_overlay(
     assert parsed["model"]["learning_rate"] == recipes["model"]["learning_rate"]
 
 
-def test_fsdp_wraps_the_blocks_and_leaves_the_tied_head_alone() -> None:
-    overlay = yaml.safe_load((ROOT / "configs/scale/fsdp.yaml").read_text(encoding="utf-8"))
-    (policy,) = overlay["trainer"]["strategy"]["init_args"]["auto_wrap_policy"]
-    assert policy.endswith(".GPT2Block")
-
-
 @pytest.mark.slow
 def test_the_quickstart_learns() -> None:
     run = fit(

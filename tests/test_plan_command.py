@@ -177,7 +177,7 @@ def test_screen(wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixtu
         (("--measure", "--device=t4"), "--measure"),
         (("--trainer.accelerator=gpu",), "--device_memory"),
         (("--trainer.devices=none",), "--trainer.devices none"),
-        (("--trainer.strategy=fsdp", "--trainer.devices=2"), "it needs GPUs"),
+        (("--trainer.strategy=fsdp", "--trainer.devices=2"), "--trainer.strategy fsdp2"),
         (("--trainer.max_epochs=-1",), "--trainer.max_epochs"),
         (("--model.pretrained=absent",), "absent"),
     ],

@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from gpt2_lightning.checkpoint import (
@@ -22,6 +21,7 @@ from gpt2_lightning.checkpoint import (
 )
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.sharding import FSDP2Strategy
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import whole_file
@@ -46,7 +46,7 @@ def is_sharded(trainer: Trainer) -> bool:
 
     One process alone cannot use the model then: it would wait for the others' parts for ever.
     """
-    return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+    return isinstance(trainer.strategy, FSDP2Strategy)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -380,5 +380,6 @@ def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
 
 def _can_be_copied(trainer: Trainer) -> bool:
     """Tell whether a checkpoint that was saved is one file, and already there."""
-    io = trainer.strategy.checkpoint_io
-    return isinstance(io, WholeCheckpoints) and not io.behind and not is_sharded(trainer)
+    io, strategy = trainer.strategy.checkpoint_io, trainer.strategy
+    in_shards = isinstance(strategy, FSDP2Strategy) and strategy.saves_shards
+    return isinstance(io, WholeCheckpoints) and not io.behind and not in_shards

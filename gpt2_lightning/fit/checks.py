@@ -8,10 +8,12 @@ from string import Formatter
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
+from gpt2_lightning.checkpoint import is_sharded
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.metrics import METRICS
 
@@ -42,6 +44,13 @@ INSTEAD_OF_FINDERS = {
     "it would be changed. `plan --measure` says what fits; --data.batch_size 4 with "
     "--trainer.accumulate_grad_batches 2 takes the step of a batch of 8.",
 }
+
+# What `--trainer.strategy fsdp2` stands for. Lightning has no name for its own.
+FSDP2 = "gpt2_lightning.fit.sharding.FSDP2Strategy"
+
+SHARDED_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16-true")
+
+UNSUPPORTED = ("deepspeed", "xla", "single_xla", "singledevicexla", "single_tpu")
 
 # Flags of how a model from scratch, or its tokenizer, is built.
 FROM_SCRATCH = ("--data.vocab_size", "--model.architecture", "--model.hf_config")
@@ -198,6 +207,73 @@ def _check_filename(checkpoint: Any, callbacks: Any) -> None:
         raise UsageError(
             f"{begin} with --checkpoint.save_top_k {checkpoint.save_top_k} the checkpoints of two "
             "steps could have one name, and the later would replace the better. Add {step}."
+        )
+
+
+def check_strategy(trainer: Any, verb: str) -> None:
+    """Refuse strategies that do not work here; name the class of the one that shards.
+
+    Args:
+        trainer: Its settings; a strategy that shards is changed in place.
+        verb: A verb of Lightning's.
+
+    Raises:
+        UsageError: If the strategy is not supported.
+    """
+    asked = trainer.strategy
+    path = asked if isinstance(asked, str) else asked.class_path
+    name = path.rpartition(".")[2]
+    kind = name.lower().removesuffix("strategy")
+    begin = f"--trainer.strategy {name}:"
+    if kind in ("fsdp2", "modelparallel"):
+        settings = {} if isinstance(asked, str) else asked.get("init_args") or {}
+        if (parts := settings.get("tensor_parallel_size", 1)) not in (1, "auto"):
+            raise UsageError(
+                f"{begin} tensor_parallel_size {parts}: must be 1. Weights are sharded over all "
+                "processes, matrices are not computed in parts."
+            )
+        if verb == "predict":
+            raise UsageError(
+                f"{begin} predict continues other prompts in each process, and none has the whole "
+                "model. --trainer.strategy auto works, and so does the verb generate."
+            )
+        if trainer.precision is not None and str(trainer.precision) not in SHARDED_PRECISIONS:
+            raise UsageError(
+                f"--trainer.precision {trainer.precision}: --trainer.strategy {name} works with "
+                f"{', '.join(SHARDED_PRECISIONS)}."
+            )
+        trainer.strategy = Namespace(class_path=FSDP2, init_args=settings)
+    elif kind.startswith("fsdp"):
+        raise UsageError(
+            f"{begin} torch's first FSDP is not supported. --trainer.strategy fsdp2 shards "
+            "weights, gradients and optimizer state, too (configs/scale/fsdp.yaml)."
+        )
+    elif kind.startswith(UNSUPPORTED) or (
+        isinstance(asked, str) and not kind.startswith(("auto", "ddp", "single_device"))
+    ):
+        raise UsageError(
+            f"{begin} not supported. Supported are auto, ddp (the whole model in each process) and "
+            "fsdp2 (its weights, gradients and optimizer state sharded over the processes)."
+        )
+
+
+def check_shards(file: Path, trainer: Any) -> None:
+    """Refuse to train on from shards with a strategy that cannot read the optimizer's.
+
+    Args:
+        file: The checkpoint.
+        trainer: Its settings, after `check_strategy`.
+
+    Raises:
+        UsageError: If the checkpoint is in shards and the strategy is another.
+    """
+    strategy = trainer.strategy
+    name = strategy if isinstance(strategy, str) else strategy.class_path
+    if is_sharded(file) and name != FSDP2:
+        raise UsageError(
+            f"--trainer.strategy {name}: {file} is in shards, from which training "
+            "goes on with --trainer.strategy fsdp2 alone. A new run can begin with its weights: "
+            f"--model.pretrained {file.parent.parent}, without --ckpt_path."
         )
 
 

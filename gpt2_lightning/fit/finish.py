@@ -15,8 +15,9 @@ from gpt2_lightning.checkpoint import FIGURES_KEY, step_of
 from gpt2_lightning.data.token_store import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.export.hf_folder import write_hf_folder
-from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
+from gpt2_lightning.fit.checkpoints import is_sharded, run_checkpoint, typed
 from gpt2_lightning.fit.run_folder import current_run
+from gpt2_lightning.fit.sharding import whole_weights
 from gpt2_lightning.fit.stop import Stopped, TimeLimit
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
 from gpt2_lightning.logs import say
@@ -56,9 +57,14 @@ class HFFolder(Callback):
 
     def _write(self, trainer: Trainer, module: GPT2Module) -> None:
         run = current_run(trainer)
-        if not trainer.is_global_zero or run is None:
+        if run is None:
             return
-        found = self._outcome(trainer, module)
+        weights: dict[str, Any] = {}
+        if is_sharded(trainer) and trainer.strategy.broadcast(_kept(trainer) is None):
+            weights = whole_weights(module.model)  # all ranks hand over their shards
+        if not trainer.is_global_zero:
+            return
+        found = self._outcome(trainer, module, weights)
         kept = _kept(trainer)
         record = {
             "file": kept and kept.name,
@@ -71,11 +77,11 @@ class HFFolder(Callback):
         write_hf_folder(run.hf, found.model, found.tokenizer, module.sampling, finish)
 
     @staticmethod
-    def _outcome(trainer: Trainer, module: GPT2Module) -> TextModel:
+    def _outcome(trainer: Trainer, module: GPT2Module, weights: dict[str, Any]) -> TextModel:
         if (kept := _kept(trainer)) is not None:
             return load_checkpoint(kept)
         model = from_config(module.model.config.to_dict(), attention="sdpa")
-        model.load_state_dict(module.model.state_dict())
+        model.load_state_dict(weights or module.model.state_dict())
         return TextModel(model, typed(trainer).datamodule.tokenizer)
 
 

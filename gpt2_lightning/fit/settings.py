@@ -27,6 +27,8 @@ from gpt2_lightning.fit.checks import (
     check_checkpoint,
     check_numbers,
     check_precision,
+    check_shards,
+    check_strategy,
     check_trainer,
     check_unchanged,
     check_unused,
@@ -299,6 +301,7 @@ class CommandLine:
         check_precision(config.trainer)
         if not any_machine:
             check_accelerator(config.trainer.accelerator)
+        check_strategy(config.trainer, self.verb)
         check_trainer(config.trainer)
         check_callbacks(config.trainer.callbacks)
         check_checkpoint(config.checkpoint, config.trainer.callbacks)
@@ -395,6 +398,7 @@ class CommandLine:
                     "true), from which training cannot go on. Begin a new run with them: "
                     f"--model.pretrained {run.folder if run else 'RUN'}, without --ckpt_path."
                 )
+            check_shards(file, config.trainer)
             for group, key, built in (
                 # first: what is linked is a flag of data
                 ("data", "datamodule_hyper_parameters", WikiTextDataModule),

@@ -10,6 +10,8 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gpt2_lightning.errors import UsageError, one_line, reason
 from gpt2_lightning.pretrained import check_settings, check_weights, load_config, load_weights
@@ -307,6 +310,32 @@ def fuse_gelu(model: PreTrainedModel) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, *, bf16_mixed: bool) -> None:
+    """Shard parameters, gradients and optimizer state over the processes, in place (FSDP2).
+
+    Each block is gathered where it computes. All else is gathered with the module itself: the
+    embedding and the head that is tied to it have to stay together.
+
+    Args:
+        module: What holds the language model; its forward methods gather.
+        mesh: The processes, in one dimension.
+        bf16_mixed: Whether autocast computes in bf16. The attention and the MLP of a block are
+            gathered in bf16 then, as it would cast them, and no copies are held until the
+            backward pass. Norms, residuals and the sums of gradients stay in fp32, as with ddp.
+
+    Reference: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+    """
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in module.modules():
+        if not isinstance(block, GradientCheckpointingLayer):  # transformers' blocks, of any model
+            continue
+        for part in block.children() if bf16_mixed else ():
+            if any(it.dim() >= 2 for it in part.parameters()):  # not a norm
+                fully_shard(part, mesh=mesh, mp_policy=half)
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 def positions_of(model: PreTrainedModel) -> int:

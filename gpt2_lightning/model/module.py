@@ -12,11 +12,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.checkpoint import FORMAT, TRAINER_FLAGS, count_in, upgrade
+from gpt2_lightning.checkpoint import (
+    FORMAT,
+    count_in,
+    refuse_changes,
+    trainer_settings,
+    upgrade,
+)
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.decoding import Assembler, generate
 from gpt2_lightning.model.gpt2 import (
@@ -27,6 +34,7 @@ from gpt2_lightning.model.gpt2 import (
     from_scratch,
     fuse_gelu,
     positions_of,
+    shard,
 )
 from gpt2_lightning.model.loss import IGNORED, summed_nats
 from gpt2_lightning.model.metrics import BitsPerByte, CrossEntropy, Perplexity
@@ -64,77 +72,11 @@ class TypedTrainer(Protocol):
     datamodule: TrainingData
     fast_dev_run: bool | int
     log_every_n_steps: int
-    overfit_batches: float
 
 
 def typed(trainer: Trainer) -> TypedTrainer:
     """Return the same trainer, with the types of what it does not declare."""
     return cast(TypedTrainer, trainer)
-
-
-def trainer_settings(trainer: Trainer, schedule_steps: int) -> dict[str, Any]:
-    """Return these settings by their names in `TRAINER_FLAGS`, as plain values.
-
-    Args:
-        trainer: The trainer.
-        schedule_steps: Optimizer steps of the learning rate's schedule.
-    """
-    clipping = trainer.gradient_clip_algorithm
-    return {
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "processes": trainer.world_size,
-        "precision": trainer.precision,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "gradient_clip_algorithm": clipping and str(clipping.value),
-        "limit_train_batches": trainer.limit_train_batches,
-        "overfit_batches": typed(trainer).overfit_batches,
-        "schedule_steps": schedule_steps,
-    }
-
-
-def refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """See that a run that goes on takes the steps that it would have taken.
-
-    Args:
-        before: The checkpoint's settings.
-        now: Those of the trainer that goes on.
-
-    Raises:
-        UsageError: If one differs.
-    """
-    dealt = ("accumulate_grad_batches", "processes")
-    if all(name in before for name in dealt) and any(before[name] != now[name] for name in dealt):
-        _refuse_other_batches(before, now)
-    for name, flag in TRAINER_FLAGS.items():
-        if name in before and name not in dealt and before[name] != now[name]:
-            raise UsageError(
-                f"{flag}: the checkpoint was trained with {before[name]}, now it is {now[name]}, "
-                "and going on so would be another run. Leave the flag as it was, or begin a new "
-                "run with these weights: --model.pretrained RUN, without --ckpt_path."
-            )
-
-
-def _refuse_other_batches(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """See that another number of processes takes the same blocks in a step."""
-    accumulate, processes = before["accumulate_grad_batches"], before["processes"]
-    batches, here = accumulate * processes, now["processes"]
-    if now["limit_train_batches"] != 1.0:
-        raise UsageError(
-            "--trainer.devices (x num_nodes): the checkpoint's run has "
-            f"--trainer.limit_train_batches {before['limit_train_batches']}, which counts "
-            f"micro-batches of one process. {processes} processes would work, with "
-            f"--trainer.accumulate_grad_batches {accumulate}."
-        )
-    if batches != now["accumulate_grad_batches"] * here:
-        now_each = now["accumulate_grad_batches"]
-        remedy = f"--trainer.accumulate_grad_batches {batches // here}"
-        if batches % here:
-            remedy = f"--trainer.devices (x num_nodes) {processes}, as before,"
-        raise UsageError(
-            f"--trainer.accumulate_grad_batches {now_each}: a step of the checkpoint's run takes "
-            f"{batches} micro-batches (processes x accumulation: {processes} x {accumulate}), and "
-            f"{here} x {now_each} would be another run. {remedy} would work."
-        )
 
 
 MOST_SKIPPED = 10  # steps in a row; more than a bad batch or two, it is the weights
@@ -240,6 +182,8 @@ class GPT2Module(LightningModule):
                 dropout=overrides,
             )
         fuse_gelu(self.model)
+        # by name, while each parameter is whole: a strategy may flatten what it shards
+        self.decayed = {name for name, it in self.named_parameters() if it.dim() >= 2}
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         # Plain values only: a checkpoint has to load with weights_only=True.
@@ -310,6 +254,16 @@ class GPT2Module(LightningModule):
         if self.compile_model:
             self._compiled = torch.compile(self.model.base_model.forward)
 
+    def configure_model(self) -> None:
+        """Shard the model over the processes, where the strategy has laid them out for it.
+
+        The loss goes past ``forward``, so the method that computes it gathers the weights.
+        """
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self, self.device_mesh["data_parallel"], bf16_mixed=mixed)
+            register_fsdp_forward_method(cast(FSDPModule, self), "nats")
+
     def total_steps(self) -> int:
         """Return the optimizer steps of the schedule: epochs x steps of an epoch, or max_steps.
 
@@ -343,7 +297,8 @@ class GPT2Module(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Give AdamW, which decays matrices only, and the schedule, which turns every step."""
         optimizer = build_adamw(
-            self.parameters(),
+            self.named_parameters(),
+            decayed=self.decayed,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             betas=self.betas,
@@ -465,7 +420,7 @@ class GPT2Module(LightningModule):
     ) -> None:
         """Clip in every precision and strategy, log the norm before, and see that it is finite.
 
-        Lightning's own clipping refuses FSDP and fused AdamW in mixed precision.
+        Lightning's own clipping refuses fused AdamW in mixed precision.
 
         Raises:
             NotFinite: If it is not, unless such steps are to be left out, and not yet many in a
@@ -473,8 +428,7 @@ class GPT2Module(LightningModule):
         """
         by_value = gradient_clip_algorithm == "value"
         limit = math.inf if by_value or not gradient_clip_val else gradient_clip_val
-        root = cast(torch.nn.Module, self.trainer.strategy.model)
-        norm = float(clip_gradient_norm(root, limit))  # of the reduced gradients: one on all ranks
+        norm = float(clip_gradient_norm(self.parameters(), limit))  # of all ranks, on each
         if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         if self._logs_this_step():

@@ -1,17 +1,18 @@
 """AdamW with decay for matrices only, clipping for every strategy, learning-rate schedules."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Collection, Iterable
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 
 def build_adamw(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[tuple[str, nn.Parameter]],
     *,
+    decayed: Collection[str],
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
@@ -20,38 +21,40 @@ def build_adamw(
     """Build AdamW, whose decay spares biases and layer norms.
 
     Args:
-        parameters: What is trained; embeddings and matrices decay.
+        parameters: Names and parameters of the model; those that require a gradient are trained.
+        decayed: Names of those that decay: embeddings and matrices.
         learning_rate: Peak learning rate.
-        weight_decay: Of the matrices.
+        weight_decay: Of those that decay.
         betas: Decay rates of the running means of the gradient and its square.
         fused: Take the step in one kernel: quicker, and impossible with scaled fp16 gradients.
 
     Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
     https://arxiv.org/abs/1711.05101.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [it for name, it in trained if name in decayed], "weight_decay": weight_decay},
+        {"params": [it for name, it in trained if name not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
-def clip_gradient_norm(root: nn.Module, limit: float) -> Tensor:
+def clip_gradient_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale the gradients down to a norm of at most ``limit``.
 
     Args:
-        root: The strategy's wrapped model; a sharded one knows the norm over all ranks.
+        parameters: Those of the model, in shards or whole.
         limit: Largest Euclidean norm over all parameters; infinity leaves them as they are.
 
     Returns:
-        The norm before, a scalar.
+        The norm before, over all ranks' shards, a scalar.
     """
-    if isinstance(root, FullyShardedDataParallel):
-        return root.clip_grad_norm_(limit)
-    norm = nn.utils.get_total_norm(it.grad for it in root.parameters() if it.grad is not None)
+    trained = [it for it in parameters if it.grad is not None]
+    norm = nn.utils.get_total_norm([cast(Tensor, it.grad) for it in trained])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()  # a collective: each rank has the norm of its shards alone
     if limit < math.inf:
-        nn.utils.clip_grads_with_norm_(root.parameters(), limit, norm)
+        nn.utils.clip_grads_with_norm_(trained, limit, norm)
     return norm
 
 

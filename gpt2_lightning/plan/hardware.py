@@ -146,7 +146,7 @@ def hardware_of(trainer: Any, device_memory: float | None, gpu: GPU | None) -> H
         accelerator,
         devices,
         int(trainer.num_nodes),
-        _strategy(trainer.strategy, devices * int(trainer.num_nodes), accelerator),
+        _strategy(trainer.strategy, devices * int(trainer.num_nodes)),
         memory,
         source,
         _has_bf16(accelerator, gpu),
@@ -211,18 +211,16 @@ def _devices(asked: Any, accelerator: str) -> int:
     return devices
 
 
-def _strategy(asked: Any, processes: int, accelerator: str) -> Strategy:
+def _strategy(asked: Any, processes: int) -> Strategy:
     name = asked if isinstance(asked, str) else str(asked["class_path"])
     name = name.rpartition(".")[2].lower()
     if processes == 1:
         return "single"
-    if name.startswith("fsdp") and accelerator != "cuda":
-        raise UsageError(f"--trainer.strategy {name}: it needs GPUs. Choose ddp.")
     if name.startswith("fsdp"):
         return "fsdp"
     if name.startswith(("ddp", "auto")):
         return "ddp"
     raise UsageError(
         f"--trainer.strategy {name}: memory estimation does not support it. "
-        "Choose auto, ddp or fsdp."
+        "Choose auto, ddp or fsdp2."
     )

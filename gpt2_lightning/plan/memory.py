@@ -258,20 +258,20 @@ def gathered(setting: Setting) -> list[MemoryItem]:
     """Return what FSDP gathers of the others' weights: all outside the blocks, and two blocks."""
     if setting.hardware.strategy != "fsdp":
         return []
-    shape, wide = setting.shape, setting.precision.products
-    outside = shape.parameters - shape.layers * shape.layer_parameters
+    shape, precision = setting.shape, setting.precision
+    outside = precision.weights * (shape.parameters - shape.layers * shape.layer_parameters)
+    layer = precision.products * shape.layer_parameters
     return [
-        MemoryItem("gathered weights", wide * (outside + 2 * shape.layer_parameters)),
-        MemoryItem(
-            "gradients before they are dealt out", wide * (outside + shape.layer_parameters)
-        ),
+        MemoryItem("gathered weights", outside + 2 * layer),
+        MemoryItem("gradients before they are dealt out", outside + layer),
     ]
 
 
 def casts(setting: Setting, *, of_layers: bool, of_head: bool) -> list[MemoryItem]:
     """Return the narrow copies of weights that mixed precision multiplies with."""
-    if not setting.precision.mixed or setting.hardware.strategy == "fsdp":
+    if not setting.precision.mixed:
         return []
+    of_layers &= setting.hardware.strategy != "fsdp"  # which gathers them so
     shape, wide = setting.shape, setting.precision.products
     # a block's matrices are about of one size: a third of them each
     pieces = [wide * shape.layer_matrices // 3] * 3 * shape.layers if of_layers else []
