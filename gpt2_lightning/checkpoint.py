@@ -14,7 +14,6 @@ import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -450,11 +449,12 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 class _Planner(DefaultLoadPlanner):
-    """torch's planner, which unpickles plain values alone: an optimizer's numbers."""
+    """torch's planner, which unpickles plain values and no others: an optimizer's numbers."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        plain = torch.load(value, weights_only=True)
-        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
+        torch.load(value, weights_only=True)  # refuses all else
+        value.seek(0)
+        super().load_bytes(read_item, value)
 
 
 class _Reader(FileSystemReader):

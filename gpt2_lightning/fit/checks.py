@@ -242,7 +242,8 @@ def check_strategy(trainer: Any, verb: str) -> None:
                 f"--trainer.precision {trainer.precision}: --trainer.strategy {name} works with "
                 f"{', '.join(SHARDED_PRECISIONS)}."
             )
-        trainer.strategy = Namespace(class_path=FSDP2, init_args=settings)
+        ours = {"class_path": FSDP2, "init_args": settings}
+        trainer.strategy = Namespace(**ours)  # type: ignore[no-untyped-call] # it says no types
     elif kind.startswith("fsdp"):
         raise UsageError(
             f"{begin} torch's first FSDP is not supported. --trainer.strategy fsdp2 shards "

@@ -97,8 +97,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         shards = {"state_dict": checkpoint.pop("state_dict")}
         for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
             shards[f"optimizer_{number}"] = state
-        with whole_folder(path, replace=True) if self.is_global_zero else nullcontext() as folder:
-            folder = self.broadcast(folder)
+        whole = whole_folder(path, replace=True) if self.is_global_zero else nullcontext(path)
+        with whole as written:  # known to rank 0 alone
+            folder = self.broadcast(written)
             try:
                 save(shards, checkpoint_id=folder)
             except CheckpointException as error:  # the same on all ranks, and no Exception

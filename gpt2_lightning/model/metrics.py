@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 
 @dataclass(frozen=True)
@@ -263,3 +263,19 @@ class BitsPerByte(CrossEntropy):
     def compute(self) -> Tensor:
         """Return bits per byte."""
         return self.nats / (math.log(2) * self.original_bytes)
+
+
+def split_metrics(prefix: str, original_bytes: int | None) -> MetricCollection:
+    """Return what a split is measured by, all of one count of nats and targets.
+
+    Args:
+        prefix: Of the names: ``val/`` or ``test/``.
+        original_bytes: UTF-8 bytes of its text; None leaves bits per byte out.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        "loss": CrossEntropy(),
+        "perplexity": Perplexity(),
+    }
+    if original_bytes is not None:
+        metrics["bits_per_byte"] = BitsPerByte(original_bytes)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=[list(metrics)])

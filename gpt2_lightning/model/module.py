@@ -37,7 +37,7 @@ from gpt2_lightning.model.gpt2 import (
     shard,
 )
 from gpt2_lightning.model.loss import IGNORED, summed_nats
-from gpt2_lightning.model.metrics import BitsPerByte, CrossEntropy, Perplexity
+from gpt2_lightning.model.metrics import split_metrics
 from gpt2_lightning.model.optim import (
     ScheduleName,
     build_adamw,
@@ -262,7 +262,7 @@ class GPT2Module(LightningModule):
         if self.device_mesh is not None and not isinstance(self, FSDPModule):
             mixed = self.trainer.precision == "bf16-mixed"
             shard(self, self.device_mesh["data_parallel"], bf16_mixed=mixed)
-            register_fsdp_forward_method(cast(FSDPModule, self), "nats")
+            register_fsdp_forward_method(self, "nats")
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the schedule: epochs x steps of an epoch, or max_steps.
@@ -493,12 +493,8 @@ class GPT2Module(LightningModule):
         return found, reason
 
     def _begin_eval(self, split: Literal["validation", "test"], prefix: str) -> None:
-        metrics: dict[str, Any] = {"loss": CrossEntropy(), "perplexity": Perplexity()}
-        if (original_bytes := self.original_bytes(split)[0]) is not None:
-            metrics["bits_per_byte"] = BitsPerByte(original_bytes)
-        self.eval_metrics = MetricCollection(
-            metrics, prefix=prefix, compute_groups=[list(metrics)]
-        ).to(self.device)
+        original_bytes, _ = self.original_bytes(split)
+        self.eval_metrics = split_metrics(prefix, original_bytes).to(self.device)
 
     def _end_eval(self) -> None:
         values = self.eval_metrics.compute()
