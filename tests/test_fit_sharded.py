@@ -1,5 +1,6 @@
 """Sharded training (FSDP2): two processes with half of the model each are one with the whole."""
 
+import errno
 import json
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from gpt2_lightning.checkpoint import load_shards, read_checkpoint
 from gpt2_lightning.cli import main
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit import sharding
 from gpt2_lightning.generate.text_model import load_checkpoint
 from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
 from tests.corpus import wiki_rows
@@ -148,7 +151,20 @@ def test_counts_are_those_of_the_whole_model(runs: Runs, tiny_model: Path) -> No
         assert json.loads((folder / "facts.json").read_text())["model"]["parameters"] == whole
         assert flops_per_token(folder) == pytest.approx(flops_per_token(runs.one), rel=1e-5)
     assert f"{whole:,} parameters" in runs.said["fsdp"]
-    assert "No samples are drawn" in runs.said["fsdp"]
+
+
+@pytest.mark.slow
+def test_samples_and_surprisals_are_those_of_copies(runs: Runs) -> None:
+    samples = [(it / "samples.jsonl").read_text() for it in (runs.ddp, runs.fsdp, runs.shards)]
+    assert samples[0].count("\n") == 27  # of three prompts, three seeds, three validations
+    assert set(samples) == {samples[0]}
+    rows = [
+        [json.loads(line) for line in (run / "surprisal.jsonl").read_text().splitlines()]
+        for run in (runs.ddp, runs.fsdp)
+    ]
+    for theirs, ours in zip(*rows, strict=True):
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["nats"] == pytest.approx(theirs["nats"], abs=2e-4)  # of four decimals
 
 
 @pytest.mark.slow
@@ -194,7 +210,8 @@ def test_evaluations_and_texts_are_those_of_copies(
 @pytest.mark.slow
 def test_a_run_changes_its_strategy(runs: Runs, beside_them: None) -> None:
     """The optimizer's state is taken by names: ddp's numbers follow groups, ours the model."""
-    for other, strategy in ((runs.fsdp, "auto"), (runs.ddp, "fsdp2")):
+    ways = ((runs.fsdp, "auto"), (runs.ddp, "fsdp2"), (runs.shards, "fsdp2"))
+    for other, strategy in ways:
         assert distance(weights(other, "step5.ckpt"), weights(other)) > 1e-3
         words = ("--trainer.devices=1", f"--trainer.strategy={strategy}", *CALM)
         accumulate = "--trainer.accumulate_grad_batches=4"
@@ -221,13 +238,49 @@ def test_the_weights_as_they_stand(wiki_folder: Path, tiny_model: Path) -> None:
 def test_a_run_in_shards_is_measured_by_any_strategy(
     runs: Runs, beside_them: None, mistake: Mistake
 ) -> None:
-    words = (f"--ckpt_path={runs.shards / 'checkpoints/last.ckpt'}", "--trainer.devices=1")
+    words = (f"--ckpt_path={runs.shards / 'checkpoints/step5.ckpt'}", "--trainer.devices=1")
     main(["validate", *words, "--trainer.strategy=auto", *CALM])
     main(["validate", *words, "--trainer.strategy=fsdp2", *CALM])
     message = mistake("fit", *words, "--trainer.strategy=auto")
     assert "--trainer.strategy fsdp2" in message
     message = mistake("predict", *words, "--data.prompts=wiki.txt")
     assert "--trainer.strategy auto" in message
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_shards_whole(
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    saved: list[Path] = []
+
+    def save_once(shards: dict[str, Any], *, checkpoint_id: Path) -> None:
+        if saved:
+            (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
+            full = OSError(errno.ENOSPC, "No space left on device")
+            raise CheckpointException("", {0: (full, None)})
+        save(shards, checkpoint_id=checkpoint_id)
+        saved.append(checkpoint_id)
+
+    monkeypatch.setattr(sharding, "save", save_once)
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "fit",
+                *fine_tuning(wiki_folder, tiny_model),
+                "--trainer.max_steps=6",
+                "--checkpoint.every_n_train_steps=2",
+                "--trainer.strategy.class_path=ModelParallelStrategy",
+                *CALM,
+            ]
+        )
+    assert ended.value.code == 2
+    assert "no space is left" in capsys.readouterr().err
+    (checkpoint,) = Path("lightning_logs/version_0/checkpoints").iterdir()
+    assert checkpoint.name == "last.ckpt"
+    assert read_checkpoint(checkpoint)["global_step"] == 2
 
 
 class Code:
@@ -265,6 +318,13 @@ def test_numbers_in_shards_run_no_code() -> None:
         (
             ("--trainer.strategy=ModelParallelStrategy", "--trainer.precision=16-mixed"),
             "--trainer.precision",
+        ),
+        (
+            (
+                "--trainer.strategy=fsdp2",
+                "--trainer.callbacks=[{class_path: EMAWeightAveraging}]",
+            ),
+            "--trainer.callbacks EMAWeightAveraging: it copies the model",
         ),
         (
             (

@@ -221,6 +221,8 @@ class RunCheckpoint(ModelCheckpoint):
         self.last_model_path = str(last)
         if copy_of is not None and _can_be_copied(trainer):
             if trainer.is_global_zero:
+                if last.is_dir():  # of shards, from before --trainer.strategy was changed
+                    shutil.rmtree(last)
                 with whole_file(last, replace_link=True) as target, open(copy_of, "rb") as source:
                     shutil.copyfileobj(source, target, 16 << 20)
             trainer.strategy.barrier("last.ckpt")

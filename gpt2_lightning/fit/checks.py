@@ -50,7 +50,7 @@ FSDP2 = "gpt2_lightning.fit.sharding.FSDP2Strategy"
 
 SHARDED_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16-true")
 
-UNSUPPORTED = ("deepspeed", "xla", "single_xla", "singledevicexla", "single_tpu")
+UNSUPPORTED = ("deepspeed", "xla", "singledevicexla")
 
 # Flags of how a model from scratch, or its tokenizer, is built.
 FROM_SCRATCH = ("--data.vocab_size", "--model.architecture", "--model.hf_config")
@@ -242,6 +242,12 @@ def check_strategy(trainer: Any, verb: str) -> None:
                 f"--trainer.precision {trainer.precision}: --trainer.strategy {name} works with "
                 f"{', '.join(SHARDED_PRECISIONS)}."
             )
+        for callback in trainer.callbacks or []:
+            if (copies := callback.class_path.rpartition(".")[2]).endswith("WeightAveraging"):
+                raise UsageError(
+                    f"--trainer.callbacks {copies}: it copies the model, and torch copies none "
+                    f"that --trainer.strategy {name} has sharded. --trainer.strategy ddp works."
+                )
         ours = {"class_path": FSDP2, "init_args": settings}
         trainer.strategy = Namespace(**ours)  # type: ignore[no-untyped-call] # it says no types
     elif kind.startswith("fsdp"):

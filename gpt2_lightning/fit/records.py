@@ -25,9 +25,10 @@ from gpt2_lightning.data.batches import PaddedBlocks
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_text import passage, whole_characters
 from gpt2_lightning.data.tokenizer import tokenizer_digest
-from gpt2_lightning.fit.checkpoints import is_sharded, typed
+from gpt2_lightning.fit.checkpoints import typed
 from gpt2_lightning.fit.finish import RunSummary, best_of
 from gpt2_lightning.fit.run_folder import current_run
+from gpt2_lightning.fit.sharding import whole_model
 from gpt2_lightning.model.gpt2 import count_parameters, positions_of
 from gpt2_lightning.model.loss import token_nats
 from gpt2_lightning.model.module import GPT2Module, NotFinite
@@ -261,21 +262,20 @@ class Surprisal(Callback):
         self._fresh = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why there will be none, where that is so."""
+        """Find whether the file begins anew."""
         self._fresh = trainer.ckpt_path is None
-        if is_sharded(trainer):
-            log.info("surprisal.jsonl is not written: no process has the whole model.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the passage, in one process."""
         run = current_run(trainer)
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or run is None:
+        if trainer.state.fn != "fit" or run is None:
             return
-        if is_sharded(trainer):
+        model = whole_model(cast(GPT2Module, pl_module))
+        if model is None or not trainer.is_global_zero:
             return
         data = typed(trainer).datamodule
         inputs, targets = passage_of(data)
-        nats = iter(nats_of(cast(GPT2Module, pl_module).model, inputs, targets))
+        nats = iter(nats_of(model, inputs, targets))
         pieces = whole_characters(data.tokenizer, targets.tolist(), after=inputs[:1].tolist())
         row = {
             "step": trainer.global_step,

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.prompts import encode_prompt
 from gpt2_lightning.data.token_text import TextAssembler, decoder, passage
-from gpt2_lightning.fit.checkpoints import is_sharded, typed
+from gpt2_lightning.fit.checkpoints import typed
 from gpt2_lightning.fit.run_folder import current_run
+from gpt2_lightning.fit.sharding import whole_model
 from gpt2_lightning.model.decoding import generate
 from gpt2_lightning.model.gpt2 import positions_of
 from gpt2_lightning.model.module import GPT2Module
@@ -51,25 +52,21 @@ class Samples(Callback):
         self.prompts = prompts
         self.enabled = enabled
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why there will be none, where that is so."""
-        if self.enabled and is_sharded(trainer):
-            log.info("No samples are drawn at validations: no process has the whole model.")
-
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, in one process."""
-        if not self.enabled or trainer.state.fn != "fit" or is_sharded(trainer):
-            return
         run = current_run(trainer)
-        if not trainer.is_global_zero or run is None:
-            return  # the raw module is used below: no rank waits for another
+        if not self.enabled or trainer.state.fn != "fit" or run is None:
+            return
+        module = cast(GPT2Module, pl_module)
+        model = whole_model(module)
+        if model is None or not trainer.is_global_zero:
+            return  # the raw model is used below: no rank waits for another
         # here, since parsing the flags of fit, which are this class' too, needs no evaluation
         from gpt2_lightning.evaluate.quality import measure
 
-        module = cast(GPT2Module, pl_module)
         data = typed(trainer).datamodule
         tokenizer: PreTrainedTokenizerBase = data.tokenizer
-        longest_prompt = positions_of(module.model) - 1
+        longest_prompt = positions_of(model) - 1
         prompts = [ids[:longest_prompt] for ids in self._prompts(data)]
         longest = max(len(ids) for ids in prompts)
         sampling = replace(
@@ -81,9 +78,7 @@ class Samples(Callback):
         def assemble(prompt: list[int]) -> TextAssembler:
             return TextAssembler(tokenizer, sampling.stop, after=prompt)
 
-        drawn = generate(
-            module.model, prompts, sampling, end_of_text=end_of_text, assemble=assemble
-        )
+        drawn = generate(model, prompts, sampling, end_of_text=end_of_text, assemble=assemble)
         samples = [ids for continuations in drawn for ids in continuations]
         assemblers = [assemble(prompt.tolist()) for prompt in prompts for _ in sampling.seeds]
         texts = [text.add_all(ids) for text, ids in zip(assemblers, samples, strict=True)]

@@ -18,9 +18,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.constants import default_pg_timeout
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from gpt2_lightning.checkpoint import REST, is_sharded, load_shards
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.gpt2 import from_config, fuse_gelu
+from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import whole_folder
 
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -160,6 +164,22 @@ def _by_name(
             for group, named in zip(saved["param_groups"], groups, strict=True)
         ],
     }
+
+
+def whole_model(module: GPT2Module) -> PreTrainedModel | None:
+    """Return the model of a run for one process to use; all ranks call it.
+
+    Returns:
+        The model itself; of a sharded one a copy on the CPU of rank 0, and None on the others.
+    """
+    if not isinstance(module, FSDPModule):
+        return module.model
+    if not (weights := whole_weights(module.model)):
+        return None
+    model = from_config(module.model.config.to_dict(), attention="sdpa")
+    model.load_state_dict(weights)
+    fuse_gelu(model)
+    return model
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, Any]:
