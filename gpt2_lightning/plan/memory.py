@@ -279,7 +279,12 @@ def casts(setting: Setting, *, of_layers: bool, of_head: bool) -> list[MemoryIte
 
 
 def loading(setting: Setting) -> Phase:
-    """Return the start: weights beside the file that they come from, or the embedding's first."""
+    """Return the start: weights beside the file that they come from, or the embedding's first.
+
+    Where they are to be sharded, each process of a CPU has them whole here.
+    """
+    if setting.hardware.strategy == "fsdp" and setting.hardware.accelerator == "cpu":
+        setting = replace(setting, hardware=setting.hardware.with_strategy("ddp"))
     return Phase("loading", (weights(setting), per_parameter(setting, "their file", FP32)))
 
 
