@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import StackSummary
 from typing import Any
 
 import pytest
@@ -260,7 +261,7 @@ def test_a_full_disk_leaves_the_last_shards_whole(
         if saved:
             (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
             full = OSError(errno.ENOSPC, "No space left on device")
-            raise CheckpointException("", {0: (full, None)})
+            raise CheckpointException("", {0: (full, StackSummary())})
         save(shards, checkpoint_id=checkpoint_id)
         saved.append(checkpoint_id)
 
