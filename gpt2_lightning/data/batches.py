@@ -105,8 +105,9 @@ class PaddedBlocks:
 
     def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the tokens of blocks, in the shape of the indices."""
-        begins: npt.NDArray[np.int64] = self.starts[indices]
-        return np.minimum(self.starts[indices + 1] - begins, self.block_size)
+        whole = self.starts[indices + 1] - self.starts[indices]
+        lengths: npt.NDArray[np.int64] = np.minimum(whole, self.block_size)
+        return lengths
 
     def target_counts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Count the targets: all tokens of a row but its first."""
