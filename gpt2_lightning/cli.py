@@ -111,7 +111,7 @@ def _is_child() -> bool:
 
     At any other code of a child's, Lightning kills the first process while it saves.
     """
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) > 0
 
 
 def _dispatch(words: list[str]) -> None:

@@ -7,12 +7,14 @@ at any moment, or a power cut never meets half of it, and what was there before 
 
 import errno
 import os
+import platform
 import re
 import secrets
 import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,10 @@ if sys.platform != "win32":
     import fcntl
 
 SUFFIX = ".partial"
+
+UNFINISHED = ".unfinished"
+
+WEEK = 7 * 24 * 3600  # seconds
 
 PARTIAL = re.compile(r"\.(.+)-[0-9a-z_]{8}\.partial")
 
@@ -156,8 +162,9 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 def resumable_folder(target: Path) -> Iterator[Path | None]:
     """Give a folder to write into as `whole_folder` does, with what a killed writer left in it.
 
-    It lies beside its target as ``.NAME.unfinished``. The end of the process, however it comes,
-    leaves it for the next writer of the same target; an error removes it.
+    It lies beside its target as ``.NAME-HOST.unfinished``: machines that share a disk do not see
+    each other's locks. The end of the process, however it comes, leaves it for the next writer
+    of the same target; an error removes it. One that nobody went on with for a week is removed.
 
     Args:
         target: The folder to be; its name says what it holds, so that the next writer would write
@@ -169,15 +176,17 @@ def resumable_folder(target: Path) -> Iterator[Path | None]:
     Raises:
         OSError: If the disk refuses; it names the target.
     """
-    unfinished = target.with_name(f".{_short(target.name)}.unfinished")
+    host = re.sub(r"\W", "_", platform.node())
+    unfinished = target.with_name(f".{_short(target.name)}-{host[:40]}{UNFINISHED}")
     handle = None
     with _naming(target):
-        while handle is None and not target.is_dir():
+        _remove_abandoned(target.parent)
+        while not target.is_dir():
             unfinished.mkdir(parents=True, exist_ok=True)
-            handle = _locked(unfinished, wait=True)
-            if sys.platform == "win32":  # no such locks
+            handle = _locked(unfinished, wait=True)  # None where a file system has no locks
+            if unfinished.exists():
                 break
-            if handle is not None and not unfinished.exists():  # its writer has finished it
+            if handle is not None:  # its writer has finished it meanwhile
                 os.close(handle)
                 handle = None
     try:
@@ -187,13 +196,28 @@ def resumable_folder(target: Path) -> Iterator[Path | None]:
         with _naming(target):
             yield unfinished
             flush_tree(unfinished)
-            os.rename(unfinished, target)
+            try:
+                os.rename(unfinished, target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+                shutil.rmtree(unfinished, ignore_errors=True)  # another machine was quicker
             flush_folder(target.parent)
     except Exception:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     finally:
         if handle is not None:
+            os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for unfinished in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError):
+            newest = max(it.stat().st_mtime for it in (unfinished, *unfinished.iterdir()))
+            if time.time() - newest < WEEK or (handle := _locked(unfinished, wait=False)) is None:
+                continue
+            shutil.rmtree(unfinished, ignore_errors=True)
             os.close(handle)
 
 

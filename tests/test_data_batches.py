@@ -170,6 +170,13 @@ def test_padded_table() -> None:
     assert blocks.target_counts(np.arange(len(blocks))).tolist() == [2, 0, 2]
 
 
+def test_a_step_without_targets_has_a_loss() -> None:
+    rows = PaddedBlocks(store([1, 2, 3], [0, 1, 2, 3]), 4, EOS)  # of one token each
+    (batch,) = TrainBatches(rows, batch_size=3, seed=0)
+    assert batch["step_targets"] == 1
+    assert targets(batch) == []
+
+
 def test_fill_up_has_no_targets_and_some_attention() -> None:
     packed = PackedBlocks(store([9, 1, 2, 9], [1, 4]), 2, EOS).batch(np.array([FILL_UP, 0]))
     padded = PaddedBlocks(store([1, 2, 3], [0, 3]), 2, EOS).batch(np.array([FILL_UP, 0]))

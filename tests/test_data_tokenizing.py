@@ -1,12 +1,15 @@
 """A preparation that was killed goes on, and writes what it would have written."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from gpt2_lightning import storage
 from gpt2_lightning.data import tokenizing
 from gpt2_lightning.data.articles import Row
 from gpt2_lightning.data.cleaning import get_cleaner
@@ -21,6 +24,7 @@ TEXTS = {
     "articles": ROWS,
     "one article": [Row(row.text, number == 0) for number, row in enumerate(ROWS)],
     "a long line": [*ROWS[:40], Row(LONG, True), *ROWS[40:]],
+    "empty documents": [Row("x" * 700, True), *[Row("", True), Row("y" * 700, True)] * 60],
     "no words": [Row("\x00\n", True), *ROWS, Row("", True), Row(" ", False)],
 }
 
@@ -86,11 +90,10 @@ def test_it_goes_on_to_the_same_bytes(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     told = prepare(whole, rows, tokenizer, unit, cleaning)
     assert sum(told) == sum(len(row.text.encode()) for row in rows)
-    unfinished = tmp_path / ".killed.unfinished"
     for ends_after in (0, 20, 25, 60, 100):  # each goes on from the one before
         with pytest.raises(KeyboardInterrupt):
             prepare(killed, rows, tokenizer, unit, cleaning, ends_after=ends_after)
-        assert unfinished.is_dir()
+        (unfinished,) = tmp_path.glob(".killed*.unfinished")
         with (unfinished / "ids.bin").open("ab") as ids:
             ids.write(b"half a shard")
         with (unfinished / JOURNAL).open("ab") as journal:
@@ -119,7 +122,8 @@ def test_at_most_a_shard_is_tokenized_again(
     seen.clear()
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "killed", ROWS, tokenizer, ends_after=len(ROWS) // 2)
-    journal = (tmp_path / ".killed.unfinished" / JOURNAL).read_text().splitlines()
+    (unfinished,) = tmp_path.glob(".killed*.unfinished")
+    journal = (unfinished / JOURNAL).read_text().splitlines()
     assert len(journal) > 2
     assert json.loads(journal[-1])["rows"] < len(ROWS) // 2
     prepare(tmp_path / "killed", ROWS, tokenizer)
@@ -127,6 +131,29 @@ def test_at_most_a_shard_is_tokenized_again(
     # the shard that was cut off, what was read ahead of it, and none before
     assert sum(seen) <= whole + (2 + tokenizing.BATCHES_AHEAD + 1) * a_batch
     assert sum(seen) < 1.7 * whole
+
+
+def test_what_nobody_went_on_with_for_a_week_is_removed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    for name in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / name, ROWS, tokenizer, ends_after=60)
+    (old,) = tmp_path.glob(".old*.unfinished")
+    eight_days_ago = time.time() - 8 * 24 * 3600
+    for path in (*old.iterdir(), old):
+        os.utime(path, (eight_days_ago, eight_days_ago))
+    prepare(tmp_path / "other", ROWS[:9], tokenizer)
+    assert not old.exists()
+    assert list(tmp_path.glob(".new*.unfinished"))
+
+
+def test_a_file_system_without_locks_will_do(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_locked", lambda path, *, wait: None)
+    prepare(tmp_path / "store", ROWS[:20], tokenizer)
+    assert TokenStore.open(tmp_path / "store").manifest.rows == 20
 
 
 def test_a_store_that_another_process_has_finished_is_kept(

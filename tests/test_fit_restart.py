@@ -5,12 +5,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore  # torch.distributed has it untyped
 
 from gpt2_lightning.cli import main
+from gpt2_lightning.fit.processes import shared_word
 from gpt2_lightning.run_folder import read_scalars
 from tests.command_line import CALM, SMALL, Mistake, fine_tuning
 
@@ -61,20 +66,59 @@ def test_the_same_line_begins_a_run_and_goes_on_with_it(
 
 
 @pytest.mark.slow
-def test_a_start_without_a_whole_checkpoint_begins_again(
+def test_a_start_without_a_checkpoint_begins_again(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["fit", *fine_tuning(wiki_folder, tiny_model), *SIX_STEPS, *CALM]
     main([*line, "--run_name=whole"])
-    shutil.copytree("lightning_logs/whole", RUN)  # as if all of its checkpoints were torn
-    (RUN / "notes.txt").write_text("the user's own")
+    shutil.copytree("lightning_logs/whole", RUN)  # killed before its first checkpoint was whole
+    for name in ("facts.json", "report.html"):
+        (RUN / name).unlink()
     for file in (RUN / "checkpoints").iterdir():
-        file.write_bytes(file.read_bytes()[:999])
+        file.rename(file.with_name(f".{file.name}-01234567.partial"))
+    (RUN / "checkpoints/.nfs1").touch()
+    (RUN / "notes.txt").write_text("the user's own")
+    main([*line, *NAMED, "--trainer.fast_dev_run=true"])
+    assert (RUN / "config.yaml").exists()
     main([*line, *NAMED])
     assert "has no checkpoint yet, and the run begins" in capsys.readouterr().err
     assert_equal(RUN, Path("lightning_logs/whole"))
     assert len(list(RUN.glob("events*"))) == 1
     assert (RUN / "notes.txt").exists()
+    assert not list(RUN.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_auto_removes_no_checkpoint(wiki_folder: Path, tiny_model: Path, mistake: Mistake) -> None:
+    line = ("fit", *fine_tuning(wiki_folder, tiny_model), *SIX_STEPS, *CALM, *NAMED)
+    main(list(line))
+    whole = {file: file.read_bytes() for file in (RUN / "checkpoints").iterdir()}
+    for file, content in whole.items():
+        file.write_bytes(content[:999])
+    assert "none of its 2 checkpoints is whole. Nothing of it was changed" in mistake(*line)
+    for file in whole:
+        file.unlink()
+    assert "it has ended, and kept no checkpoint" in mistake(*line)
+
+
+@pytest.mark.slow
+def test_what_a_line_adds_to_a_list_is_added_once(wiki_folder: Path, tiny_model: Path) -> None:
+    more = ("--trainer.max_steps=2", *CALM, "--trainer.callbacks+=EarlyStopping")
+    monitor = "--trainer.callbacks.monitor=val/loss"
+    for _ in range(2):
+        main(["fit", *fine_tuning(wiki_folder, tiny_model), *more, monitor, *NAMED])
+    assert (RUN / "config.yaml").read_text().count("EarlyStopping") == 1
+
+
+def test_a_start_of_torchrun_is_told_from_those_before() -> None:
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=60))
+    words: list[set[str]] = []
+    for _ in range(3):  # what the earlier ones left stays in the store
+        with ThreadPoolExecutor(3) as threads:
+            words.append(set(threads.map(partial(shared_word, store, world_size=3), (2, 1, 0))))
+    assert [len(word) for word in words] == [1, 1, 1]
+    assert len(set.union(*words)) == 3
 
 
 def test_what_auto_cannot_do(

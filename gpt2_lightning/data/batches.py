@@ -134,7 +134,8 @@ class PaddedBlocks:
 
 
 # A `Batch` of one rank, in training, with two numbers more:
-#   step_targets  targets of the whole optimizer step, over ranks and accumulation
+#   step_targets  targets of the whole optimizer step, over ranks and accumulation; 1 where there
+#                 are none, as in rows of one token each, and the step's loss is 0
 #   ends_step     whether the optimizer steps after this micro-batch
 #   tokens_seen   targets of all ranks up to and with this micro-batch, since training began
 #   position      micro-batches of this rank before this one, since training began
@@ -221,7 +222,7 @@ class TrainBatches:
             batch = self.blocks.batch(order[micro, self.rank])
             yield {
                 **batch,
-                "step_targets": int(counts[:in_step].sum()),
+                "step_targets": max(int(counts[:in_step].sum()), 1),
                 "ends_step": micro + 1 == in_step,
                 "tokens_seen": self.tokens_seen,
                 "position": position,

@@ -118,7 +118,7 @@ class _Shard:
     cleaned_bytes: int = 0
     lost: list[str] = field(default_factory=list)
     examined: int = 0  # pieces of which something is lost
-    held: str = ""  # cleaned text that was read and is not tokenized
+    held: str | None = None  # cleaned text that was read and is not tokenized
     begins: bool = True  # whether a unit begins with it
     tokens: int = 0
     units: int = 0
@@ -215,8 +215,8 @@ class _Pieces:
         self.read = replace(done, lost=list(done.lost))
         self._rows, self._cleaner, self._unit, self._cuts = rows, cleaner, unit, cuts
         self._advance = advance
-        self._parts = [done.held] if done.held else []
-        self._length = len(done.held)
+        self._parts = [] if done.held is None else [done.held]
+        self._length = len(done.held or "")
         self._whole, self._start = "", 0  # a text that is being cut
         self._begins = done.begins
 
@@ -224,7 +224,8 @@ class _Pieces:
         """Return how far the text is read; None within a line too long to be held back."""
         if self._length + len(self._whole) - self._start > CHARACTERS_PER_BATCH:
             return None
-        held = self._whole[self._start :] + "".join(self._parts)
+        parts = [self._whole[self._start :]] if self._whole else self._parts
+        held = "".join(parts) if parts else None
         return replace(self.read, held=held, begins=self._begins, lost=list(self.read.lost))
 
     def _watched(self) -> Iterator[Row]:

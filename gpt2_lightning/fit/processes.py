@@ -1,12 +1,15 @@
 """The processes of a run: a restart of torchrun, a lost process, the requeue of a SLURM job."""
 
+import atexit
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +31,8 @@ REST = "The others cannot go on. --ckpt_path last goes on from the last checkpoi
 
 END_WAIT = 3  # seconds, for the end of a process whose connection has broken
 
+MEETING = 1800  # seconds, for all processes of a start to come
+
 BEAT = 5  # seconds between two signs of life
 
 SILENCE = 60  # seconds without a sign of life after which a process counts as lost
@@ -36,30 +41,83 @@ SILENCE = 60  # seconds without a sign of life after which a process counts as l
 # --- how they meet ----------------------------------------------------------------------------
 
 
-def meet_after_restart(strategy: Strategy) -> None:
-    """Let the processes that torchrun has restarted meet in a part of its store of their own.
+def meet_under_torchrun(strategy: Strategy) -> None:
+    """Let the processes that torchrun has started meet in a part of its store of their own.
 
     torchrun keeps one store for all restarts. The addresses of the processes that have ended
     still stand there, under the same names, and a process that looks before the others have
     written theirs connects to one that is gone ("Connection refused"). Plain torch has the same
-    race.
+    race. Restarts cannot be told apart by their number, which is each agent's own.
 
     Args:
         strategy: The trainer's, before it has set up its environment.
     """
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    if attempt == 0 or not isinstance(strategy, ParallelStrategy) or dist.is_initialized():
+    parallel = isinstance(strategy, ParallelStrategy) and not dist.is_initialized()
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not parallel:
         return
+    assert isinstance(strategy, ParallelStrategy)
     environment = strategy.cluster_environment
     assert environment is not None
     rank, world_size = environment.global_rank(), environment.world_size()
-    # Lightning joins a process group that it finds
+    store = _store(rank, world_size)
+    # Lightning joins a process group that it finds; these two it would take from here as well
+    timeout = getattr(strategy, "_timeout", None)
+    backend = getattr(strategy, "process_group_backend", None)
+    if backend is None:
+        backend = "nccl" if strategy.root_device.type == "cuda" else "gloo"
     dist.init_process_group(
-        "nccl" if strategy.root_device.type == "cuda" else "gloo",
-        store=PrefixStore(f"restart_{attempt}", _store(rank, world_size)),
+        backend,
+        store=PrefixStore(f"start_{shared_word(store, rank, world_size)}", store),
         rank=rank,
         world_size=world_size,
+        timeout=timeout,
     )
+    if backend == "nccl":
+        atexit.register(dist.destroy_process_group)
+
+
+def shared_word(store: Store, rank: int, world_size: int) -> str:
+    """Agree on a word that no earlier start of the same processes has used.
+
+    Each process writes a word of its own for rank 0, which answers every word that it finds, also
+    those of processes that have ended, until all have confirmed the answer: rank 0's own word.
+
+    Args:
+        store: That all share, with what earlier starts have left there.
+        rank: This process.
+        world_size: Number of processes.
+
+    Raises:
+        RuntimeError: If one does not come within half an hour.
+    """
+    mine = secrets.token_hex(8)
+    if rank:
+        store.set(f"hello_{rank}", mine)
+        store.wait([f"answer_{mine}"])
+        word = store.get(f"answer_{mine}").decode()
+        store.set(f"{word}_{rank}", "confirmed")
+        return word
+    missing, ends = set(range(1, world_size)), time.monotonic() + MEETING
+    while missing:
+        for other in list(missing):
+            if store.check([f"hello_{other}"]):
+                store.set(f"answer_{store.get(f'hello_{other}').decode()}", mine)
+            if store.check([f"{mine}_{other}"]):
+                missing.discard(other)
+        if time.monotonic() > ends:
+            raise RuntimeError(f"ranks {sorted(missing)} of {world_size} did not come")
+        time.sleep(0.01)
+    return mine
+
+
+def wait_for_all() -> None:
+    """Wait at the end of a stopped run until rank 0 has written its results.
+
+    A process that ended before could have the others ended: by srun, by torchrun.
+    """
+    if dist.is_available() and dist.is_initialized():
+        with suppress(RuntimeError):  # another has ended meanwhile
+            dist.barrier()
 
 
 def _store(rank: int, world_size: int) -> Store:
@@ -114,7 +172,8 @@ class Heartbeat(Callback):
     Each process writes a sign of life into the store of the processes every 5 s, from a thread;
     rank 0 looks at those of all, the others at rank 0's. One that stays silent for 60 s is named,
     and the process ends with code 1. A collective operation alone would wait for half an hour, or
-    for ever where a network has been cut.
+    for ever where a network has been cut. It begins with the validation before training and ends
+    with training.
     """
 
     def __init__(self) -> None:
@@ -126,10 +185,8 @@ class Heartbeat(Callback):
         rank, world_size = trainer.global_rank, trainer.world_size
         if world_size == 1:
             return
-        store = PrefixStore(
-            f"heartbeat_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
-            _store(rank, world_size),
-        )
+        word = trainer.strategy.broadcast(secrets.token_hex(8))
+        store = PrefixStore(f"heartbeat_{word}", _store(rank, world_size))
         store.set_timeout(timedelta(seconds=SILENCE / 2))
         store.set(str(rank), "0")
         trainer.strategy.barrier()
@@ -176,8 +233,12 @@ class Heartbeat(Callback):
                     seen[other], self._heard[other] = sign, time.monotonic()
 
     def _end_if_silent(self, world_size: int) -> None:
-        while not self._over.wait(min(1, SILENCE)):
-            now = time.monotonic()
+        looked = time.monotonic()
+        while not self._over.wait(min(1, SILENCE / 4)):
+            before, looked = looked, time.monotonic()
+            if looked - before > SILENCE / 2:  # this process itself was suspended
+                self._heard = dict.fromkeys(self._heard, looked)
+            now = looked
             silent = [other for other, heard in self._heard.items() if now - heard > SILENCE]
             if silent:
                 ranks = ", ".join(map(str, silent))

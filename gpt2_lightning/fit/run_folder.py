@@ -2,12 +2,12 @@
 
 import csv
 import os
-import shutil
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -165,6 +165,7 @@ class RunFolder(Callback):
         going_on: Run folder of the checkpoint that the run goes on from.
         checkpoint: That checkpoint.
         name: Name of a run that begins (``--run_name``).
+        begins_again: Whether what lies in the folder is of the run's own earlier start.
         names_code: Whether the settings name classes of the user's own, so that only settings that
             are remembered may name them when the run goes on.
 
@@ -180,6 +181,7 @@ class RunFolder(Callback):
         *,
         checkpoint: Path | None = None,
         name: str | None = None,
+        begins_again: bool = False,
         names_code: bool = False,
     ) -> None:
         self.settings = settings
@@ -187,6 +189,7 @@ class RunFolder(Callback):
         self.going_on = going_on
         self.checkpoint = checkpoint
         self.name = name
+        self.begins_again = begins_again
         self.names_code = names_code
         self.run: Run | None = None
         # Lightning opens the events of this start before `setup`
@@ -224,12 +227,14 @@ class RunFolder(Callback):
         mine = "none"
         if self.checkpoint is not None:
             mine = f"{self.checkpoint.name} of step {step_of(self.checkpoint)}"
-        first = trainer.strategy.broadcast(mine)
-        if not trainer.strategy.reduce_boolean_decision(mine == first):
+        found = [""] * trainer.world_size
+        dist.all_gather_object(found, mine)
+        other = next((rank for rank, it in enumerate(found) if it != found[0]), None)
+        if other is not None:
             raise UsageError(
-                f"--ckpt_path: rank 0 found the checkpoint {first}, rank {trainer.global_rank} "
-                f"{mine}. All machines must see the same run folder: put it on a disk that they "
-                "share (--trainer.default_root_dir)."
+                f"--ckpt_path: rank 0 found the checkpoint {found[0]}, rank {other} found "
+                f"{found[other]}. All machines must see the same run folder: put it on a disk that "
+                "they share (--trainer.default_root_dir)."
             )
 
     def _settle(self, trainer: Trainer) -> str:
@@ -245,7 +250,7 @@ class RunFolder(Callback):
 
     def _write(self, run: Run) -> bool:
         """Write the settings; tell whether the folder was free."""
-        if _holds_a_run(run):
+        if _holds_a_run(run) and not self.begins_again:
             return False
         run.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -260,17 +265,12 @@ class RunFolder(Callback):
 
 @rank_zero_only
 def clear_start(run: Run) -> None:
-    """Remove what an earlier start of a run left that never wrote a whole checkpoint."""
+    """Remove what an earlier start of a run left that never wrote a checkpoint."""
     written = (run.config, run.facts_file, run.samples_file, run.surprisal, run.metrics)
-    events = run.folder.glob("events.out.tfevents.*")
-    torn = run.checkpoints.glob("*.ckpt")
-    for left in (*written, *events, *sweep(run.folder), *torn, *sweep(run.checkpoints)):
-        if left.is_dir():  # of a sharded checkpoint
-            shutil.rmtree(left)
-        else:
-            left.unlink(missing_ok=True)
-    with suppress(OSError):  # not there, or it holds what is not ours
-        run.checkpoints.rmdir()
+    for left in (*written, *run.folder.glob("events.out.tfevents.*")):
+        left.unlink(missing_ok=True)
+    for folder in (run.folder, run.checkpoints):
+        sweep(folder)
 
 
 LOCK = ".lock"  # in a run folder, while a process trains there

@@ -242,13 +242,26 @@ class CommandLine:
                 "--ckpt_path auto: a restart finds its run by its name. Give it one: --run_name "
                 "NAME, such as --run_name $SLURM_JOB_ID."
             )
-        if (file := Run(folder).last_checkpoint()) is None:
+        run = Run(folder)
+        if (file := run.last_checkpoint()) is None:
+            if (there := list(run.checkpoints.glob("*.ckpt"))) or run.known("facts").get("ended"):
+                found = (
+                    f"none of its {len(there)} checkpoints is whole"
+                    if there
+                    else ("it has ended, and kept no checkpoint")
+                )
+                raise UsageError(
+                    f"--ckpt_path auto: {folder}: {found}. Nothing of it was changed. Give the "
+                    "run another name, or remove the folder to begin it again."
+                )
             log.info("--ckpt_path auto: %s has no checkpoint yet, and the run begins.", folder)
             self.begins_again = folder
             self.words = [*self.typed, "--ckpt_path=null"]
             return
         self.checkpoint_file = file
-        carried = Run(folder).settings.get("data") or {}
+        # its own settings hold what the line adds to a list
+        self.typed = [word for word in self.typed if "+" not in word.partition("=")[0][-1:]]
+        carried = run.settings.get("data") or {}
         for flag in CARRIED:
             given = value_of(self.typed, flag)
             name = flag.removeprefix("--data.")

@@ -16,16 +16,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt2_lightning.checkpoint import give_to_async, give_to_trainer
 from gpt2_lightning.data.datamodule import WikiTextDataModule
-from gpt2_lightning.errors import UsageError
+from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.checks import in_flags
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
 from gpt2_lightning.fit.processes import (
     Heartbeat,
-    meet_after_restart,
+    meet_under_torchrun,
     requeue,
     requeue_signals,
     slurm_environment,
+    wait_for_all,
 )
 from gpt2_lightning.fit.records import Facts, Predictions, Surprisal
 from gpt2_lightning.fit.run_folder import (
@@ -100,7 +101,7 @@ class GPT2CLI(LightningCLI):
             if self.stop.lost is None:
                 raise
             if self.stop.lost:
-                say(f"error: {self.stop.lost}", sys.stderr)
+                say(f"error: {self.stop.lost} ({one_line(error)[:300]})", sys.stderr)
             raise SystemExit(1) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -146,7 +147,7 @@ class GPT2CLI(LightningCLI):
             hold(run.folder, f"--ckpt_path {run.folder}")
             for left in (*sweep(run.folder), *sweep(run.checkpoints)):
                 log.info("%s is removed: a process that was killed had left it.", left)
-        if (folder := self.line.begins_again) is not None:
+        if (folder := self.line.begins_again) is not None and not config.trainer.fast_dev_run:
             hold(folder, f"--ckpt_path auto: {folder}")
             clear_start(Run(folder))
         place_loggers(config.trainer, self.line.going_on, self.line.run_name)
@@ -169,6 +170,7 @@ class GPT2CLI(LightningCLI):
                 self.line.going_on,
                 checkpoint=self.line.checkpoint_file,
                 name=self.line.run_name,
+                begins_again=self.line.begins_again is not None,
                 names_code=code_named_in(yaml.safe_load(self.settings)) is not None,
             ),
             *([ProgressBar()] if bar else []),  # before them: what others print comes after it
@@ -204,7 +206,7 @@ class GPT2CLI(LightningCLI):
             RuntimeError,  # two callbacks whose states a checkpoint could not tell apart
         ) as error:
             raise UsageError(in_flags(str(error))) from error
-        meet_after_restart(trainer.strategy)
+        meet_under_torchrun(trainer.strategy)
         give_to_trainer(trainer)
         again = self.line.begins_again is not None
         ready_loggers(trainer.loggers, self.line.going_on, begins_again=again)
@@ -239,6 +241,7 @@ def run(words: list[str]) -> None:
     except UsageError:
         raise
     except Stopped as ended:
+        wait_for_all()
         if ended.code in {128 + number for number in requeue_signals()}:
             release()
             rank_zero_only(requeue)()
