@@ -236,6 +236,17 @@ def test_the_weights_as_they_stand(wiki_folder: Path, tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
+def test_weights_alone_are_measured(wiki_folder: Path, tiny_model: Path) -> None:
+    folder = fit(
+        *fine_tuning(wiki_folder, tiny_model),
+        "--trainer.max_steps=2",
+        "--trainer.strategy=fsdp2",
+        "--checkpoint.save_weights_only=true",
+    )
+    main(["validate", f"--ckpt_path={folder}", *CALM])
+
+
+@pytest.mark.slow
 def test_a_run_in_shards_is_measured_by_any_strategy(
     runs: Runs, beside_them: None, mistake: Mistake
 ) -> None:

@@ -53,15 +53,17 @@ class HFFolder(Callback):
                 self._write(trainer, cast(GPT2Module, pl_module))
             elif _kept(trainer):
                 with suppress(UsageError):  # the last checkpoint may hold them
-                    self._write(trainer, cast(GPT2Module, pl_module))
+                    self._write(trainer, cast(GPT2Module, pl_module), only_kept=True)
 
-    def _write(self, trainer: Trainer, module: GPT2Module) -> None:
+    def _write(self, trainer: Trainer, module: GPT2Module, *, only_kept: bool = False) -> None:
         run = current_run(trainer)
         if run is None:
             return
         weights: dict[str, Any] = {}
-        if is_sharded(trainer) and trainer.strategy.broadcast(_kept(trainer) is None):
-            weights = whole_weights(module.model)  # all ranks hand over their shards
+        # all ranks are here, and those of another machine may see no checkpoint
+        needed = is_sharded(trainer) and not only_kept
+        if needed and trainer.strategy.broadcast(_kept(trainer) is None):
+            weights = whole_weights(module.model)
         if not trainer.is_global_zero:
             return
         found = self._outcome(trainer, module, weights)

@@ -136,7 +136,9 @@ class FSDP2Strategy(ModelParallelStrategy):
                 set_optimizer_state_dict(model, optimizer, state[key])
         else:
             set_model_state_dict(model, rest.pop("state_dict"), options=WHOLE)
-            for optimizer, saved in zip(self.optimizers, rest["optimizer_states"], strict=False):
+            for optimizer, saved in zip(
+                self.optimizers, rest.get("optimizer_states", ()), strict=False
+            ):
                 by_name = _by_name(saved, model, optimizer)
                 set_optimizer_state_dict(model, optimizer, by_name, options=WHOLE)
         return rest
