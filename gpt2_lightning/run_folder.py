@@ -495,6 +495,7 @@ def read_scalars(run: Path) -> Scalars:
     """Return a run's scalars by step and name; of a step written twice, the later value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").addFilter(_is_no_purge)
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     table: Scalars = {}
@@ -502,6 +503,11 @@ def read_scalars(run: Path) -> Scalars:
         for event in events.Scalars(name):
             table.setdefault(event.step, {})[name] = event.value
     return table
+
+
+def _is_no_purge(record: logging.LogRecord) -> bool:
+    """Leave out that points of steps that were taken again after a kill are passed over."""
+    return not record.getMessage().startswith("Detected out of order event.step")
 
 
 def read_metrics_csv(file: Path) -> Scalars:

@@ -31,7 +31,12 @@ DEFAULT_LOGGER: dict[str, Any] = {
 }
 
 
-def place_loggers(trainer: Any, going_on: str | None = None, name: str | None = None) -> None:
+def place_loggers(
+    trainer: Any,
+    going_on: str | None = None,
+    name: str | None = None,
+    after_step: int | None = None,
+) -> None:
     """Decide, in the settings, where each logger writes.
 
     The run folder is that of the first TensorBoard or CSV logger, which is moved to the front,
@@ -42,6 +47,8 @@ def place_loggers(trainer: Any, going_on: str | None = None, name: str | None = 
         trainer: The trainer's settings, changed in place.
         going_on: Run folder of the checkpoint that the run goes on from.
         name: Name of a run that begins (``--run_name``).
+        after_step: Step after which training goes on. What a killed process has logged of later
+            ones is hidden in TensorBoard, as those steps are taken again.
 
     Raises:
         UsageError: If a logger would put its files elsewhere than the run.
@@ -89,6 +96,8 @@ def place_loggers(trainer: Any, going_on: str | None = None, name: str | None = 
         # wherever the run lies now: it need not be two folders below a save_dir
         first.save_dir, first.name, first.version = folder, "", version
         for logger in local:
+            if after_step is not None and issubclass(_class(logger.class_path), TensorBoardLogger):
+                logger.dict_kwargs = {"purge_step": after_step + 1}
             if "sub_dir" in logger.init_args:  # of an earlier version's run, whose folder it is
                 logger.init_args.sub_dir = None
     trainer.logger = [*local, *elsewhere]

@@ -244,7 +244,8 @@ class CommandLine:
             )
         run = Run(folder)
         if (file := run.last_checkpoint()) is None:
-            if (there := list(run.checkpoints.glob("*.ckpt"))) or run.known("facts").get("ended"):
+            there = list(run.checkpoints.glob("*.ckpt"))
+            if there or run.known("facts").get("ended") == "finished":
                 found = (
                     f"none of its {len(there)} checkpoints is whole"
                     if there

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gpt2_lightning.checkpoint import give_to_async, give_to_trainer
+from gpt2_lightning.checkpoint import give_to_async, give_to_trainer, step_of
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.checks import in_flags
@@ -150,7 +150,9 @@ class GPT2CLI(LightningCLI):
         if (folder := self.line.begins_again) is not None and not config.trainer.fast_dev_run:
             hold(folder, f"--ckpt_path auto: {folder}")
             clear_start(Run(folder))
-        place_loggers(config.trainer, self.line.going_on, self.line.run_name)
+        file = self.line.checkpoint_file
+        after_step = step_of(file) if file is not None and self.subcommand == "fit" else None
+        place_loggers(config.trainer, self.line.going_on, self.line.run_name, after_step)
         super().instantiate_classes()
 
     def after_fit(self) -> None:
