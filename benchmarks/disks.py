@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 import gpt2_lightning.fit.train  # noqa: F401 - imported once, for all children
 from gpt2_lightning.cli import main
@@ -76,6 +77,7 @@ def start(folder: Path, *words: str, processes: int = 1) -> tuple[list[int], Pat
                 place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 values = ranks | sizes | place | {"TORCHELASTIC_RUN_ID": "disks"}
                 os.environ |= {name: str(value) for name, value in values.items()}
+                rank_zero_only.rank = rank  # set from the environment when it was imported
                 words = (*words, f"--trainer.devices={processes}", "--trainer.strategy=ddp")
             main([*words, *CALM])
             code = 0
