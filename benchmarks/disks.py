@@ -77,7 +77,8 @@ def start(folder: Path, *words: str, processes: int = 1) -> tuple[list[int], Pat
                 place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 values = ranks | sizes | place | {"TORCHELASTIC_RUN_ID": "disks"}
                 os.environ |= {name: str(value) for name, value in values.items()}
-                rank_zero_only.rank = rank  # set from the environment when it was imported
+                # set from the environment when it was imported
+                rank_zero_only.rank = rank  # type: ignore[attr-defined] # an attribute without a type
                 words = (*words, f"--trainer.devices={processes}", "--trainer.strategy=ddp")
             main([*words, *CALM])
             code = 0
