@@ -31,7 +31,13 @@ FINISHING = "The run is over; what came of it is written first. A second signal 
 
 
 class Stopped(SystemExit):
-    """Ends a run on request; its code is 128 and the signal's number: 143, or 130 for Ctrl-C."""
+    """Ends a run on request; its code is 128 and the signal's number: 143, or 130 for Ctrl-C.
+
+    Attributes:
+        by_all: Whether all processes end so, at the same step.
+    """
+
+    by_all = True
 
 
 class Stop(Callback):
@@ -128,7 +134,9 @@ class Stop(Callback):
             signal.signal(number, handler)
         self._found = {}
         if self.received is not None:
-            raise Stopped(128 + self.received)
+            stopped = Stopped(128 + self.received)
+            stopped.by_all = False
+            raise stopped
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         asks_for_requeue = number in requeue_signals()

@@ -243,7 +243,8 @@ def run(words: list[str]) -> None:
     except UsageError:
         raise
     except Stopped as ended:
-        wait_for_all()
+        if ended.by_all:
+            wait_for_all()
         if ended.code in {128 + number for number in requeue_signals()}:
             release()
             rank_zero_only(requeue)()
