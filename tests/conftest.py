@@ -5,6 +5,9 @@ import os
 # read once, when the hub's client is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Lightning's strategies for several processes would set torch's threads for good, and a process
+# that is forked where threads have computed waits for them for ever
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import logging
 import random
