@@ -304,8 +304,8 @@ def _refuse_other_batches(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def count_in(checkpoint: dict[str, Any], before: int, now: int) -> None:
-    """Count the place in the data in other micro-batches, in place.
+def rescale_position(checkpoint: dict[str, Any], before: int, now: int) -> None:
+    """Express the position in the data in other micro-batches, in place.
 
     A step's blocks are dealt out over processes and micro-batches. With another number of
     processes a process takes more or fewer micro-batches in a step, and the same steps lie at

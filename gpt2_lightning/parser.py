@@ -154,6 +154,19 @@ def with_underscores(words: list[str]) -> list[str]:
     return [mend(word) for word in words]
 
 
+def without_additions(words: list[str]) -> list[str]:
+    """Leave out what a command line adds to lists: ``--flag+=value`` and ``--flag+ value``."""
+    left: list[str] = []
+    is_value = False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        adds = flag.startswith("--") and flag.endswith("+")
+        if not adds and not is_value:
+            left.append(word)
+        is_value = adds and not equals
+    return left
+
+
 def gather(words: list[str], flag: str) -> tuple[list[str], list[str]]:
     """Take the values of a flag that may be repeated out of a command line.
 

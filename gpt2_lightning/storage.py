@@ -6,6 +6,7 @@ at any moment, or a power cut never meets half of it, and what was there before 
 """
 
 import errno
+import logging
 import os
 import platform
 import re
@@ -24,6 +25,8 @@ from gpt2_lightning.errors import UsageError
 
 if sys.platform != "win32":
     import fcntl
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".partial"
 
@@ -183,6 +186,8 @@ def resumable_folder(target: Path) -> Iterator[Path | None]:
         _remove_abandoned(target.parent)
         while not target.is_dir():
             unfinished.mkdir(parents=True, exist_ok=True)
+            if _is_locked(unfinished):
+                log.info("Another process is writing %s; it is waited for.", target)
             handle = _locked(unfinished, wait=True)  # None where a file system has no locks
             if unfinished.exists():
                 break
@@ -387,6 +392,20 @@ def _locked(path: Path, *, wait: bool) -> int | None:
             return handle
         os.close(handle)
     return None
+
+
+def _is_locked(path: Path) -> bool:
+    """Tell whether a living process holds the lock; where there are no locks, none does."""
+    with suppress(OSError):  # it has gone, or may not be opened
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+    return False
 
 
 def _lock(handle: int, *, wait: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from gpt2_lightning.data.articles import Row
 from gpt2_lightning.data.cleaning import get_cleaner
 from gpt2_lightning.data.token_store import TokenStore
 from gpt2_lightning.data.tokenizer import load_tokenizer
-from gpt2_lightning.data.tokenizing import JOURNAL, _Encoder, write_token_store
+from gpt2_lightning.data.tokenizing import PROGRESS, _Encoder, write_token_store
 from tests.corpus import wiki_rows
 
 ROWS = [Row(text, text.startswith(" = ")) for text in wiki_rows(articles=30)]
@@ -96,8 +97,7 @@ def test_it_goes_on_to_the_same_bytes(
         (unfinished,) = tmp_path.glob(".killed*.unfinished")
         with (unfinished / "ids.bin").open("ab") as ids:
             ids.write(b"half a shard")
-        with (unfinished / JOURNAL).open("ab") as journal:
-            journal.write(b'{"rows": 1')
+        (unfinished / f".{PROGRESS}-01234567.partial").write_bytes(b'{"rows": 1')
     told = prepare(killed, rows, tokenizer, unit, cleaning)
     assert sum(told) == sum(len(row.text.encode()) for row in rows)
     assert content(killed) == content(whole)
@@ -123,9 +123,8 @@ def test_at_most_a_shard_is_tokenized_again(
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "killed", ROWS, tokenizer, ends_after=len(ROWS) // 2)
     (unfinished,) = tmp_path.glob(".killed*.unfinished")
-    journal = (unfinished / JOURNAL).read_text().splitlines()
-    assert len(journal) > 2
-    assert json.loads(journal[-1])["rows"] < len(ROWS) // 2
+    rows = json.loads((unfinished / PROGRESS).read_text())["rows"]
+    assert len(ROWS) // 4 < rows < len(ROWS) // 2
     prepare(tmp_path / "killed", ROWS, tokenizer)
     a_batch = 600 + 200  # which may end with a whole piece
     # the shard that was cut off, what was read ahead of it, and none before
@@ -146,6 +145,33 @@ def test_what_nobody_went_on_with_for_a_week_is_removed(
     prepare(tmp_path / "other", ROWS[:9], tokenizer)
     assert not old.exists()
     assert list(tmp_path.glob(".new*.unfinished"))
+
+
+def test_damaged_progress_begins_anew(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "store", ROWS, tokenizer, ends_after=60)
+    (unfinished,) = tmp_path.glob(".store*.unfinished")
+    (unfinished / PROGRESS).write_text('{"rows": 1')
+    prepare(tmp_path / "store", ROWS, tokenizer)
+    prepare(tmp_path / "whole", ROWS, tokenizer)
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
+def test_a_process_waits_for_another_that_prepares_the_same_text(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with storage.resumable_folder(tmp_path / "store") as writing:
+        assert writing is not None
+        waiting = threading.Thread(target=prepare, args=(tmp_path / "store", ROWS, tokenizer))
+        waiting.start()
+        while not caplog.text:
+            assert waiting.is_alive()
+            time.sleep(0.01)
+        (writing / "mine").touch()
+    waiting.join()
+    assert "Another process is writing" in caplog.text
+    assert list(content(tmp_path / "store")) == ["mine"]  # and does not write it again
 
 
 def test_a_file_system_without_locks_will_do(

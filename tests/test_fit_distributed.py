@@ -146,8 +146,8 @@ def test_a_process_that_falls_silent_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, ended = HashStore(), threading.Event()
-    monkeypatch.setattr(processes, "BEAT", 0.01)
-    monkeypatch.setattr(processes, "SILENCE", 0.2)
+    monkeypatch.setattr(processes, "HEARTBEAT_INTERVAL", 0.01)
+    monkeypatch.setattr(processes, "HEARTBEAT_TIMEOUT", 0.2)
     monkeypatch.setattr(os, "_exit", lambda code: ended.set())
     for rank in range(3):
         store.set(str(rank), "0")

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch._C._distributed_c10d import HashStore  # torch.distributed has it untyped
 
 from gpt2_lightning.cli import main
-from gpt2_lightning.fit.processes import shared_word
+from gpt2_lightning.fit.processes import agree_on_prefix
+from gpt2_lightning.parser import without_additions
 from gpt2_lightning.run_folder import read_scalars
 from tests.command_line import CALM, SMALL, Mistake, fine_tuning
 
@@ -106,9 +107,24 @@ def test_auto_removes_no_checkpoint(wiki_folder: Path, tiny_model: Path, mistake
 def test_what_a_line_adds_to_a_list_is_added_once(wiki_folder: Path, tiny_model: Path) -> None:
     more = ("--trainer.max_steps=2", *CALM, "--trainer.callbacks+=EarlyStopping")
     monitor = "--trainer.callbacks.monitor=val/loss"
+    prompt = ("--samples.prompts", '["C+"]')
     for _ in range(2):
-        main(["fit", *fine_tuning(wiki_folder, tiny_model), *more, monitor, *NAMED])
+        main(["fit", *fine_tuning(wiki_folder, tiny_model), *more, monitor, *prompt, *NAMED])
     assert (RUN / "config.yaml").read_text().count("EarlyStopping") == 1
+
+
+def test_additions_are_told_from_values() -> None:
+    words = ["--a", "C+", "--b=d+", "--c+=1", "--d+", "2", "--e", "3"]
+    assert without_additions(words) == ["--a", "C+", "--b=d+", "--e", "3"]
+
+
+@pytest.mark.slow
+def test_only_fit_takes_the_signal_of_a_requeue(
+    wiki_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_scontrol(tmp_path, monkeypatch)
+    main(["validate", *fine_tuning(wiki_folder, tiny_model), *CALM])
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL  # which ends the job at once
 
 
 def test_a_start_of_torchrun_is_told_from_those_before() -> None:
@@ -117,7 +133,7 @@ def test_a_start_of_torchrun_is_told_from_those_before() -> None:
     words: list[set[str]] = []
     for _ in range(3):  # what the earlier ones left stays in the store
         with ThreadPoolExecutor(3) as threads:
-            words.append(set(threads.map(partial(shared_word, store, world_size=3), (2, 1, 0))))
+            words.append(set(threads.map(partial(agree_on_prefix, store, world_size=3), (2, 1, 0))))
     assert [len(word) for word in words] == [1, 1, 1]
     assert len(set.union(*words)) == 3
 

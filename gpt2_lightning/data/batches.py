@@ -209,11 +209,11 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[TrainBatch]:
         self._shuffled.clear()
-        accumulate, last = self.shape[0], None
+        accumulate, last, shards = self.shape[0], None, list(self._shards())
         while self.position < len(self):
             step, micro = divmod(self.position, accumulate)
             if step != last:
-                order, last = self._order(step), step
+                order, last = self._order(step, shards), step
                 counts = self.blocks.target_counts(order)
             in_step = min(accumulate, max(self.num_batches - step * accumulate, 1))
             position = self.epoch * len(self) + self.position
@@ -229,13 +229,13 @@ class TrainBatches:
             }
         self.position = 0
 
-    def _order(self, step: int) -> npt.NDArray[np.int64]:
+    def _order(self, step: int, shards: list[tuple[int, int, int]]) -> npt.NDArray[np.int64]:
         """Return the block indices of a step, shape (accumulate, ranks, batch_size)."""
         size = int(np.prod(self.shape))
         order = np.full(size, FILL_UP)
         begin, end = step * size, min((step + 1) * size, len(self.blocks))
         filled = 0
-        for shard, first, blocks in self._shards():
+        for shard, first, blocks in shards:
             inside = slice(max(begin - first, 0), min(end - first, blocks))
             if inside.start < inside.stop:
                 found = self._shard(shard, blocks)[inside]

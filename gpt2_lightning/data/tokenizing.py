@@ -21,7 +21,8 @@ from gpt2_lightning.data.token_store import Manifest
 from gpt2_lightning.data.token_text import decode_all
 from gpt2_lightning.data.tokenizer import cuts_at_spaces, lost_text
 from gpt2_lightning.errors import UsageError, reason
-from gpt2_lightning.storage import append_text, resumable_folder
+from gpt2_lightning.storage import resumable_folder, sweep, write_text
+from gpt2_lightning.untrusted import read_json
 
 CHARACTERS_PER_PIECE = 1 << 16
 
@@ -31,7 +32,7 @@ BATCHES_AHEAD = 2  # that are read while one is tokenized
 
 BATCHES_PER_SHARD = 16  # after which a preparation that was killed would go on
 
-JOURNAL = "shards.jsonl"  # in a store that is not finished: a line for each whole shard
+PROGRESS = "shard.json"  # in a store that is not finished: how far its last whole shard is
 
 COUNTED = ("articles", "rows", "words", "bytes", "marks", "cleaned_bytes", "lost")
 
@@ -80,8 +81,8 @@ def write_token_store(
     with resumable_folder(folder) as writing:
         if writing is None:
             return
-        journal = writing / JOURNAL
-        done = _last_shard(journal)
+        progress = writing / PROGRESS
+        done = _last_shard(progress)
         pieces = _Pieces(rows, done, cleaner, unit, advance, cuts=cuts_at_spaces(tokenizer))
         with _Writer(writing, done, unit, tokenizer) as writer:
             batches = 0
@@ -90,7 +91,7 @@ def write_token_store(
                     writer.write(encoded, begins=begins)
                 batches += 1
                 if place is not None and batches >= BATCHES_PER_SHARD:
-                    append_text(journal, json.dumps(asdict(writer.shard(place))) + "\n")
+                    write_text(progress, json.dumps(asdict(writer.shard(place))) + "\n")
                     batches = 0
             writer.end()
             manifest = Manifest(
@@ -103,7 +104,8 @@ def write_token_store(
         (writing / "manifest.json").write_text(
             json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8"
         )
-        journal.unlink(missing_ok=True)
+        progress.unlink(missing_ok=True)
+        sweep(writing)  # a killed process may have left half of one
 
 
 @dataclass
@@ -124,15 +126,10 @@ class _Shard:
     units: int = 0
 
 
-def _last_shard(journal: Path) -> _Shard:
-    """Return the last whole entry of a journal; where there is none, the beginning."""
-    try:
-        lines = journal.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return _Shard()
-    for line in reversed(lines):
-        with suppress(ValueError, TypeError):  # cut short
-            return _Shard(**json.loads(line))
+def _last_shard(progress: Path) -> _Shard:
+    """Return how far a killed process came; the beginning, where that is not known."""
+    with suppress(OSError, ValueError, TypeError):  # none, damaged, or of another version
+        return _Shard(**read_json(progress))
     return _Shard()
 
 

@@ -27,22 +27,22 @@ from gpt2_lightning.storage import undo
 
 log = logging.getLogger(__name__)
 
-REST = "The others cannot go on. --ckpt_path last goes on from the last checkpoint."
+RESUME = "The others cannot go on. --ckpt_path last goes on from the last checkpoint."
 
-END_WAIT = 3  # seconds, for the end of a process whose connection has broken
+EXIT_WAIT = 3  # seconds, for the end of a process whose connection has broken
 
-MEETING = 1800  # seconds, for all processes of a start to come
+START_TIMEOUT = 1800  # seconds, for all processes of a start to come
 
-BEAT = 5  # seconds between two signs of life
+HEARTBEAT_INTERVAL = 5  # seconds between two signs of life
 
-SILENCE = 60  # seconds without a sign of life after which a process counts as lost
+HEARTBEAT_TIMEOUT = 60  # seconds without a sign of life after which a process counts as lost
 
 
 # --- how they meet ----------------------------------------------------------------------------
 
 
-def meet_under_torchrun(strategy: Strategy) -> None:
-    """Let the processes that torchrun has started meet in a part of its store of their own.
+def start_process_group(strategy: Strategy) -> None:
+    """Start the process group of a torchrun start under keys that no earlier start has used.
 
     torchrun keeps one store for all restarts. The addresses of the processes that have ended
     still stand there, under the same names, and a process that looks before the others have
@@ -67,7 +67,7 @@ def meet_under_torchrun(strategy: Strategy) -> None:
         backend = "nccl" if strategy.root_device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        store=PrefixStore(f"start_{shared_word(store, rank, world_size)}", store),
+        store=PrefixStore(f"start_{agree_on_prefix(store, rank, world_size)}", store),
         rank=rank,
         world_size=world_size,
         timeout=timeout,
@@ -76,10 +76,10 @@ def meet_under_torchrun(strategy: Strategy) -> None:
         atexit.register(dist.destroy_process_group)
 
 
-def shared_word(store: Store, rank: int, world_size: int) -> str:
-    """Agree on a word that no earlier start of the same processes has used.
+def agree_on_prefix(store: Store, rank: int, world_size: int) -> str:
+    """Agree on a prefix of keys that no earlier start of the same processes has used.
 
-    Each process writes a word of its own for rank 0, which answers every word that it finds, also
+    Each process writes a random word for rank 0, which answers every word that it finds, also
     those of processes that have ended, until all have confirmed the answer: rank 0's own word.
 
     Args:
@@ -97,7 +97,7 @@ def shared_word(store: Store, rank: int, world_size: int) -> str:
         word = store.get(f"answer_{mine}").decode()
         store.set(f"{word}_{rank}", "confirmed")
         return word
-    missing, ends = set(range(1, world_size)), time.monotonic() + MEETING
+    missing, ends = set(range(1, world_size)), time.monotonic() + START_TIMEOUT
     while missing:
         for other in list(missing):
             if store.check([f"hello_{other}"]):
@@ -152,7 +152,7 @@ def requeue() -> None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=SILENCE
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=HEARTBEAT_TIMEOUT
         )
         answer = done.returncode and f"code {done.returncode}: {done.stderr.strip()}"
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -187,7 +187,7 @@ class Heartbeat(Callback):
             return
         word = trainer.strategy.broadcast(secrets.token_hex(8))
         store = PrefixStore(f"heartbeat_{word}", _store(rank, world_size))
-        store.set_timeout(timedelta(seconds=SILENCE / 2))
+        store.set_timeout(timedelta(seconds=HEARTBEAT_TIMEOUT / 2))
         store.set(str(rank), "0")
         trainer.strategy.barrier()
         self.watch(store, rank, world_size)
@@ -221,7 +221,7 @@ class Heartbeat(Callback):
 
     def _beat(self, store: Store, rank: int) -> None:
         beats, seen = 0, dict.fromkeys(self._heard, b"")
-        while not self._over.wait(BEAT):
+        while not self._over.wait(HEARTBEAT_INTERVAL):
             beats += 1
             try:
                 store.set(str(rank), str(beats))
@@ -234,16 +234,21 @@ class Heartbeat(Callback):
 
     def _end_if_silent(self, world_size: int) -> None:
         looked = time.monotonic()
-        while not self._over.wait(min(1, SILENCE / 4)):
+        while not self._over.wait(min(1, HEARTBEAT_TIMEOUT / 4)):
             before, looked = looked, time.monotonic()
-            if looked - before > SILENCE / 2:  # this process itself was suspended
+            if looked - before > HEARTBEAT_TIMEOUT / 2:  # this process itself was suspended
                 self._heard = dict.fromkeys(self._heard, looked)
             now = looked
-            silent = [other for other, heard in self._heard.items() if now - heard > SILENCE]
+            silent = [
+                other for other, heard in self._heard.items() if now - heard > HEARTBEAT_TIMEOUT
+            ]
             if silent:
                 ranks = ", ".join(map(str, silent))
-                what = f"no sign of life for {SILENCE} s: ended, stopped, or out of reach"
-                say(f"error: rank {ranks} of {world_size} was lost ({what}). {REST}", sys.stderr)
+                what = f"no sign of life for {HEARTBEAT_TIMEOUT} s: ended, stopped, or out of reach"
+                say(
+                    f"error: rank {ranks} of {world_size} was lost ({what}). {RESUME}",
+                    sys.stderr,
+                )
                 undo()
                 os._exit(1)  # the main thread waits in a collective operation
 
@@ -262,18 +267,18 @@ def lost_process(trainer: Trainer, parent: int) -> str:
         parent: The parent of this process at its start: for those that Lightning starts, rank 0.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ:
-        return f"another of the {trainer.world_size} processes of this run was lost. {REST}"
-    until = time.monotonic() + END_WAIT  # a connection breaks before its process is gone
+        return f"another of the {trainer.world_size} processes of this run was lost. {RESUME}"
+    until = time.monotonic() + EXIT_WAIT  # a connection breaks before its process is gone
     started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     while time.monotonic() < until:
         if trainer.local_rank and os.getppid() != parent:
-            return f"rank 0 of {trainer.world_size} was lost: its process has ended. {REST}"
+            return f"rank 0 of {trainer.world_size} was lost: its process has ended. {RESUME}"
         for number, process in enumerate(started, 1):
             if process.poll():
                 rank = trainer.global_rank + number
-                return f"rank {rank} of {trainer.world_size} was lost: {_end_of(process)}. {REST}"
+                return f"rank {rank} of {trainer.world_size} was lost: {_end_of(process)}. {RESUME}"
         time.sleep(0.05)
-    return "" if trainer.local_rank else f"another process of this run was lost. {REST}"
+    return "" if trainer.local_rank else f"another process of this run was lost. {RESUME}"
 
 
 def _end_of(process: "subprocess.Popen[bytes]") -> str:

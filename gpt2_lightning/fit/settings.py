@@ -48,6 +48,7 @@ from gpt2_lightning.parser import (
     refuse,
     value_of,
     with_underscores,
+    without_additions,
 )
 from gpt2_lightning.run_folder import (
     Run,
@@ -217,7 +218,9 @@ class CommandLine:
                     )
         if self.checkpoint_file is not None:
             settings = self._own_settings(self.checkpoint_file, parser)
-            self.words = ["--config", settings, *self.typed]
+            # with auto the line is the one that began the run, whose settings hold its additions
+            words = without_additions(self.typed) if named == "auto" else self.typed
+            self.words = ["--config", settings, *words]
 
     def _begin_or_go_on(self, parser: ArgumentParser) -> None:
         """Find the last checkpoint of the run that is named, if it has one yet.
@@ -246,11 +249,9 @@ class CommandLine:
         if (file := run.last_checkpoint()) is None:
             there = list(run.checkpoints.glob("*.ckpt"))
             if there or run.known("facts").get("ended") == "finished":
-                found = (
-                    f"none of its {len(there)} checkpoints is whole"
-                    if there
-                    else ("it has ended, and kept no checkpoint")
-                )
+                found = "it has ended, and kept no checkpoint"
+                if there:
+                    found = f"none of its {len(there)} checkpoints is whole"
                 raise UsageError(
                     f"--ckpt_path auto: {folder}: {found}. Nothing of it was changed. Give the "
                     "run another name, or remove the folder to begin it again."
@@ -260,8 +261,6 @@ class CommandLine:
             self.words = [*self.typed, "--ckpt_path=null"]
             return
         self.checkpoint_file = file
-        # its own settings hold what the line adds to a list
-        self.typed = [word for word in self.typed if "+" not in word.partition("=")[0][-1:]]
         carried = run.settings.get("data") or {}
         for flag in CARRIED:
             given = value_of(self.typed, flag)
@@ -326,10 +325,8 @@ class CommandLine:
             self._leave_other_model(config)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = DEFAULT_EPOCHS
-        self.run_name, config.run_name = (
-            config.run_name,
-            None,
-        )  # a name is no setting: a repeat has its own
+        # a name is no setting: a repeat has its own
+        self.run_name, config.run_name = config.run_name, None
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
             if config.ckpt_path == "auto":
                 raise UsageError("ckpt_path: auto of a YAML file: give it as --ckpt_path auto.")

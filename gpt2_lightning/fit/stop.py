@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from gpt2_lightning.errors import UsageError
@@ -113,6 +114,7 @@ class Stop(Callback):
 
     def listen_for_requeue(self) -> None:
         """Listen before training, while the text is tokenized, to what would end a SLURM job."""
+        self._speaks = not getattr(rank_zero_only, "rank", 0)
         if threading.current_thread() is threading.main_thread():
             for number in requeue_signals():
                 signal.signal(number, self._receive)

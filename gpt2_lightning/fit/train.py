@@ -22,10 +22,10 @@ from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
 from gpt2_lightning.fit.processes import (
     Heartbeat,
-    meet_under_torchrun,
     requeue,
     requeue_signals,
     slurm_environment,
+    start_process_group,
     wait_for_all,
 )
 from gpt2_lightning.fit.records import Facts, Predictions, Surprisal
@@ -84,7 +84,6 @@ class GPT2CLI(LightningCLI):
     def __init__(self, words: list[str], **parser_kwargs: dict[str, Any]) -> None:
         bound_yaml()
         self.stop = Stop()
-        self.stop.listen_for_requeue()
         try:
             super().__init__(
                 GPT2Module,
@@ -136,6 +135,8 @@ class GPT2CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build what the settings say; where loggers write is no setting of config.yaml's."""
         config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            self.stop.listen_for_requeue()
         for callback in config.trainer.callbacks or []:
             settings = callback.get("init_args") or {}
             for name, value in settings.items():
@@ -208,7 +209,7 @@ class GPT2CLI(LightningCLI):
             RuntimeError,  # two callbacks whose states a checkpoint could not tell apart
         ) as error:
             raise UsageError(in_flags(str(error))) from error
-        meet_under_torchrun(trainer.strategy)
+        start_process_group(trainer.strategy)
         give_to_trainer(trainer)
         again = self.line.begins_again is not None
         ready_loggers(trainer.loggers, self.line.going_on, begins_again=again)

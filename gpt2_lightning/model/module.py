@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.checkpoint import (
     FORMAT,
-    count_in,
     refuse_changes,
+    rescale_position,
     trainer_settings,
     upgrade,
 )
@@ -582,7 +582,7 @@ class GPT2Module(LightningModule):
         before, now = checkpoint["trainer_settings"], self._settings()
         refuse_changes(before, now)
         counted = before.get("accumulate_grad_batches", now["accumulate_grad_batches"])
-        count_in(checkpoint, counted, now["accumulate_grad_batches"])
+        rescale_position(checkpoint, counted, now["accumulate_grad_batches"])
         interval = self.trainer.val_check_interval
         if counted != now["accumulate_grad_batches"] and isinstance(interval, int):
             log.warning(
