@@ -94,7 +94,10 @@ def test_wrong_choice(mistake: Mistake) -> None:
         ("--model.betas=[0.9,1.0]", "--model.betas [0.9, 1.0]: both must be"),
         ("--model.architecture.layers=2", "brings its own. Leave one of the two out"),
         ("--data.vocab_size=512", "--data.vocab_size: --model.pretrained"),
-        ("--trainer.strategy=nope", "--trainer.strategy: You selected an invalid strategy name"),
+        (
+            "--trainer.strategy=nope",
+            "--trainer.strategy nope: not supported. Supported are auto, ddp (the",
+        ),
         ("--trainer.precision=7", "--trainer.precision: expected one of 64, 32, 16, "),
         ("--trainer.accelerator=xyz", "--trainer.accelerator: "),
         ("--trainer.devices=abc", "--trainer"),
