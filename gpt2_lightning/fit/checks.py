@@ -1,4 +1,4 @@
-"""What is refused before training: flags against the machine, each other and a checkpoint."""
+"""What is refused before training: flags against each other and a checkpoint."""
 
 import math
 import re
@@ -7,7 +7,6 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import Timer
 
 from gpt2_lightning.checkpoint import is_sharded
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.machine import FSDP2
 from gpt2_lightning.model.metrics import METRICS
 
 # What a checkpoint's run may change without changing its losses.
@@ -44,11 +44,6 @@ INSTEAD_OF_FINDERS = {
     "it would be changed. `plan --measure` says what fits; --data.batch_size 4 with "
     "--trainer.accumulate_grad_batches 2 takes the step of a batch of 8.",
 }
-
-# What `--trainer.strategy fsdp2` stands for. Lightning has no name for its own.
-FSDP2 = "gpt2_lightning.fit.sharding.FSDP2Strategy"
-
-SHARDED_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16-true")
 
 UNSUPPORTED = ("deepspeed", "xla", "singledevicexla")
 
@@ -237,11 +232,6 @@ def check_strategy(trainer: Any, verb: str) -> None:
                 f"{begin} predict continues other prompts in each process, and none has the whole "
                 "model. --trainer.strategy auto works, and so does the verb generate."
             )
-        if trainer.precision is not None and str(trainer.precision) not in SHARDED_PRECISIONS:
-            raise UsageError(
-                f"--trainer.precision {trainer.precision}: --trainer.strategy {name} works with "
-                f"{', '.join(SHARDED_PRECISIONS)}."
-            )
         for callback in trainer.callbacks or []:
             if (copies := callback.class_path.rpartition(".")[2]).endswith("WeightAveraging"):
                 raise UsageError(
@@ -340,41 +330,6 @@ def whole_number(seed: Any) -> int:
             "repeated and resumed."
         )
     return int(seed)
-
-
-def check_precision(trainer: Any) -> None:
-    """Refuse a precision that the device does not have.
-
-    Raises:
-        UsageError: If Lightning would take another one.
-    """
-    precision = str(trainer.precision)
-    on_cpu = trainer.accelerator == "cpu" or (
-        trainer.accelerator == "auto"
-        and not torch.cuda.is_available()
-        and not torch.backends.mps.is_available()
-    )
-    if on_cpu and precision in ("16", "16-mixed", "16-true"):
-        raise UsageError(
-            f"--trainer.precision {precision}: fp16 needs a GPU, and this run is on a CPU, where "
-            "Lightning would take bf16 without a word. --trainer.precision bf16-mixed would work, "
-            "or 32-true."
-        )
-
-
-def check_accelerator(asked: Any) -> None:
-    """Refuse a GPU where there is none.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    there["gpu"] = any(there.values())
-    if not there.get(str(asked), True):
-        raise UsageError(
-            f"--trainer.accelerator {asked}: torch finds none on this machine. "
-            "--trainer.accelerator auto takes what there is."
-        )
 
 
 def _check_max_time(asked: Any) -> None:

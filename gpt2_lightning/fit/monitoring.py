@@ -18,6 +18,7 @@ from rich.console import Console
 
 from gpt2_lightning.data.tokenizer import sampled_vocabulary
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
+from gpt2_lightning.fit.machine import check_agreement
 from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.fit.stop import Stopped
 from gpt2_lightning.logs import say
@@ -110,6 +111,7 @@ class StartSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the sizes of model, text, step and schedule, and what looks wrong with them."""
+        check_agreement(trainer)
         module = cast(GPT2Module, pl_module)
         data = typed(trainer).datamodule
         batches = data.train_dataloader()

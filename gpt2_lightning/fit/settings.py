@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.fabric.connector import _PRECISION_INPUT  # no public name has these words
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -22,11 +23,9 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import RunCheckpoint
 from gpt2_lightning.fit.checks import (
     FROM_SCRATCH,
-    check_accelerator,
     check_callbacks,
     check_checkpoint,
     check_numbers,
-    check_precision,
     check_shards,
     check_strategy,
     check_trainer,
@@ -34,6 +33,7 @@ from gpt2_lightning.fit.checks import (
     check_unused,
     whole_number,
 )
+from gpt2_lightning.fit.machine import check_accelerator, check_precision, settle
 from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, named_folder
 from gpt2_lightning.fit.samples import Samples
 from gpt2_lightning.logs import quieten
@@ -82,6 +82,22 @@ DEFAULTS = {
 
 # What a checkpoint brings with it.
 CARRIED = ("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size")
+
+
+class GPT2Trainer(Trainer):
+    """Lightning's trainer; on the command line its precision may be ``auto``.
+
+    Args:
+        precision: Lightning's names, or ``auto``: bf16-mixed where this machine multiplies in bf16
+            much more quickly, else 32-true. It is chosen before the trainer is built.
+        kwargs: As Lightning's.
+    """
+
+    def __init__(
+        self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any
+    ) -> None:
+        assert precision != "auto"
+        super().__init__(precision=precision, **kwargs)
 
 
 class GPT2ArgumentParser(LightningArgumentParser):
@@ -159,7 +175,7 @@ class FitSettings:
         parser.add_argument(
             "--seed_everything", type=seed, default=DEFAULT_SEED, help="Seed of the run."
         )
-        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_lightning_class_args(GPT2Trainer, "trainer")
         parser.add_lightning_class_args(GPT2Module, "model")
         parser.add_lightning_class_args(WikiTextDataModule, "data")
         add_flags(parser)
@@ -306,12 +322,12 @@ class CommandLine:
 
         Args:
             config: The parsed settings, changed in place.
-            any_machine: Whether they may be for another machine: a GPU need not be here.
+            any_machine: Whether they may be for another machine: a GPU need not be here, and
+                ``auto`` stays.
 
         Raises:
             UsageError: If a setting says what cannot be.
         """
-        check_precision(config.trainer)
         if not any_machine:
             check_accelerator(config.trainer.accelerator)
         check_strategy(config.trainer, self.verb)
@@ -346,6 +362,9 @@ class CommandLine:
         elif config.data.vocab_size is None:
             config.data.vocab_size = DEFAULT_VOCAB_SIZE
         config.model.vocab_size = config.data.vocab_size
+        check_precision(config.trainer)
+        if not any_machine:
+            settle(config)
 
     def _leave_other_model(self, config: Any) -> None:
         """Take what the model brings where a YAML file has that of the file's own model.
@@ -419,6 +438,9 @@ class CommandLine:
                     check_unchanged(group, config[group], trained, file, defaults_of(built))
             config.trainer.num_sanity_val_steps = 0  # the curves have their beginning
         config.ckpt_path = str(file)
+        if config.trainer.precision == "auto":  # that of the run, on whatever machine
+            before = checkpoint["trainer_settings"].get("precision", "auto")
+            config.trainer.precision = before
         config.model.hf_config = checkpoint["hf_config"]
         config.data.tokenizer_revision = None
         cache = cache_folder(config.data.cache_dir)

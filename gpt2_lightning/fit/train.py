@@ -42,6 +42,7 @@ from gpt2_lightning.fit.settings import (
     DEFAULT_SEED,
     CommandLine,
     GPT2ArgumentParser,
+    GPT2Trainer,
     add_flags,
     name_after_verb,
 )
@@ -88,6 +89,7 @@ class GPT2CLI(LightningCLI):
             super().__init__(
                 GPT2Module,
                 WikiTextDataModule,
+                trainer_class=GPT2Trainer,
                 args=words,
                 seed_everything_default=DEFAULT_SEED,
                 auto_configure_optimizers=False,  # it would turn the schedule once an epoch

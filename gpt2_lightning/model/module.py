@@ -105,7 +105,8 @@ class GPT2Module(LightningModule):
         schedule_steps: Optimizer steps until the schedule's end; null is the run's length:
             ``max_epochs`` if given, else ``max_steps``.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
-        compile: Compile the transformer with ``torch.compile``.
+        compile: Compile the transformer with ``torch.compile``; with ``auto`` the command line does
+            so where a GPU has Triton.
         on_nonfinite: What happens at an optimizer step whose loss or gradient norm is infinite or
             not a number: ``stop`` ends the run before that step is taken; ``skip`` leaves the step
             out, counts it in ``train/skipped_steps`` and goes on, until ten in a row end the run.
@@ -136,7 +137,7 @@ class GPT2Module(LightningModule):
         warmup_steps: int = 0,
         schedule_steps: int | None = None,
         gradient_checkpointing: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - read-only; shown by --help
         vocab_size: int | None = None,
@@ -146,6 +147,8 @@ class GPT2Module(LightningModule):
     ) -> None:
         super().__init__()
         sampling.check()
+        if compile == "auto":
+            raise UsageError("--model.compile auto: from Python, give True or False.")
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = betas

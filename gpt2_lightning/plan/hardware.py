@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.machine import cpu_has_bf16
 
 _NVIDIA = "https://www.nvidia.com/"
 
@@ -170,8 +171,7 @@ def _has_bf16(accelerator: str, gpu: GPU | None) -> bool:
         return gpu.has_bf16
     if accelerator == "cuda":
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(has for name, has in capabilities.items() if name.endswith("bf16"))
+    return cpu_has_bf16()
 
 
 def _accelerator(asked: str, elsewhere: bool) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.tokenizer import sampled_vocabulary
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.machine import settle, settle_elsewhere
 from gpt2_lightning.plan.advice import Advice, Disk, advice, caveats, disk_of, fits
 from gpt2_lightning.plan.hardware import GPU, Hardware, hardware_of
 from gpt2_lightning.plan.memory import MemoryEstimate, Setting, estimate_memory
@@ -83,6 +84,10 @@ def plan_of(
     if device_flops is not None and device_flops <= 0:
         raise UsageError(f"--device_flops {device_flops:g}: must be > 0, in operations/s.")
     hardware = hardware_of(values.trainer, device_memory, device)
+    if elsewhere:
+        settle_elsewhere(values, accelerator=hardware.accelerator, has_bf16=hardware.has_bf16)
+    else:
+        settle(values)
     precision = precision_of(values.trainer.precision)
     data = WikiTextDataModule(**values.data.as_dict())
     model: Mapping[str, Any] = values.model.as_dict()
