@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from gpt2_lightning.cli import main
 from gpt2_lightning.fit import monitoring
 from gpt2_lightning.generate.text_model import load_checkpoint
+from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import figure
 from gpt2_lightning.run_folder import read_scalars
 from tests.command_line import CALM, SMALL, curves, fine_tuning, fit
@@ -185,6 +187,23 @@ def test_options_train_and_their_checkpoints_load(
 
 
 @pytest.mark.slow
+def test_a_step_leaves_no_gradients(
+    wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def forward(module: GPT2Module, *args: Any) -> torch.Tensor:
+        held.append(sum(it.grad is not None for it in module.parameters()))
+        return step(module, *args)
+
+    step = GPT2Module.training_step
+    monkeypatch.setattr(GPT2Module, "training_step", forward)
+    words = ("--trainer.max_steps=2", "--trainer.accumulate_grad_batches=2")
+    fit(*fine_tuning(wiki_folder, tiny_model), *words)
+    # the second micro-batch of a step finds those of the first
+    assert [found > 0 for found in held] == [False, True, False, True]
+
+
 def test_clipping_limits_the_step(wiki_folder: Path, tiny_model: Path) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=3")
     tight = fit(*words, "--trainer.gradient_clip_val=1e-12", "--model.weight_decay=0.0")

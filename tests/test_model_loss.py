@@ -17,16 +17,19 @@ def case(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
-class Products(TorchDispatchMode):
-    """Notes the types of the factors of every matrix product."""
+class Operations(TorchDispatchMode):
+    """Notes the types of the factors of every matrix product, and the shapes that are cast."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's own is not annotated
-        self.dtypes: list[torch.dtype] = []
+        self.products: list[set[torch.dtype]] = []
+        self.casts: list[torch.Size] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.mm.default:
-            self.dtypes += [factor.dtype for factor in args]
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.products.append({factor.dtype for factor in args})
+        if func is torch.ops.aten._to_copy.default:
+            self.casts.append(args[0].shape)
         return func(*args, **(kwargs or {}))
 
 
@@ -66,16 +69,34 @@ def test_autocast_multiplies_in_bf16_and_counts_in_fp32() -> None:
     exact = summed_nats(hidden, weight, targets)
     exact.backward()
     assert hidden.grad is not None
-    wanted = hidden.grad.clone()
+    assert weight.grad is not None
+    wanted, wanted_of_weight = hidden.grad.clone(), weight.grad.clone()
     hidden.grad.zero_()
-    products = Products()
-    with products, torch.autocast("cpu", torch.bfloat16):
+    weight.grad.zero_()
+    operations = Operations()
+    with operations, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # as Lightning
         nats = summed_nats(hidden.bfloat16(), weight, targets)
         nats.backward()
-    assert set(products.dtypes) == {torch.bfloat16}
+    # logits, gradient of the rows, gradient of the weight; no logits are made again
+    assert operations.products == [{torch.bfloat16}] * 3 * 3
+    assert operations.casts.count(weight.shape) == 1
     assert nats.dtype == torch.float32
     assert nats.item() == pytest.approx(exact.item(), rel=1e-3)
     assert (hidden.grad - wanted).norm() < 0.01 * wanted.norm()
+    assert weight.grad is not None
+    assert (weight.grad - wanted_of_weight).norm() < 0.01 * wanted_of_weight.norm()
+
+
+def test_autocast_without_gradients_is_the_same_sum() -> None:
+    hidden, weight, targets = case(1100)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = summed_nats(hidden, weight, targets)
+        operations = Operations()
+        with torch.no_grad(), operations:
+            validated = summed_nats(hidden, weight, targets)
+    torch.testing.assert_close(validated, trained.detach())
+    assert operations.casts.count(weight.shape) == 1
+    assert len(operations.products) == 3
 
 
 def test_nats_of_each_token_sum_to_the_summed_ones() -> None:

@@ -21,6 +21,7 @@ from gpt2_lightning.plan.shape import precision_of, shape_of
 
 CPU = Hardware("cpu", 1, 1, "single", None, "")
 GPUS = Hardware("cuda", 4, 1, "ddp", None, "")
+UPDATE = "last gradient and optimizer step"
 BLOCKS, BLOCK_SIZE = 2, 24  # unlike any size of the model's
 ARCHITECTURE = Architecture(layers=3, heads=4, width=64)
 MODEL = {
@@ -110,20 +111,19 @@ def items(found: MemoryEstimate, phase: str) -> dict[str, int]:
 
 def test_weights_gradients_and_state() -> None:
     run = setting()
-    held = items(estimate_memory(run), "forward pass and loss")
+    held = items(estimate_memory(run), UPDATE)
     n = run.shape.parameters
     assert (held["weights"], held["gradients"], held["optimizer state"]) == (4 * n, 4 * n, 8 * n)
-    half = items(estimate_memory(setting(precision="bf16-true")), "forward pass and loss")
+    assert "gradients" not in items(estimate_memory(run), "forward pass and loss")  # dropped
+    half = items(estimate_memory(setting(precision="bf16-true")), UPDATE)
     assert (half["weights"], half["gradients"], half["optimizer state"]) == (2 * n, 2 * n, 4 * n)
 
 
 def test_strategies() -> None:
     run = setting(GPUS)
-    copied = items(estimate_memory(run), "forward pass and loss")
+    copied = items(estimate_memory(run), UPDATE)
     assert copied["gradient buckets"] == copied["gradients"] == 4 * run.shape.parameters
-    dealt = items(
-        estimate_memory(replace(run, hardware=GPUS.with_strategy("fsdp"))), "forward pass and loss"
-    )
+    dealt = items(estimate_memory(replace(run, hardware=GPUS.with_strategy("fsdp"))), UPDATE)
     assert dealt["weights"] == pytest.approx(copied["weights"] / 4, rel=1e-3)
     assert dealt["optimizer state"] == pytest.approx(copied["optimizer state"] / 4, rel=1e-3)
     assert "gradient buckets" not in dealt

@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.fabric.connector import _PRECISION_INPUT  # no public name has these words
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT  # no public name has it
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 

@@ -1,10 +1,12 @@
 """Nats of the targets, without the whole vocabulary's logits in memory."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # targets that are not counted
 
@@ -32,7 +34,11 @@ def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """
     rows, ids = hidden.flatten(0, -2), targets.flatten()
     if torch.is_autocast_enabled(hidden.device.type):
-        return _summed_nats_in_autocast(rows, weight, ids)
+        if not torch.is_grad_enabled():
+            return token_nats(hidden, weight, targets).sum()
+        narrow = rows.to(torch.get_autocast_dtype(rows.device.type))
+        nats: Tensor = _SummedNatsInAutocast.apply(narrow, weight, ids)  # type: ignore[no-untyped-call]
+        return nats
     return linear_cross_entropy(
         rows.to(weight.dtype),
         weight,
@@ -43,21 +49,46 @@ def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def _summed_nats_in_autocast(rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    # linear_cross_entropy knows no autocast: given fp32 it multiplies in fp32, which is a GPU's
-    # slow path, and given bf16 it rounds the sum itself to bf16. So pieces of our own, whose
-    # logits the backward pass computes again.
-    pieces = zip(rows.split(ROWS_AT_A_TIME), ids.split(ROWS_AT_A_TIME), strict=True)
-    nats: list[Tensor] = [
-        checkpoint(_nats_of_piece, *piece, weight, use_reentrant=False, preserve_rng_state=False)
-        for piece in pieces
-    ]
-    return torch.stack(nats).sum()
+class _SummedNatsInAutocast(torch.autograd.Function):
+    """The sum and its gradients in one pass: the weight is cast once, no logits are made twice.
+
+    `linear_cross_entropy` knows no autocast: given fp32 it multiplies in fp32, which is a GPU's
+    slow path, and given bf16 it rounds the sum itself to bf16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+        of_rows, of_weight = torch.empty_like(rows), torch.zeros_like(weight)
+        nats = torch.zeros((), device=rows.device)
+        narrow = weight.to(rows.dtype)
+        pieces = zip(*(it.split(ROWS_AT_A_TIME) for it in (rows, ids, of_rows)), strict=True)
+        with torch.autocast(rows.device.type, enabled=False):
+            for piece, targets, of_piece in pieces:
+                nats += _add_gradients(piece, narrow, targets, of_piece, of_weight)
+        ctx.gradients = of_rows, of_weight
+        return nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_nats: Tensor) -> tuple[Tensor, Tensor, None]:
+        (of_rows, of_weight), ctx.gradients = ctx.gradients, None
+        return of_rows * of_nats, of_weight.mul_(of_nats), None
 
 
-def _nats_of_piece(rows: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
-    logits = linear(rows, weight)
-    return cross_entropy(logits.float(), ids, reduction="sum", ignore_index=IGNORED)
+def _add_gradients(
+    rows: Tensor, weight: Tensor, targets: Tensor, of_rows: Tensor, of_weight: Tensor
+) -> Tensor:
+    """Return a piece's nats; write their gradient of the rows, add that of the weight."""
+    counted = (targets != IGNORED).unsqueeze(1)
+    index = targets.unsqueeze(1).where(counted, 0)
+    log_likelihoods = linear(rows, weight).float().log_softmax(1)
+    nats = -log_likelihoods.gather(1, index).where(counted, 0).sum()
+    of_logits = log_likelihoods.exp_()
+    of_logits.scatter_add_(1, index, of_logits.new_full(index.shape, -1))
+    narrow = of_logits.to(weight.dtype)
+    torch.mm(narrow, weight, out=of_rows).mul_(counted)
+    of_weight += narrow.t() @ (rows * counted)
+    return nats
 
 
 @torch.no_grad()
@@ -72,6 +103,8 @@ def token_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         Nats, in fp32, shape ``(...)``; 0 where the target is -100.
     """
+    if torch.is_autocast_enabled(weight.device.type):
+        weight = weight.to(torch.get_autocast_dtype(weight.device.type))  # once for all pieces
     pieces = zip(
         hidden.flatten(0, -2).split(ROWS_AT_A_TIME),
         targets.flatten().split(ROWS_AT_A_TIME),

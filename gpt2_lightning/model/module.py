@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
@@ -442,6 +443,20 @@ class GPT2Module(LightningModule):
             self._skipped_in_a_row = 0
         else:
             self._on_nonfinite_norm(optimizer, norm)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step, and drop the gradients, which the next forward pass does not need.
+
+        Lightning drops them after it, so that they would lie beside its activations.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def _on_nonfinite_norm(self, optimizer: Optimizer, norm: float) -> None:
         """End the run before a step is taken, or leave the step out; all ranks come here."""

@@ -290,7 +290,7 @@ def loading(setting: Setting) -> Phase:
 
 def training(setting: Setting) -> list[Phase]:
     """Return the phases of an optimizer step."""
-    return [_loss(setting), _loss_backward(setting), _backward(setting), _update(setting)]
+    return [_loss(setting), _backward(setting), _update(setting)]
 
 
 def _activations(setting: Setting) -> list[MemoryItem]:
@@ -308,26 +308,35 @@ def _head_gradient(setting: Setting) -> MemoryItem:
     return item_of("gradient of the head", [setting.precision.weights * setting.shape.embedding])
 
 
-def _loss(setting: Setting) -> Phase:
-    """Return the end of the forward pass, where the last step's gradients are still there.
+def _of_earlier_micro_batches(setting: Setting) -> list[MemoryItem]:
+    """Return the gradients that a micro-batch finds; the optimizer's step leaves none."""
+    sums, *buckets = gradients(setting)
+    return [sums, *buckets] if setting.accumulate > 1 else buckets
 
-    Lightning drops them when the loss is known. In fp32 the loss makes its gradients at once, in
-    one buffer of logits; under autocast it holds the logits in half and fp32, and their logarithms.
+
+def _loss(setting: Setting) -> Phase:
+    """Return the end of the forward pass: the loss makes its gradients at once.
+
+    In fp32 in one buffer of logits; under autocast from logits in half, in fp32 and their
+    logarithms, and the head's gradient in half before it is added.
     """
     if setting.precision.mixed:
-        piece = [_logits(setting, setting.precision.products), *[_logits(setting, FP32)] * 2]
-        loss = [*casts(setting, of_layers=True, of_head=True), item_of("logits chunk", piece)]
+        half = setting.precision.products
+        gradient = [_logits(setting, half), _logits(setting, FP32), half * setting.shape.embedding]
+        chunk = max(gradient, [_logits(setting, FP32)] * 2, key=sum)
+        loss = [*casts(setting, of_layers=True, of_head=True), item_of("logits chunk", chunk)]
     else:
-        loss = [*_chunk_in_one_type(setting), _head_gradient(setting)]
+        loss = _chunk_in_one_type(setting)
     return Phase(
         "forward pass and loss",
         (
             weights(setting),
-            *gradients(setting),
+            *_of_earlier_micro_batches(setting),
             optimizer_state(setting),
             *gathered(setting),
             *_activations(setting),
             *loss,
+            _head_gradient(setting),
         ),
     )
 
@@ -340,22 +349,6 @@ def _chunk_in_one_type(setting: Setting) -> list[MemoryItem]:
     return [item_of("logits chunk", pieces)]
 
 
-def _loss_backward(setting: Setting) -> Phase:
-    """Return the backward pass of the loss under autocast, which computes its logits again."""
-    items = [weights(setting), optimizer_state(setting), *gathered(setting)]
-    if setting.accumulate > 1:
-        items += gradients(setting)
-    items += _activations(setting)
-    if setting.precision.mixed:
-        items += casts(setting, of_layers=not setting.checkpointing, of_head=True)
-        items.append(item_of("logits chunk", [_logits(setting, FP32)] * 3))
-        if setting.rows > ROWS_AT_A_TIME:  # of the pieces before
-            items.append(_head_gradient(setting))
-    else:
-        items.append(_head_gradient(setting))
-    return Phase("backward pass of the loss", tuple(items))
-
-
 def _backward(setting: Setting) -> Phase:
     """Return the backward pass: gradients come while activations go, a block at a time.
 
@@ -363,8 +356,7 @@ def _backward(setting: Setting) -> Phase:
     kept, one block's are made again.
     """
     items = [weights(setting), optimizer_state(setting), *gathered(setting)]
-    if setting.accumulate > 1:
-        items += gradients(setting)
+    items += _of_earlier_micro_batches(setting)
     items += _activations(setting)
     if setting.checkpointing:
         items.append(item_of("activations of a block", kept_by_a_layer(setting)))
@@ -386,7 +378,7 @@ def _update(setting: Setting) -> Phase:
 
 
 def validation(setting: Setting) -> Phase:
-    """Return a validation, before which Lightning drops the gradients."""
+    """Return a validation, which holds no gradients."""
     copies = FP32 + (FP32 + setting.precision.products if setting.precision.mixed else 0)
     return Phase(
         "validation",
@@ -404,8 +396,6 @@ def validation(setting: Setting) -> Phase:
 def writing(setting: Setting) -> list[Phase]:
     """Return what is held beside the run when its files are written, in a CPU's memory."""
     held = [weights(setting), optimizer_state(setting)]
-    if not setting.validates:
-        held += gradients(setting)
     found = []
     count = setting.shape.parameters
     if setting.exports:
