@@ -53,6 +53,11 @@ def test_a_mistake_is_named(word: str, message: str) -> None:
     assert message in str(refused.value)
 
 
+def test_one_callback_needs_no_list() -> None:
+    (one,) = read("--trainer.callbacks=LearningRateMonitor").values.trainer.callbacks
+    assert one.class_path.endswith(".LearningRateMonitor")
+
+
 def test_help_is_the_verbs_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")

@@ -328,6 +328,8 @@ class CommandLine:
         Raises:
             UsageError: If a setting says what cannot be.
         """
+        if config.trainer.callbacks and not isinstance(config.trainer.callbacks, list):
+            config.trainer.callbacks = [config.trainer.callbacks]  # one, as on a command line
         if not any_machine:
             check_accelerator(config.trainer.accelerator)
         check_strategy(config.trainer, self.verb)
