@@ -346,9 +346,7 @@ class GPT2Module(LightningModule):
         The loss of an optimizer step is summed nats over the targets of its whole global batch;
         Lightning divides by the accumulation and averages over ranks, which is undone here.
         """
-        # Dropout is a function of seed, rank and position, wherever the run was interrupted.
-        place = np.random.SeedSequence([self.seed, self.global_rank, batch["position"]])
-        torch.manual_seed(int(place.generate_state(1, np.uint64)[0] >> 1))
+        self.seed_dropout(batch["position"])
         nats = self.nats(batch)
         detached = nats.detach()
         self._step_nats = detached if self._step_nats is None else self._step_nats + detached
@@ -360,6 +358,19 @@ class GPT2Module(LightningModule):
         share: float = trainer.accumulate_grad_batches * trainer.world_size / batch["step_targets"]
         # An infinite loss can have finite gradients. So they are none either, on any rank.
         return nats * share * torch.where(detached.isfinite(), 1.0, math.nan)
+
+    def seed_dropout(self, position: int) -> None:
+        """Make dropout a function of seed, rank and position, wherever the run was interrupted.
+
+        Args:
+            position: Micro-batches of this rank before this one.
+        """
+        place = np.random.SeedSequence([self.seed, self.global_rank, position])
+        seed = int(place.generate_state(1, np.uint64)[0] >> 1)
+        # torch.manual_seed would note a traceback for each kind of device that is not there
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def on_train_start(self) -> None:
         """Find the run's last step, and the steps of an epoch, once: both take a loader."""
