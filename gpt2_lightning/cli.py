@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.startup import heavy_imports
 from gpt2_lightning.storage import disk_message
 
 BEFORE_VERBS = {
@@ -128,12 +129,19 @@ def _dispatch(words: list[str]) -> None:
         raise UsageError(
             f"{verb} stands before the verb. Write: python -m gpt2_lightning {found} {verb} ..."
         )
+    if verb in (*LIGHTNING_VERBS, "plan", "inspect"):
+        from gpt2_lightning.fit.flags import check_names
+
+        check_names(verb, words[1:])
     if verb in LIGHTNING_VERBS:
-        from gpt2_lightning.fit.train import run
+        with heavy_imports():
+            from gpt2_lightning.fit.train import run
 
         run(words)
     elif verb in BEFORE_VERBS or verb in OUR_VERBS:
-        command: Callable[[list[str]], Any] = import_module(f"gpt2_lightning.{verb}.command").main
+        with heavy_imports():
+            module = import_module(f"gpt2_lightning.{verb}.command")
+        command: Callable[[list[str]], Any] = module.main
         command(words[1:])
     else:
         close = [FOREIGN_VERBS[verb]] if verb in FOREIGN_VERBS else []

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
-from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from gpt2_lightning.storage import DISK_ERRORS
@@ -72,7 +71,9 @@ def _naming_the_hub(record: logging.LogRecord) -> bool:
 
 
 def _first_rank(record: logging.LogRecord) -> bool:
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
+    lightning = sys.modules.get("lightning.pytorch.utilities")  # which `generate` does without
+    rank = os.environ.get("RANK") if lightning is None else lightning.rank_zero_only.rank
+    return int(rank or 0) == 0
 
 
 def _unless_tensorboard_met_the_disk(found: ThreadHook) -> ThreadHook:

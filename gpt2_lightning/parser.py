@@ -214,16 +214,13 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
     Raises:
         UsageError: Always.
     """
-    known = [option for option in _options(parser) if option.startswith("--")]
+    known = [option for option in option_strings(parser) if option.startswith("--")]
     text = " ".join(message.split())
     if unknown := re.search(r"(?:Unrecognized arguments|unrecognized arguments): (.*)", text):
         words = [word.partition("=")[0] for word in unknown[1].split() if word.startswith("--")]
         if not words:
             raise _stray(unknown[1], known)
-        flag = words[0]
-        meant = flag_meant(flag, known)
-        hint = f" Did you mean {meant}?" if meant else " --help lists the flags."
-        raise UsageError(f"{flag}: there is no such flag.{hint}")
+        raise no_such_flag(words[0], known)
     if missing := re.search(r"the following arguments are required: (.*)", text):
         names = missing[1].split(", ")
         such = " ".join(f"--{name} {EXAMPLES.get(name, name.upper())}" for name in names)
@@ -232,6 +229,21 @@ def refuse(parser: ArgumentParser, message: str) -> NoReturn:
             "lists the flags."
         )
     raise UsageError(_plain(text))
+
+
+def no_such_flag(flag: str, known: Sequence[str]) -> UsageError:
+    """Say that there is no such flag, and which one was probably meant.
+
+    Args:
+        flag: What was given.
+        known: The flags that there are.
+    """
+    flag = flag.removesuffix("+")
+    # nobody means --trainer.logger+, which adds to a list, or --trainer.logger.help by another flag
+    others = "+" if flag.endswith(".help") else ("+", ".help")
+    meant = flag_meant(flag, [it for it in known if not it.endswith(others)])
+    hint = f" Did you mean {meant}?" if meant else " --help lists the flags."
+    return UsageError(f"{flag}: there is no such flag.{hint}")
 
 
 # of values that a verb cannot do without
@@ -302,7 +314,8 @@ def _wanted(subtypes: str, found: str) -> list[str]:
     return wanted
 
 
-def _options(parser: ArgumentParser) -> list[str]:
+def option_strings(parser: ArgumentParser) -> list[str]:
+    """Return the flags of a parser, as jsonargparse keeps them; it lists them nowhere else."""
     return [option for action in parser._actions for option in action.option_strings]
 
 
@@ -319,7 +332,7 @@ class Parser(ArgumentParser):
             UsageError: If a flag is unknown or missing, or a config file is none of the verb's.
         """
         words = with_underscores(words)
-        check_config_files(words, self)
+        check_config_files(words, option_strings(self))
         options: dict[str, Any] = self.parse_args(words).as_dict()
         options.pop("config", None)
         return options
@@ -370,12 +383,12 @@ def _bounded(load: Callable[[str], Any]) -> Callable[[str], Any]:
     return load_bounded
 
 
-def check_config_files(words: list[str], parser: ArgumentParser) -> None:
+def check_config_files(words: list[str], flags: Sequence[str]) -> None:
     """See that the config files of a command line are files of its settings.
 
     Args:
         words: The command line, after the verb.
-        parser: The verb's, which knows the settings.
+        flags: The verb's.
 
     Raises:
         UsageError: If one cannot be read, is no YAML, or holds what is no setting.
@@ -383,7 +396,7 @@ def check_config_files(words: list[str], parser: ArgumentParser) -> None:
     for flag, file in given_files(words):
         if not file.is_file():
             raise _no_config(flag, file)
-        check_config_file(file, f"{flag} {file}", parser)
+        check_config_file(file, f"{flag} {file}", flags)
 
 
 def given_files(words: list[str]) -> Iterator[tuple[str, Path]]:
@@ -406,13 +419,13 @@ def _no_config(flag: str, file: Path) -> UsageError:
     return UsageError(f"{flag} {file}: {what}. {hint}")
 
 
-def check_config_file(file: Path, named: str, parser: ArgumentParser) -> dict[str, Any]:
+def check_config_file(file: Path, named: str, flags: Sequence[str]) -> dict[str, Any]:
     """See that a config file is one of a verb's settings.
 
     Args:
         file: The file.
         named: How it was asked for, for messages.
-        parser: The verb's, which knows the settings.
+        flags: The verb's.
 
     Returns:
         The settings.
@@ -455,10 +468,9 @@ def check_config_file(file: Path, named: str, parser: ArgumentParser) -> dict[st
             f"`max_epochs: 3`. Found: {str(settings)[:60]}"
         )
     known = [
-        option.removeprefix("--")
-        for action in parser._actions  # as jsonargparse keeps them; it lists them nowhere else
-        for option in action.option_strings
-        if option.startswith("--") and not option.endswith(".help")  # of what a class takes
+        flag.removeprefix("--")
+        for flag in flags
+        if flag.startswith("--") and not flag.endswith(".help")  # of what a class takes
     ]
     for key, value in _settings(settings, "", known):
         _check_key(key, value, named, known)

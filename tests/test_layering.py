@@ -14,7 +14,7 @@ MAP = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
 # From the bottom up: a folder or file may import from the layers below it, not from its own.
 LAYERS = [
     {"errors"},
-    {"storage", "untrusted"},
+    {"startup", "storage", "untrusted"},
     {"logs", "parser", "pretrained", "checkpoint"},
     {"data", "model"},
     {"run_folder"},
@@ -111,3 +111,16 @@ for words in ({[words[0], "--help"]}, {words}):
     assert "code 0" in lines
     assert lines[-2:] == ["code 2", "[]"]
     assert message in said
+
+
+@pytest.mark.slow
+def test_names_of_flags_are_checked_before_anything_heavy_is_imported() -> None:
+    code = """
+from gpt2_lightning.cli import main
+for words in ("fit --trainer.nope 1", "plan --nope", "inspect --data.sorce a", "test --verbos 1"):
+    try: main(words.split())
+    except SystemExit as end: print("code", end.code)
+"""
+    lines, said = loaded_by(code)
+    assert lines == ["code 2"] * 4 + ["[]"]
+    assert said.count("there is no such flag. ") == 4

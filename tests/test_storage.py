@@ -17,8 +17,8 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gpt2_lightning.checkpoint import WholeCheckpoints, give_to_async
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.checkpoints import WholeCheckpoints, give_to_async
 from gpt2_lightning.storage import (
     append_text,
     disk_message,

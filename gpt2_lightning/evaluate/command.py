@@ -9,6 +9,7 @@ from gpt2_lightning.data.articles import JoinerName
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.protocol import EvaluatedSplit, EvaluatedText, Protocol, ProtocolName
 from gpt2_lightning.parser import Parser, summary
+from gpt2_lightning.startup import heavy_imports
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from gpt2_lightning.evaluate.screen import Scorer
@@ -86,10 +87,11 @@ def evaluate(
         )
     data = _named_text(data.as_trained(model), model, reference=reference)
 
-    from gpt2_lightning.evaluate.card import write_json
-    from gpt2_lightning.evaluate.scoring import Processes
-    from gpt2_lightning.evaluate.screen import EvaluateScreen, Scorer
-    from gpt2_lightning.logs import quieten
+    with heavy_imports():
+        from gpt2_lightning.evaluate.card import write_json
+        from gpt2_lightning.evaluate.scoring import Processes
+        from gpt2_lightning.evaluate.screen import EvaluateScreen, Scorer
+        from gpt2_lightning.logs import quieten
 
     quieten()
     processes = Processes.join()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import Parser, summary
+from gpt2_lightning.startup import heavy_imports
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from pathlib import Path
@@ -59,9 +60,10 @@ def export(
         if value is not None and not form.fullmatch(value.lower()):
             raise UsageError(f"{flag} {value}: give {example}.")
 
-    from gpt2_lightning.export.hf_folder import check_destination, export_folder, push
-    from gpt2_lightning.export.model_card import find_origin
-    from gpt2_lightning.logs import quieten
+    with heavy_imports():
+        from gpt2_lightning.export.hf_folder import check_destination, export_folder, push
+        from gpt2_lightning.export.model_card import find_origin
+        from gpt2_lightning.logs import quieten
 
     folder = export_folder(to, overwrite=overwrite)
     quieten()

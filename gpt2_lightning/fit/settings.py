@@ -33,6 +33,7 @@ from gpt2_lightning.fit.checks import (
     check_unused,
     whole_number,
 )
+from gpt2_lightning.fit.flags import LINKS
 from gpt2_lightning.fit.machine import check_accelerator, check_precision, settle
 from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, named_folder
 from gpt2_lightning.fit.samples import Samples
@@ -45,6 +46,7 @@ from gpt2_lightning.parser import (
     check_config_files,
     code_named_in,
     given_files,
+    option_strings,
     refuse,
     value_of,
     with_underscores,
@@ -131,10 +133,9 @@ def add_flags(parser: LightningArgumentParser) -> None:
         help="Name of the run: its folder in lightning_logs/. Null numbers it: version_N.",
     )
     parser.set_defaults(DEFAULTS)
-    parser.link_arguments("data.block_size", "model.block_size")
-    parser.link_arguments("data.vocab_size", "model.vocab_size")
-    parser.link_arguments("seed_everything", "data.seed", compute_fn=whole_number)
-    parser.link_arguments("seed_everything", "model.seed", compute_fn=whole_number)
+    for target, source in LINKS.items():
+        number = whole_number if source == "seed_everything" else None
+        parser.link_arguments(source, target, compute_fn=number)
 
 
 def name_after_verb(parser: LightningArgumentParser, verb: str) -> None:
@@ -216,7 +217,7 @@ class CommandLine:
         """
         self.verb = verb
         self.typed = self.words = with_underscores(words)
-        check_config_files(self.typed, parser)
+        check_config_files(self.typed, option_strings(parser))
         self.checkpoint_file: Path | None = None
         self.going_on: str | None = None
         self.run_name: str | None = None
@@ -302,7 +303,7 @@ class CommandLine:
                     "checkpoint of gpt2_lightning has such settings, and it is not used."
                 )
             return json.dumps(settings)
-        settings = check_config_file(config, f"--ckpt_path: {config}", parser)
+        settings = check_config_file(config, f"--ckpt_path: {config}", option_strings(parser))
         name = code_named_in(settings, config.parent)
         trusted = [file.resolve() for _, file in given_files(self.typed)]
         if (

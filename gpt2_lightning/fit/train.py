@@ -14,9 +14,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gpt2_lightning.checkpoint import give_to_async, give_to_trainer, step_of
+from gpt2_lightning.checkpoint import step_of
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
+from gpt2_lightning.fit.checkpoints import give_to_async, give_to_trainer
 from gpt2_lightning.fit.checks import in_flags
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput

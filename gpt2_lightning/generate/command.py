@@ -14,6 +14,7 @@ from gpt2_lightning.parser import (
     with_our_names,
     with_underscores,
 )
+from gpt2_lightning.startup import heavy_imports
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from gpt2_lightning.generate.drawing import Sample
@@ -82,12 +83,13 @@ def generate(
                     "/save writes them; --max_new_tokens sets their length. Leave it out."
                 )
 
-    from gpt2_lightning.data.prompts import read_prompts
-    from gpt2_lightning.generate.drawing import draw, sample_file, write_samples
-    from gpt2_lightning.generate.screen import print_forgotten, progress
-    from gpt2_lightning.generate.text_model import load_model
-    from gpt2_lightning.logs import quieten
-    from gpt2_lightning.model.gpt2 import place
+    with heavy_imports():
+        from gpt2_lightning.data.prompts import read_prompts
+        from gpt2_lightning.generate.drawing import draw, sample_file, write_samples
+        from gpt2_lightning.generate.screen import print_forgotten, progress
+        from gpt2_lightning.generate.text_model import load_model
+        from gpt2_lightning.logs import quieten
+        from gpt2_lightning.model.gpt2 import place
 
     file = None if output is None else sample_file(output, flag="--output")
     prompts = list(prompt)

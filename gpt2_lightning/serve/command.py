@@ -7,6 +7,7 @@ from typing import Literal
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import Parser, summary
+from gpt2_lightning.startup import heavy_imports
 
 # packages of the extra `serve` that this folder imports
 EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
@@ -67,8 +68,9 @@ def serve(
     if batch_size < 1:
         raise UsageError(f"--batch_size {batch_size}: must be >= 1.")
     try:
-        from gpt2_lightning.serve.app import listen, run
-        from gpt2_lightning.serve.service import Limits, Served, Service
+        with heavy_imports():
+            from gpt2_lightning.serve.app import listen, run
+            from gpt2_lightning.serve.service import Limits, Served, Service
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA:
