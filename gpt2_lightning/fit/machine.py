@@ -150,7 +150,10 @@ def precision_for(accelerator: str, trainer: Any, model: Any) -> tuple[str, str]
 
 
 def compile_for(accelerator: str, trainer: Any) -> tuple[bool, str]:
-    """Choose whether the transformer is compiled.
+    """Choose whether the transformer is compiled: where a GPU has Triton, and a run is no trial.
+
+    On CPUs GPT-2 124M, 2 x 1024 tokens, became 8 % quicker in fp32 and 18 % slower in bf16 on one
+    with AVX512-BF16, and 9 % slower in fp32 on one with AVX2, after a minute of compilation.
 
     Args:
         accelerator: ``cpu``, ``cuda``, ``mps`` or another.
