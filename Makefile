@@ -26,7 +26,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	for name in loss memory train profile_step evaluate copies generate; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in loss memory train profile_step evaluate copies generate start; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

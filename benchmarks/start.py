@@ -26,7 +26,6 @@ RUN = "lightning_logs/version_0"
 FIT = ("fit", f"--config={ROOT / 'configs/quickstart.yaml'}", "--trainer.max_steps=20")
 QUIET = ("--trainer.enable_progress_bar=false", "--data.cache_dir=cache")
 TWO_BATCHES = "--trainer.limit_val_batches=2"
-PORT = 8391
 
 
 def seen(words: list[str], folder: Path, end: str | None = None) -> list[tuple[float, str]]:
@@ -69,7 +68,7 @@ def whole(words: list[str], folder: Path) -> float:
 
 def parts_of_fit(words: list[str], folder: Path) -> tuple[float, float]:
     """Return the seconds until the first step begins, and those after the last validation."""
-    lines = seen([*words], folder)
+    lines = seen(words, folder)
     steps = [at for at, line in lines if line.startswith("Step ")]  # a line for each validation
     return steps[0], lines[-1][0] - steps[-1]
 
@@ -92,7 +91,7 @@ def once(folder: Path, number: int) -> dict[str, float]:
     found["generate: one token"] = whole(words, folder)
     found["export"] = whole(["export", f"--model={RUN}", f"--to=exported_{number}"], folder)
     found["report"] = whole(["report", RUN], folder)
-    words = ["serve", f"--model={RUN}", f"--port={PORT}"]
+    words = ["serve", f"--model={RUN}", "--port=0"]
     found["serve: until it answers"] = seen(words, folder, "Serving at")[-2][0]
     return found
 

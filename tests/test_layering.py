@@ -124,3 +124,20 @@ for words in ("fit --trainer.nope 1", "plan --nope", "inspect --data.sorce a", "
     lines, said = loaded_by(code)
     assert lines == ["code 2"] * 4 + ["[]"]
     assert said.count("there is no such flag. ") == 4
+
+
+@pytest.mark.slow
+def test_using_a_model_needs_none_of_lightning() -> None:
+    code = """
+import gc
+from gpt2_lightning.startup import heavy_imports
+with heavy_imports():
+    assert not gc.isenabled()
+    import gpt2_lightning.generate.text_model, gpt2_lightning.serve.app
+    import gpt2_lightning.export.hf_folder, gpt2_lightning.export.model_card
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    (collector, heavy), said = loaded_by(code)
+    assert collector == "True True"
+    assert "'transformers'" in heavy
+    assert "lightning" not in heavy, said
