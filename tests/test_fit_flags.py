@@ -46,9 +46,10 @@ def real() -> dict[str, list[str]]:
         patch.setattr(CommandLine, "__init__", keep_own)
         with pytest.raises(_Parsed):
             run(["fit"])
-        for verb, own in {"plan": plan, "inspect": inspect}.items():
+        own: dict[str, Callable[..., Any]] = {"plan": plan, "inspect": inspect}
+        for verb, function in own.items():
             with pytest.raises(_Parsed):
-                FitSettings(verb, [verb], own)
+                FitSettings(verb, [verb], function)
     return found
 
 

@@ -34,9 +34,10 @@ ALONE = ("help", "config", "print_config", "seed_everything", "run_name", "run")
 # what Lightning is given by the command line, and the settings that plan and inspect are given
 GIVEN = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "settings"}
 
-OF_VERB = {
-    **{verb: [verb, None] for verb in ("fit", "validate", "test", "predict")},
-    **{verb: ["fit", f"gpt2_lightning.{verb}.command.{verb}"] for verb in ("plan", "inspect")},
+# a verb -> the method of Trainer whose parameters are its flags, and the function of its own flags
+OF_VERB: dict[str, tuple[str, str | None]] = {
+    **{verb: (verb, None) for verb in ("fit", "validate", "test", "predict")},
+    **{verb: ("fit", f"gpt2_lightning.{verb}.command.{verb}") for verb in ("plan", "inspect")},
 }
 
 
