@@ -58,9 +58,10 @@ SETTINGS: dict[str, Any] = {
     "seed_everything": int,
     "trainer": {"gradient_clip_val": NUMBER},
     "model": {
-        **dict.fromkeys(("pretrained", "revision", "schedule"), str),
+        **dict.fromkeys(("pretrained", "revision", "optimizer", "schedule", "averaging"), str),
         **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "seed"), NUMBER),
-        **dict.fromkeys(("dropout", "attention_dropout"), NUMBER),
+        **dict.fromkeys(("dropout", "attention_dropout", "decay_share"), NUMBER),
+        "schedule_changes": [[int]],
         "betas": [NUMBER],
         "sampling": {"stop": [str], "*": NUMBER},
     },
@@ -103,6 +104,8 @@ CHECKPOINT: dict[str, Any] = {
     "trainer_settings": dict,
     **dict.fromkeys(("format", "global_step", "epoch"), int),
     **dict.fromkeys(("skipped_steps", "skipped_in_a_row"), int),
+    "schedule_changes": [[int]],
+    "averaging": {"holds": str, "steps": int, "other": {"*": torch.Tensor}},
     "loops": {"*": dict},
     "optimizer_states": [dict],
     "lr_schedulers": [dict],
@@ -238,12 +241,12 @@ def _of_format_1(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def trainer_settings(trainer: "Trainer", schedule_steps: int) -> dict[str, Any]:
+def trainer_settings(trainer: "Trainer", schedule_steps: int | None) -> dict[str, Any]:
     """Return these settings by their names in `TRAINER_FLAGS`, as plain values.
 
     Args:
         trainer: The trainer.
-        schedule_steps: Optimizer steps of the learning rate's schedule.
+        schedule_steps: Optimizer steps of the learning rate's schedule, if they are known.
     """
     clipping = trainer.gradient_clip_algorithm
     return {
@@ -256,6 +259,32 @@ def trainer_settings(trainer: "Trainer", schedule_steps: int) -> dict[str, Any]:
         "overfit_batches": cast(Any, trainer).overfit_batches,
         "schedule_steps": schedule_steps,
     }
+
+
+def take_up(checkpoint: dict[str, Any], trainer: "Trainer", now: dict[str, Any]) -> None:
+    """See that a run that goes on takes the steps that it would have taken, and find its place.
+
+    Args:
+        checkpoint: Its content, changed in place where this run counts other micro-batches.
+        trainer: The trainer that goes on.
+        now: Its `trainer_settings`.
+
+    Raises:
+        UsageError: If one of them differs from the checkpoint's.
+    """
+    before = checkpoint["trainer_settings"]
+    refuse_changes(before, now)
+    accumulate = now["accumulate_grad_batches"]
+    counted = before.get("accumulate_grad_batches", accumulate)
+    rescale_position(checkpoint, counted, accumulate)
+    interval = trainer.val_check_interval
+    if counted != accumulate and isinstance(interval, int):
+        log.warning(
+            "--trainer.val_check_interval %d counts micro-batches of one process, so validations "
+            "now come every %d steps.",
+            interval,
+            interval // accumulate,
+        )
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

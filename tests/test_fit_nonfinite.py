@@ -14,7 +14,8 @@ from torch import Tensor
 from gpt2_lightning.cli import main
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.logs import quieten
-from gpt2_lightning.model.module import GPT2Module, NotFinite
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.nonfinite import NotFinite
 from gpt2_lightning.run_folder import find_checkpoint
 from tests.command_line import CALM, curves, fine_tuning, fit
 from tests.test_fit_distributed import NO_DROPOUT, TWO, run
@@ -239,7 +240,7 @@ def test_what_fp16_has_scaled_too_far_is_left_to_its_scaler(
         trainer.fit(module, data)
         assert trainer.global_step == 3
         assert scaler.get_scale() == 512.0
-    assert module.skipped_steps == 0
+    assert module.nonfinite.skipped == 0
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 

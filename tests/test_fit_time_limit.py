@@ -1,14 +1,17 @@
 """--trainer.max_time, by a clock that the batches turn."""
 
+import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback
+import yaml
+from lightning.pytorch import Callback, Trainer
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.run_folder import read_scalars
-from tests.command_line import CALM, curves, fine_tuning, fit
+from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +33,7 @@ class Clock(Callback):
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2_lightning.fit.stop.time.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("gpt2_lightning.fit.time_limit.time.monotonic", lambda: Clock.now)
     Clock.now, Clock.validation = 0.0, 0.0
 
 
@@ -41,6 +44,7 @@ def limited(text: Path, model: Path, seconds: int, *words: str) -> Path:
         "--trainer.callbacks+=tests.test_fit_time_limit.Clock",
         "--trainer.limit_val_batches=4",
         "--trainer.num_sanity_val_steps=4",
+        "--model.schedule=constant",
         *words,
     )
 
@@ -63,7 +67,7 @@ def test_a_validation_is_the_last_one_where_no_other_fits_after_it(
     assert curves(run)["step"][-1] == 10
     assert Clock.now == 26
     out = "".join(capsys.readouterr())
-    assert "Ended after step 10 of 537, by --trainer.max_time." in out
+    assert "Ended after step 10, by --trainer.max_time." in out
     assert "Time limit reached" not in out
 
 
@@ -85,3 +89,129 @@ def test_a_resumed_run_has_the_whole_time_again(wiki_folder: Path, tiny_model: P
     run = limited(wiki_folder, tiny_model, 20)
     main(["fit", f"--ckpt_path={run}", *CALM])
     assert curves(run)["step"][-1] == 40
+
+
+class Slow(Callback):
+    """Lets each step from the 20th on take two seconds more."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Turn the clock."""
+        Clock.now += 2.0 * (trainer.global_step >= 20)
+
+
+class Quick(Callback):
+    """Lets each step from the 20th on take half a second."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Turn the clock."""
+        Clock.now -= 0.5 * (trainer.global_step >= 20)
+
+
+class Terminated(Callback):
+    """Sends SIGTERM to this process in step 40."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Send it."""
+        if trainer.global_step == 39:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def timed(text: Path, model: Path, *words: str) -> Path:
+    """Train for 100 seconds of the clock, of which the validations at begin and end take 8."""
+    Clock.validation = 1.0
+    return fit(
+        *fine_tuning(text, model),
+        "--minutes=1.6667",
+        "--trainer.callbacks+=tests.test_fit_time_limit.Clock",
+        "--trainer.limit_val_batches=4",
+        "--trainer.val_check_interval=1000",
+        "--trainer.check_val_every_n_epoch=null",
+        "--trainer.gradient_clip_val=1.0",
+        *words,
+    )
+
+
+def changes(run: Path) -> list[list[int]]:
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert settings["trainer"]["max_time"] is None
+    found: list[list[int]] = settings["model"]["schedule_changes"]
+    return found
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "wsd"])
+def test_the_schedule_ends_with_the_time(
+    shape: str, wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = timed(wiki_folder, tiny_model, f"--model.schedule={shape}", "--model.warmup_steps=5")
+    rates = curves(run)["train/learning_rate"]
+    assert 90 <= Clock.now <= 100
+    assert max(rates) == pytest.approx(5e-4)
+    assert rates[-1] < 0.1 * max(rates)
+    last = changes(run)[-1][1]
+    assert last == len(rates) == curves(run)["step"][-1]
+    assert f"{last:,} steps of 1 s fit the time; the schedule ends with the last." in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened(wiki_folder: Path, tiny_model: Path) -> None:
+    run = timed(wiki_folder, tiny_model, "--model.warmup_steps=1000")
+    assert changes(run)[0][0] == 0
+    assert max(curves(run)["train/learning_rate"]) == pytest.approx(5e-4)
+
+
+def test_a_run_is_repeated_by_its_settings(wiki_folder: Path, tiny_model: Path) -> None:
+    first = timed(wiki_folder, tiny_model, "--model.warmup_steps=20")
+    again = fit(f"--config={first / 'config.yaml'}")
+    for name in ("train/learning_rate", "train/loss", "val/loss"):
+        assert curves(again)[name] == curves(first)[name]
+
+
+@pytest.mark.parametrize(("pace", "least", "most"), [("Slow", 30, 50), ("Quick", 110, 170)])
+def test_a_run_of_another_pace_than_measured_is_fitted_again(
+    pace: str, least: int, most: int, wiki_folder: Path, tiny_model: Path
+) -> None:
+    run = timed(wiki_folder, tiny_model, f"--trainer.callbacks+=tests.test_fit_time_limit.{pace}")
+    rates = curves(run)["train/learning_rate"]
+    assert 85 <= Clock.now <= 100
+    assert least <= len(rates) == changes(run)[-1][1] <= most
+    assert rates[-1] < 0.1 * max(rates)
+    jumps = [before - after for before, after in pairwise(rates)]
+    assert max(jumps) < 0.1 * max(rates)
+
+
+def test_a_stopped_run_goes_on_with_the_same_schedule(wiki_folder: Path, tiny_model: Path) -> None:
+    whole = timed(wiki_folder, tiny_model)
+    Clock.now = 0.0
+    with pytest.raises(SystemExit):
+        timed(wiki_folder, tiny_model, "--trainer.callbacks+=tests.test_fit_time_limit.Terminated")
+    (run,) = set(Path("lightning_logs").glob("*")) - {whole}
+    assert curves(run)["step"][-1] == 40
+    main(["fit", f"--ckpt_path={run}", "--trainer.callbacks=null", *CALM])
+    for name in ("train/learning_rate", "train/loss"):
+        assert curves(run)[name] == curves(whole)[name]
+    assert changes(run) == changes(whole)
+
+
+def test_what_ends_before_the_time_is_as_without_it(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = timed(wiki_folder, tiny_model, "--trainer.max_steps=30")
+    out = capsys.readouterr().out
+    assert "The run ends after about 34 s of 1 min 40 s, with --trainer.max_epochs or" in out
+    plain = fit(*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=30")
+    assert curves(run)["train/learning_rate"] == curves(plain)["train/learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--minutes=0",), "--minutes 0: must be > 0."),
+        (("--minutes=nan",), "--minutes: expected a value of type float"),
+        (("--minutes=5", "--trainer.max_time=00:00:05:00"), "--trainer.max_time 00:00:05:00 says"),
+    ],
+)
+def test_minutes_that_say_nothing_are_refused(
+    words: tuple[str, ...], message: str, wiki_folder: Path, mistake: Mistake
+) -> None:
+    assert message in mistake("fit", f"--data.source={wiki_folder}", *words)

@@ -126,6 +126,21 @@ def test_advice_keeps_its_word(
     assert plan(capsys, *words, "--device_memory=100")["advice"] == []
 
 
+def test_a_time_limit_fits_the_steps(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), *FLAGS, "--device_flops=1e9")
+    whole = plan(capsys, *words)
+    half = whole["time"]["whole"][0] / 2
+    found = plan(capsys, *words, f"--minutes={half / 60}")
+    assert 0.3 * whole["steps"]["steps"] < found["steps"]["steps"] < 0.6 * whole["steps"]["steps"]
+    assert found["steps"]["schedule"] == found["steps"]["steps"]
+    assert found["time"]["whole"][0] <= half + 1
+    assert not any("max_time" in warning for warning in found["warnings"])
+    plenty = plan(capsys, *words, f"--minutes={half}")
+    assert plenty["steps"] == whole["steps"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -133,7 +148,10 @@ def test_advice_keeps_its_word(
         (("--data.block_size=65",), "--data.block_size 64 would work"),
         (("--trainer.precision=bf16-true",), "bf16"),
         (("--model.learning_rate=0.05",), "is usual"),
-        (("--measure", "--trainer.max_time=00:00:00:00"), "ends the run after some 0 of"),
+        (
+            ("--measure", "--trainer.max_time=00:00:00:00", "--model.schedule=constant"),
+            "ends the run after some 0 of",
+        ),
         (("--trainer.check_val_every_n_epoch=3",), "never comes"),
         (("--trainer.val_check_interval=5",), "--trainer.val_check_interval 4 would work"),
         (("--trainer.val_check_interval=500",), "check_val_every_n_epoch null"),

@@ -27,6 +27,7 @@ FREE_TO_CHANGE = {
         "on_nonfinite",  # until a loss is not finite, it decides nothing
         "sampling",
         "schedule_steps",
+        "schedule_changes",
         "hf_config",
     },
     "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
@@ -58,6 +59,7 @@ MODEL_RANGES: Ranges = {
     "weight_decay": (0, None),
     "warmup_steps": (0, None),
     "schedule_steps": (1, None),
+    "decay_share": (0.001, 1),
     "dropout": (0, 1),
     "attention_dropout": (0, 1),
     "architecture.layers": (1, None),
@@ -252,6 +254,30 @@ def check_strategy(trainer: Any, verb: str) -> None:
             f"{begin} not supported. Supported are auto, ddp (the whole model in each process) and "
             "fsdp2 (its weights, gradients and optimizer state sharded over the processes)."
         )
+
+
+def check_unsharded(model: Any, trainer: Any) -> None:
+    """Refuse what needs whole weights where a strategy shards them.
+
+    Args:
+        model: Its settings.
+        trainer: Its settings, after `check_strategy`.
+
+    Raises:
+        UsageError: If the model's settings need them.
+    """
+    strategy = trainer.strategy
+    if (strategy if isinstance(strategy, str) else strategy.class_path) != FSDP2:
+        return
+    for flag, asked, instead in (
+        ("optimizer", "muon", "--model.optimizer adamw"),
+        ("averaging", "ema", "--model.averaging null"),
+    ):
+        if model[flag] == asked:
+            raise UsageError(
+                f"--model.{flag} {asked}: it needs whole matrices, and --trainer.strategy fsdp2 "
+                f"shards them. {instead} or --trainer.strategy ddp would work."
+            )
 
 
 def check_shards(file: Path, trainer: Any) -> None:

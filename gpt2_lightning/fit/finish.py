@@ -18,11 +18,13 @@ from gpt2_lightning.export.hf_folder import write_hf_folder
 from gpt2_lightning.fit.checkpoints import is_sharded, run_checkpoint, typed
 from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.fit.sharding import whole_weights
-from gpt2_lightning.fit.stop import Stopped, TimeLimit
+from gpt2_lightning.fit.stop import Stopped
+from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.gpt2 import from_config
-from gpt2_lightning.model.module import GPT2Module, NotFinite
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.nonfinite import NotFinite
 from gpt2_lightning.report.page import write_page
 from gpt2_lightning.report.tables import MEASURES, chosen_by, figure
 from gpt2_lightning.run_folder import HF_RECORD, Run, run_of
@@ -215,17 +217,15 @@ class RunSummary(Callback):
             _show(_table("Validation", rows, "val/", data, best))
         self._say_place(trainer)
         module, how = cast(GPT2Module, pl_module), _cut_by(trainer)
-        if module.skipped_steps:
+        if skipped := module.nonfinite.skipped:
             say(
-                f"Left out: {module.skipped_steps:,} of {trainer.global_step:,} steps, whose loss "
-                "or gradients were not finite (--model.on_nonfinite skip)."
+                f"Left out: {skipped:,} of {trainer.global_step:,} steps, whose loss or gradients "
+                "were not finite (--model.on_nonfinite skip)."
             )
         total = module.total_steps() if how else module.run_steps()
-        if trainer.global_step < total:
-            say(
-                f"Ended after step {trainer.global_step:,} of {total:,}"
-                + (f", by {how}." if how else ".")
-            )
+        if total is None or trainer.global_step < total:
+            of = "" if total is None else f" of {total:,}"
+            say(f"Ended after step {trainer.global_step:,}{of}" + (f", by {how}." if how else "."))
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

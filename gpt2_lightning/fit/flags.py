@@ -29,7 +29,7 @@ LINKS = {
     "model.seed": "seed_everything",
 }
 
-ALONE = ("help", "config", "print_config", "seed_everything", "run_name", "run")
+ALONE = ("help", "config", "print_config", "seed_everything", "run_name", "run", "minutes")
 
 # what Lightning is given by the command line, and the settings that plan and inspect are given
 GIVEN = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "settings"}

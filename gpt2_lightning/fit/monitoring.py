@@ -80,7 +80,9 @@ class ProgressBar(RichProgressBar):
             loss = ""
             if module.last_loss is not None:
                 loss = f", train/loss {module.last_loss:.3f} at step {module.step_of_last_loss:,}"
-            say(f"Step {trainer.global_step:,} of {module.run_steps():,}{loss}")
+            last = module.run_steps()
+            of = "" if last is None else f" of {last:,}"
+            say(f"Step {trainer.global_step:,}{of}{loss}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the screen to what is printed at the end."""
@@ -130,7 +132,7 @@ class StartSummary(Callback):
             f"{blocks:,}",
             f"{blocks * data.block_size:,}",
             f"{batches.num_steps:,}",
-            f"{total:,}",
+            "fits the time" if total is None else f"{total:,}",
         )
         store = data.stores["train"]
         if store.manifest.lost:
@@ -150,7 +152,7 @@ class StartSummary(Callback):
                 here,
                 cores,
             )
-        if 0 < trainer.max_steps < total:
+        if total is not None and 0 < trainer.max_steps < total and not module.fits_time:
             log.info(
                 "--trainer.max_steps %d ends the run before the learning rate's schedule; "
                 "--model.schedule_steps %d would end both together.",
@@ -161,7 +163,8 @@ class StartSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where a run goes on."""
         step, module = trainer.global_step, cast(GPT2Module, pl_module)
-        if 0 < step < module.run_steps():
+        last = module.run_steps()
+        if step > 0 and (last is None or step < last):
             self._trains = True
             log.info("Going on after step %s.", f"{step:,}")
         self._trains |= step == 0
@@ -171,7 +174,7 @@ class StartSummary(Callback):
         if self._trains:
             return
         step, run = trainer.global_step, current_run(trainer)
-        if step < cast(GPT2Module, pl_module).total_steps():
+        if step < (cast(GPT2Module, pl_module).total_steps() or 0):
             longer = f"--trainer.max_steps with more than {step} goes on"
         else:
             folder = run.folder if run else "RUN"
@@ -290,6 +293,7 @@ LAYOUT = {
 # the flags in which runs are compared most; those of a group that a run does not use are left out
 SETTINGS = {
     "model": (
+        "optimizer",
         "learning_rate",
         "schedule",
         "warmup_steps",

@@ -31,7 +31,8 @@ from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.fit.sharding import whole_model
 from gpt2_lightning.model.gpt2 import count_parameters, positions_of
 from gpt2_lightning.model.loss import token_nats
-from gpt2_lightning.model.module import GPT2Module, NotFinite
+from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.nonfinite import NotFinite
 from gpt2_lightning.run_folder import Run
 from gpt2_lightning.storage import append_text, flush_folder, flush_tree, refusal_of, write_text
 
@@ -148,9 +149,11 @@ class Facts(Callback):
         run = current_run(trainer)
         if not self.facts or run is None:  # training has not begun, or another process writes
             return
+        module = cast(GPT2Module, trainer.lightning_module)
         self.facts["seconds"] = self._seconds_before + time.perf_counter() - self._begun
+        self.facts["steps"]["schedule"] = module.total_steps() or 0  # a time limit may change it
         self.facts["steps"]["trained"] = trainer.global_step
-        self.facts["steps"]["skipped"] = cast(GPT2Module, trainer.lightning_module).skipped_steps
+        self.facts["steps"]["skipped"] = module.nonfinite.skipped
         self.facts["ended"] = ended
         self.facts["outcome"] = _summary(trainer).state_dict()
         self.facts["best"] = best_of(trainer)
@@ -240,7 +243,7 @@ def _model(module: GPT2Module, parameters: int) -> dict[str, Any]:
 def _steps(trainer: Trainer, module: GPT2Module, data: WikiTextDataModule) -> dict[str, int]:
     blocks = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     return {
-        "schedule": module.total_steps(),
+        "schedule": module.total_steps() or 0,
         "epoch": data.train_dataloader().num_steps,
         "blocks": blocks,
         "tokens": blocks * data.block_size,

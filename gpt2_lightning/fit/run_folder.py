@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
+import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,7 +21,7 @@ from gpt2_lightning.checkpoint import step_of
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
 from gpt2_lightning.run_folder import EVENTS, LOGS, Run, remember_run, remember_settings
-from gpt2_lightning.storage import sweep
+from gpt2_lightning.storage import sweep, write_text
 
 LOCAL = (TensorBoardLogger, CSVLogger)  # loggers with a folder of their own for each run
 
@@ -347,6 +348,24 @@ def current_run(trainer: Trainer) -> Run | None:
         if isinstance(callback, RunFolder):
             return callback.run
     return None
+
+
+def note_schedule(trainer: Trainer, changes: list[list[int]]) -> None:
+    """Let a run's ``config.yaml`` say how its schedule was changed, instead of its time limit.
+
+    So a repeat takes the same steps, on whatever machine, and a run that goes on ends with the
+    same.
+    """
+    own = next((it for it in typed(trainer).callbacks if isinstance(it, RunFolder)), None)
+    if own is None or own.run is None or not own.run.config.is_file():
+        return
+    settings = yaml.safe_load(own.run.config.read_text(encoding="utf-8"))
+    settings["model"]["schedule_changes"] = [list(change) for change in changes]
+    settings["trainer"]["max_time"] = None
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    write_text(own.run.config, text)
+    if own.names_code:
+        remember_settings(text)
 
 
 # what stands in a run folder before the first step

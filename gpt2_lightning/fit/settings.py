@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
@@ -30,6 +31,7 @@ from gpt2_lightning.fit.checks import (
     check_strategy,
     check_trainer,
     check_unchanged,
+    check_unsharded,
     check_unused,
     whole_number,
 )
@@ -131,6 +133,14 @@ def add_flags(parser: LightningArgumentParser) -> None:
         type=name,
         default=None,
         help="Name of the run: its folder in lightning_logs/. Null numbers it: version_N.",
+    )
+    minutes: Any = float | None
+    parser.add_argument(
+        "--minutes",
+        type=minutes,
+        default=None,
+        help="Time of the whole command, to which the schedule is fitted: --trainer.max_time, in "
+        "minutes.",
     )
     parser.set_defaults(DEFAULTS)
     for target, source in LINKS.items():
@@ -331,9 +341,12 @@ class CommandLine:
         """
         if config.trainer.callbacks and not isinstance(config.trainer.callbacks, list):
             config.trainer.callbacks = [config.trainer.callbacks]  # one, as on a command line
+        if config.minutes is not None:
+            self._set_minutes(config)
         if not any_machine:
             check_accelerator(config.trainer.accelerator)
         check_strategy(config.trainer, self.verb)
+        check_unsharded(config.model, config.trainer)
         check_trainer(config.trainer)
         check_callbacks(config.trainer.callbacks)
         check_checkpoint(config.checkpoint, config.trainer.callbacks)
@@ -343,7 +356,8 @@ class CommandLine:
         if self.checkpoint_file is None and not config.get("ckpt_path"):
             self._leave_other_model(config)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
-            config.trainer.max_epochs = DEFAULT_EPOCHS
+            timed = config.trainer.max_time is not None and config.model.schedule_steps is None
+            config.trainer.max_epochs = -1 if timed else DEFAULT_EPOCHS
         # a name is no setting: a repeat has its own
         self.run_name, config.run_name = config.run_name, None
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file
@@ -368,6 +382,25 @@ class CommandLine:
         check_precision(config.trainer)
         if not any_machine:
             settle(config)
+
+    def _set_minutes(self, config: Any) -> None:
+        """Take ``--minutes`` as ``--trainer.max_time``, which it stands for.
+
+        Raises:
+            UsageError: If it is not above 0, or the other was typed as well.
+        """
+        if not 0 < config.minutes < math.inf:
+            raise UsageError(f"--minutes {config.minutes:g}: must be > 0.")
+        if (other := value_of(self.typed, "--trainer.max_time")) is not None:
+            raise UsageError(
+                f"--minutes {config.minutes:g}: --trainer.max_time {other} says the same. Leave "
+                "one of the two out."
+            )
+        rest, seconds = divmod(max(round(config.minutes * 60), 1), 60)
+        rest, minutes = divmod(rest, 60)
+        days, hours = divmod(rest, 24)
+        config.trainer.max_time = f"{days:02}:{hours:02}:{minutes:02}:{seconds:02}"
+        config.minutes = None
 
     def _leave_other_model(self, config: Any) -> None:
         """Take what the model brings where a YAML file has that of the file's own model.

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from gpt2_lightning.checkpoint import step_of
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
+from gpt2_lightning.fit.averaging import WeightAverage
 from gpt2_lightning.fit.checkpoints import give_to_async, give_to_trainer
 from gpt2_lightning.fit.checks import in_flags
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
@@ -47,7 +48,8 @@ from gpt2_lightning.fit.settings import (
     add_flags,
     name_after_verb,
 )
-from gpt2_lightning.fit.stop import Stop, Stopped, StopWhileFinishing, TimeLimit
+from gpt2_lightning.fit.stop import Stop, Stopped, StopWhileFinishing
+from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.logs import quieten, say
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.parser import bound_yaml, code_named_in
@@ -58,7 +60,7 @@ log = logging.getLogger(__name__)
 
 MOST_USED = """The flags that most runs need:
   --model.pretrained --data.source --data.block_size --data.batch_size
-  --model.learning_rate --trainer.max_epochs --trainer.max_time DD:HH:MM:SS
+  --model.learning_rate --trainer.max_epochs --minutes
   --trainer.accumulate_grad_batches --trainer.precision --trainer.devices
   --ckpt_path last"""
 
@@ -169,6 +171,7 @@ class GPT2CLI(LightningCLI):
         bar = settings.enable_progress_bar is not False
         limit = settings.max_time
         root = str(settings.default_root_dir or ".")
+        averages = self.config[self.subcommand].model.averaging
         callbacks: list[Callback] = [
             RunFolder(  # first: the others write there
                 self.settings,
@@ -181,6 +184,7 @@ class GPT2CLI(LightningCLI):
             ),
             *([ProgressBar()] if bar else []),  # before them: what others print comes after it
             StopWhileFinishing(self.stop),  # before those that write at the end
+            *([WeightAverage()] if averages else []),
             Baseline(),
             StartSummary(),
             Throughput(),
@@ -226,6 +230,8 @@ def _place(callback: Callback) -> int:
     A checkpoint holds the state of those before it. Stop puts off the stops that others ask for,
     and ends a run when its validation is saved. Facts and the report tell of what was saved.
     """
+    if isinstance(callback, WeightAverage):
+        return -1  # what others show of a validation is of the weights that it has found better
     order: tuple[type, ...] = (Checkpoint, Stop, Facts, Report)
     return next((n for n, kind in enumerate(order, 1) if isinstance(callback, kind)), 0)
 

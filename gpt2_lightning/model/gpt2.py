@@ -312,6 +312,12 @@ def fuse_gelu(model: PreTrainedModel) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
+def block_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters of two dimensions that lie in the blocks."""
+    blocks = [it for it in model.modules() if isinstance(it, GradientCheckpointingLayer)]
+    return [weight for block in blocks for weight in block.parameters() if weight.dim() == 2]
+
+
 def shard(module: nn.Module, mesh: DeviceMesh, *, bf16_mixed: bool) -> None:
     """Shard parameters, gradients and optimizer state over the processes, in place (FSDP2).
 

@@ -70,6 +70,21 @@ METRICS = (
         "nats per token",
         lower_is_better=True,
     ),
+    MetricInfo(
+        "val/raw_loss",
+        "With `--model.averaging ema`: that of the weights that are trained; `val/loss` is the "
+        "lower of the two.",
+        "nats per token",
+        lower_is_better=True,
+        chart="Validation loss of the raw weights",
+    ),
+    MetricInfo(
+        "val/averaged_loss",
+        "With `--model.averaging ema`: that of the averaged weights.",
+        "nats per token",
+        lower_is_better=True,
+        chart="Validation loss of the averaged weights",
+    ),
     MetricInfo("test/perplexity", "exp(`test/loss`).", "-", lower_is_better=True),
     MetricInfo(
         "test/loss",
@@ -197,6 +212,14 @@ METRICS = (
 def group(name: str) -> list[MetricInfo]:
     """Return the metrics of a group, such as ``val``; of the empty one, those of ``evaluate``."""
     return [metric for metric in METRICS if metric.name.rpartition("/")[0] == name]
+
+
+def better_weights(figures: dict[str, float]) -> str | None:
+    """Return which weights a validation found better: raw or averaged; None without an average."""
+    raw, averaged = figures.get("val/raw_loss"), figures.get("val/averaged_loss")
+    if raw is None or averaged is None:
+        return None
+    return "averaged" if averaged < raw else "raw"
 
 
 def _sum_dtype() -> torch.dtype:

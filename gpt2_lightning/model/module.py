@@ -18,18 +18,13 @@ from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.checkpoint import (
-    FORMAT,
-    refuse_changes,
-    rescale_position,
-    trainer_settings,
-    upgrade,
-)
+from gpt2_lightning.checkpoint import FORMAT, take_up, trainer_settings, upgrade
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.decoding import Assembler, generate
 from gpt2_lightning.model.gpt2 import (
     Architecture,
     AttentionName,
+    block_matrices,
     from_config,
     from_pretrained,
     from_scratch,
@@ -39,13 +34,10 @@ from gpt2_lightning.model.gpt2 import (
 )
 from gpt2_lightning.model.loss import IGNORED, summed_nats
 from gpt2_lightning.model.metrics import split_metrics
-from gpt2_lightning.model.optim import (
-    ScheduleName,
-    build_adamw,
-    clip_gradient_norm,
-    learning_rate_factor,
-)
+from gpt2_lightning.model.nonfinite import NonfiniteSteps, NotFinite
+from gpt2_lightning.model.optim import MuonWithAdamW, build_adamw, clip_gradient_norm
 from gpt2_lightning.model.sampling import SamplingOptions
+from gpt2_lightning.model.schedule import Change, Schedule, ScheduleName
 from gpt2_lightning.pretrained import what_tokenizer_lacks
 
 log = logging.getLogger(__name__)
@@ -80,13 +72,6 @@ def typed(trainer: Trainer) -> TypedTrainer:
     return cast(TypedTrainer, trainer)
 
 
-MOST_SKIPPED = 10  # steps in a row; more than a bad batch or two, it is the weights
-
-
-class NotFinite(UsageError):
-    """Ends a run whose loss or gradients have become infinite or not a number."""
-
-
 class GPT2Module(LightningModule):
     """GPT-2, fine-tuned or trained from scratch.
 
@@ -98,13 +83,22 @@ class GPT2Module(LightningModule):
         attention_dropout: Dropout probability on attention; null keeps the model's. It is off
             unless said, since anything above 0 keeps attention off its fused, quicker path.
         attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
-        learning_rate: Peak learning rate of AdamW.
+        optimizer: ``adamw``; or ``muon``, which trains the matrices of the blocks by Muon and all
+            else by AdamW: fewer steps from scratch.
+        learning_rate: Peak learning rate.
         weight_decay: Decay of matrices; biases and layer norms have none.
         betas: Decay rates of AdamW's running means.
-        schedule: ``linear`` or ``cosine`` to 0, or ``constant``.
+        schedule: ``linear`` or ``cosine`` to 0; ``wsd``, which stays at the peak and falls to 0 in
+            the last part; or ``constant``.
+        decay_share: Share of the steps after the warm-up in which ``wsd`` falls.
         warmup_steps: Optimizer steps until the peak.
         schedule_steps: Optimizer steps until the schedule's end; null is the run's length:
-            ``max_epochs`` if given, else ``max_steps``.
+            ``max_epochs`` if given, else ``max_steps``, or what a time limit leaves of it.
+        schedule_changes: ``[step, end]``, in order: from that step on, what is left of the schedule
+            ends with the other, and the run with it. A run with a time limit makes and writes
+            them, so that it can be repeated.
+        averaging: ``ema`` keeps a moving average of the weights, validates it beside them and lets
+            the better of the two stand for the run, in its checkpoints and in ``hf/``.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: Compile the transformer with ``torch.compile``; with ``auto`` the command line does
             so where a GPU has Triton.
@@ -131,12 +125,16 @@ class GPT2Module(LightningModule):
         dropout: float | None = None,
         attention_dropout: float | None = 0.0,
         attention: AttentionName = "sdpa",
+        optimizer: Literal["adamw", "muon"] = "adamw",
         learning_rate: float = 5e-4,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
         schedule: ScheduleName = "cosine",
+        decay_share: float = 0.2,
         warmup_steps: int = 0,
         schedule_steps: int | None = None,
+        schedule_changes: list[Change] | None = None,
+        averaging: Literal["ema"] | None = None,
         gradient_checkpointing: bool = False,
         compile: bool | Literal["auto"] = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
@@ -146,18 +144,26 @@ class GPT2Module(LightningModule):
         seed: int = 0,
         hf_config: dict[str, Any] | None = None,
     ) -> None:
+        # plain values only: a checkpoint has to load with weights_only=True
+        own = {"self", "__class__", "hf_config"}  # not flags
+        flags = {name: value for name, value in locals().items() if name not in own | {"own"}}
+        flags |= {"architecture": asdict(architecture), "betas": list(betas)}
         super().__init__()
+        self.save_hyperparameters(flags | {"sampling": asdict(sampling)}, logger=False)
         sampling.check()
         if compile == "auto":
             raise UsageError("--model.compile auto: from Python, give True or False.")
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.schedule_steps = schedule_steps
+        self.schedule_changes = [list(it) for it in schedule_changes or []]
+        self.decay_share = decay_share
+        self.has_time_limit = False
         self.compile_model = compile
-        self.on_nonfinite = on_nonfinite
         self.sampling = sampling
         self.seed = seed
         given = {
@@ -190,31 +196,6 @@ class GPT2Module(LightningModule):
         self.decayed = {name for name, it in self.named_parameters() if it.dim() >= 2}
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-        # Plain values only: a checkpoint has to load with weights_only=True.
-        self.save_hyperparameters(
-            {
-                "pretrained": pretrained,
-                "revision": revision,
-                "architecture": asdict(architecture),
-                "dropout": dropout,
-                "attention_dropout": attention_dropout,
-                "attention": attention,
-                "learning_rate": learning_rate,
-                "weight_decay": weight_decay,
-                "betas": list(betas),
-                "schedule": schedule,
-                "warmup_steps": warmup_steps,
-                "schedule_steps": schedule_steps,
-                "gradient_checkpointing": gradient_checkpointing,
-                "compile": compile,
-                "on_nonfinite": on_nonfinite,
-                "sampling": asdict(sampling),
-                "vocab_size": vocab_size,
-                "block_size": block_size,
-                "seed": seed,
-            },
-            logger=False,
-        )
         self.eval_metrics = MetricCollection({})
         self.eval_results: dict[str, float] = {}
         self.last_loss: float | None = None  # of the last step that was logged
@@ -222,8 +203,7 @@ class GPT2Module(LightningModule):
         self._compiled: Callable[..., Any] | None = None
         self._step_nats: Tensor | None = None
         self._ended_step: tuple[Tensor, int] | None = None  # nats of this rank, targets of all
-        self.skipped_steps = 0  # left out, since the run began
-        self._skipped_in_a_row = 0
+        self.nonfinite = NonfiniteSteps(on_nonfinite, learning_rate)
         self._unlogged: tuple[Tensor, int, dict[str, float]] | None = None  # the newest step
         self._last_step = 0  # that the run will take
         self._epoch_steps = 1
@@ -268,39 +248,62 @@ class GPT2Module(LightningModule):
             shard(self, self.device_mesh["data_parallel"], bf16_mixed=mixed)
             register_fsdp_forward_method(self, "nats")
 
-    def total_steps(self) -> int:
+    @property
+    def fits_time(self) -> bool:
+        """Whether a time limit decides the schedule's length, where nothing else ends it before."""
+        return self.has_time_limit and self.schedule_steps is None and self.schedule != "constant"
+
+    def total_steps(self) -> int | None:
         """Return the optimizer steps of the schedule: epochs x steps of an epoch, or max_steps.
 
+        What a time limit has changed goes before them. None where only that limit says it, and
+        has not yet.
+
         Raises:
-            UsageError: If neither is given.
+            UsageError: If nothing says it.
         """
-        trainer = self.trainer
-        if self.schedule_steps is not None:
-            return self.schedule_steps
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        return self._schedule().end
+
+    def _schedule(self) -> Schedule:
+        trainer, steps = self.trainer, self.schedule_steps
+        if steps is None and trainer.max_epochs is not None and trainer.max_epochs >= 0:
             # The loader is built for its numbers alone; Lightning's estimated_stepping_batches
             # would set up its own early and lose the position that a checkpoint restores.
             data = typed(trainer).datamodule
-            return int(trainer.max_epochs * data.train_dataloader().num_steps)
-        if trainer.max_steps > 0:
-            return trainer.max_steps
-        raise UsageError(
-            "--trainer.max_epochs: the schedule needs an end. Give --trainer.max_epochs, "
-            "--trainer.max_steps or --model.schedule_steps."
+            steps = int(trainer.max_epochs * data.train_dataloader().num_steps)
+        elif steps is None and trainer.max_steps > 0:
+            steps = trainer.max_steps
+        elif steps is None and not (self.has_time_limit or self.schedule_changes):
+            raise UsageError(
+                "--trainer.max_epochs: the schedule needs an end. Give --trainer.max_epochs, "
+                "--trainer.max_steps, --minutes or --model.schedule_steps."
+            )
+        return Schedule(
+            self.schedule, self.warmup_steps, steps, self.decay_share, self.schedule_changes
         )
 
-    def run_steps(self) -> int:
-        """Return the optimizer step that the run ends with, which may not be the schedule's."""
+    def run_steps(self) -> int | None:
+        """Return the optimizer step that the run ends with, which may not be the schedule's.
+
+        None where only a time limit says it, and has not yet.
+        """
         trainer = self.trainer
         ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             epoch = typed(trainer).datamodule.train_dataloader().num_steps
             ends.append(trainer.max_epochs * epoch)
-        return min(ends, default=self.total_steps())
+        if self.schedule_changes:
+            ends.append(self.schedule_changes[-1][1])
+        return min(ends) if ends else self.total_steps()
+
+    def change_schedule(self, end: int) -> None:
+        """Spread what is left of the schedule, from here on, over the steps up to another end."""
+        self.schedule_changes.append([self.global_step, end])
+        self._last_step = end
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Give AdamW, which decays matrices only, and the schedule, which turns every step."""
-        optimizer = build_adamw(
+        """Give the optimizer, which decays matrices only, and the schedule, turned every step."""
+        adamw = build_adamw(
             self.named_parameters(),
             decayed=self.decayed,
             learning_rate=self.learning_rate,
@@ -309,20 +312,20 @@ class GPT2Module(LightningModule):
             # fp16 scales its gradients, and the fused step would unscale them after clipping
             fused=self.trainer.precision != "16-mixed",
         )
-        total_steps = self.total_steps()
-        if self.warmup_steps >= total_steps > 0 and not typed(self.trainer).fast_dev_run:
+        matrices = block_matrices(self.model)
+        optimizer = MuonWithAdamW(adamw, matrices) if self.optimizer == "muon" else adamw
+        schedule = self._schedule()
+        total, changed = schedule.total_steps or 0, bool(self.schedule_changes)
+        if self.warmup_steps >= total > 0 and not changed and not typed(self.trainer).fast_dev_run:
             raise UsageError(
-                f"--model.warmup_steps {self.warmup_steps}: the schedule has only {total_steps} "
-                f"steps. --model.warmup_steps {total_steps // 10} would work."
+                f"--model.warmup_steps {self.warmup_steps}: the schedule has only {total} "
+                f"steps. --model.warmup_steps {total // 10} would work."
             )
 
+        # the list of changes grows while the run is timed, so it is looked up at each step
         def factor(step: int) -> float:
-            return learning_rate_factor(
-                step,
-                schedule=self.schedule,
-                warmup_steps=self.warmup_steps,
-                total_steps=total_steps,
-            )
+            schedule.changes = self.schedule_changes
+            return schedule.factor(step)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
@@ -374,7 +377,7 @@ class GPT2Module(LightningModule):
 
     def on_train_start(self) -> None:
         """Find the run's last step, and the steps of an epoch, once: both take a loader."""
-        self._last_step = self.run_steps()
+        self._last_step = self.run_steps() or 0
         self._epoch_steps = typed(self.trainer).datamodule.train_dataloader().num_steps
 
     def on_train_end(self) -> None:
@@ -389,9 +392,6 @@ class GPT2Module(LightningModule):
         every = typed(self.trainer).log_every_n_steps
         return every > 0 and (step % every == 0 or step in (1, self._last_step))
 
-    def _logs_this_step(self) -> bool:
-        return self.logs_step(self.global_step + 1)
-
     def _log_step(self, nats: Tensor, batch: dict[str, Any]) -> None:
         step = self.global_step + 1
         numbers = {
@@ -400,7 +400,7 @@ class GPT2Module(LightningModule):
             "train/epoch": step / self._epoch_steps,
         }
         self._unlogged = nats, batch["step_targets"], numbers
-        if self._logs_this_step():
+        if self.logs_step(self.global_step + 1):
             loss = self._log_loss(step)
             self.log("train/loss", loss, logger=False)  # for callbacks that watch it
 
@@ -446,12 +446,12 @@ class GPT2Module(LightningModule):
         norm = float(clip_gradient_norm(self.parameters(), limit))  # of all ranks, on each
         if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        if self._logs_this_step():
+        if self.logs_step(self.global_step + 1):
             self._to_loggers({"train/grad_norm": norm})
         elif self._unlogged is not None:
             self._unlogged[2]["train/grad_norm"] = norm
         if math.isfinite(norm):
-            self._skipped_in_a_row = 0
+            self.nonfinite.in_a_row = 0
         else:
             self._on_nonfinite_norm(optimizer, norm)
 
@@ -478,37 +478,9 @@ class GPT2Module(LightningModule):
         if scaled and math.isfinite(loss):
             return  # fp16's scaler finds it too: it leaves the step out and lowers its scale
         rate = optimizer.param_groups[0]["lr"]
-        what = f"the gradient norm is {norm} (train/loss {loss:.4g}, learning rate {rate:.3g})"
-        if self.on_nonfinite == "stop":
-            raise NotFinite(
-                f"step {self.global_step + 1:,}: {what}. The step was not taken. {self._remedies()}"
-                " --model.on_nonfinite skip leaves such steps out, with --ckpt_path last too."
-            )
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == MOST_SKIPPED:
-            raise NotFinite(
-                f"step {self.global_step + 1:,}: {what}, in {MOST_SKIPPED} steps in a row. "
-                "--model.on_nonfinite skip leaves out no more: the data or the weights themselves "
-                f"are at fault. {self._remedies()}"
-            )
-        if self.skipped_steps == 0:
-            log.warning(
-                "Step %s is left out: %s. train/skipped_steps counts such steps.",
-                f"{self.global_step + 1:,}",
-                what,
-            )
-        self.skipped_steps += 1
+        self.nonfinite.leave_out(self.trainer, self.global_step + 1, norm, loss, rate)
         optimizer.zero_grad()  # to None: AdamW passes over what has no gradient, decay and all
-        self._to_loggers({"train/skipped_steps": self.skipped_steps})
-
-    def _remedies(self) -> str:
-        """Say what may keep loss and gradients finite."""
-        ways = [f"a --model.learning_rate below {self.learning_rate:g}"]
-        if not self.trainer.gradient_clip_val:
-            ways.append("--trainer.gradient_clip_val 1.0")
-        if self.trainer.precision != "32-true":
-            ways.append("--trainer.precision 32-true")
-        return f"Try in a new run: {', or '.join(ways)}."
+        self._to_loggers({"train/skipped_steps": self.nonfinite.skipped})
 
     # --- validation and test ------------------------------------------------------------------
 
@@ -529,10 +501,10 @@ class GPT2Module(LightningModule):
         values = self.eval_metrics.compute()
         trains = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
         loss = float(values.get("val/loss", 0.0))
-        if trains and self.on_nonfinite == "stop" and not math.isfinite(loss):
+        if trains and self.nonfinite.action == "stop" and not math.isfinite(loss):
             raise NotFinite(  # before the checkpoints of this validation are saved
                 f"step {self.global_step:,}: val/loss is {loss}. Nothing was saved of this "
-                f"validation. {self._remedies()}"
+                f"validation. {self.nonfinite.remedies(self.trainer)}"
             )
         self.eval_results |= {name: float(value) for name, value in values.items()}
         self.log_dict(
@@ -591,8 +563,9 @@ class GPT2Module(LightningModule):
         data = typed(self.trainer).datamodule
         checkpoint |= checkpoint.pop(type(data).__qualname__, {})
         checkpoint["trainer_settings"] = self._settings()
-        checkpoint["skipped_steps"] = self.skipped_steps
-        checkpoint["skipped_in_a_row"] = self._skipped_in_a_row
+        checkpoint["skipped_steps"] = self.nonfinite.skipped
+        checkpoint["skipped_in_a_row"] = self.nonfinite.in_a_row
+        checkpoint["schedule_changes"] = [list(it) for it in self.schedule_changes]
         checkpoint["hf_config"] = self.model.config.to_dict()
         checkpoint["hyper_parameters"]["hf_config"] = checkpoint["hf_config"]
 
@@ -604,22 +577,16 @@ class GPT2Module(LightningModule):
         """
         upgrade(checkpoint)  # first of all that read it: the callbacks' states are taken up later
         self.trained_steps = checkpoint["global_step"]
-        self.skipped_steps = checkpoint["skipped_steps"]
-        self._skipped_in_a_row = checkpoint["skipped_in_a_row"]
+        self.nonfinite.skipped = checkpoint["skipped_steps"]
+        self.nonfinite.in_a_row = checkpoint["skipped_in_a_row"]
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
-        before, now = checkpoint["trainer_settings"], self._settings()
-        refuse_changes(before, now)
-        counted = before.get("accumulate_grad_batches", now["accumulate_grad_batches"])
-        rescale_position(checkpoint, counted, now["accumulate_grad_batches"])
-        interval = self.trainer.val_check_interval
-        if counted != now["accumulate_grad_batches"] and isinstance(interval, int):
-            log.warning(
-                "--trainer.val_check_interval %d counts micro-batches of one process, so "
-                "validations now come every %d steps.",
-                interval,
-                interval // now["accumulate_grad_batches"],
-            )
+        # of a killed run config.yaml may know more changes: those to come
+        known, done = self.schedule_changes, checkpoint.get("schedule_changes") or []
+        self.schedule_changes = [list(it) for it in done]
+        take_up(checkpoint, self.trainer, self._settings())
+        if known[: len(done)] == done:
+            self.schedule_changes = known
 
     def _settings(self) -> dict[str, Any]:
         return trainer_settings(self.trainer, self.total_steps())

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 from gpt2_lightning.plan.memory import FP32, Setting, estimate_memory
 from gpt2_lightning.plan.shape import Shape, precision_of
 from gpt2_lightning.plan.steps import Steps
-from gpt2_lightning.plan.time import Duration
+from gpt2_lightning.plan.time import Duration, steps_within
 
 FAR = 5.0  # times outside the usual range
 
@@ -285,8 +285,7 @@ def _of_time(trainer: Any, steps: Steps, duration: Duration | None) -> list[str]
             f"end take about {timedelta(seconds=round(validating))}. "
             f"--trainer.limit_val_batches {fewer} shortens them."
         ]
-    reached = int(steps.steps * (seconds - validating) / (duration.whole[0] - validating))
-    reached = max(reached, 0)
+    reached = steps_within(seconds, steps, duration)
     return [
         f"--trainer.max_time {trainer.max_time}: it ends the run after some {reached:,} of "
         f"{steps.steps:,} steps, and the learning rate's schedule ends after {steps.schedule:,}. "

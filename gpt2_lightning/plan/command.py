@@ -66,8 +66,7 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
         (
             "the run",
             f"{steps.steps:,} steps, {steps.tokens:,} tokens, {figure(steps.epochs)} epochs; "
-            f"the schedule ends at {steps.schedule:,}"
-            + (f"; --trainer.max_time {plan.max_time} may end it earlier" if plan.max_time else ""),
+            f"the schedule ends at {steps.schedule:,}" + _limit(plan),
         ),
         (
             "",
@@ -75,6 +74,15 @@ def _run(plan: Plan) -> list[tuple[str, str]]:
             + (", and one before the first step" if steps.baseline_micro_batches else ""),
         ),
     ]
+
+
+def _limit(plan: Plan) -> str:
+    if plan.max_time is None:
+        return ""
+    limit = f"--trainer.max_time {plan.max_time}"
+    if plan.fitted is None:
+        return f". One epoch: --measure or --device tells how many steps fit {limit}"
+    return f", fitted to {limit}" if plan.fitted else f"; {limit} may end it earlier"
 
 
 def _time(found: Duration | None) -> list[tuple[str, str]]:

@@ -52,6 +52,7 @@ class Setting:
         saves: Whether checkpoints are written.
         exports: Whether the run ends with hf/ and a report.
         validates: Whether it validates.
+        averages: Whether a moving average of the weights is kept.
     """
 
     shape: Shape
@@ -66,6 +67,7 @@ class Setting:
     saves: bool = True
     exports: bool = True
     validates: bool = True
+    averages: bool = False
 
     @property
     def rows(self) -> int:
@@ -241,8 +243,9 @@ def weights(setting: Setting) -> MemoryItem:
 
 
 def optimizer_state(setting: Setting) -> MemoryItem:
-    """Return AdamW's two running means of each weight."""
-    return per_parameter(setting, "optimizer state", setting.precision.weights, times=2)
+    """Return AdamW's two running means of each weight, and the weights' own; Muon has but one."""
+    name, times = ("state and average", 3) if setting.averages else ("state", 2)
+    return per_parameter(setting, f"optimizer {name}", setting.precision.weights, times=times)
 
 
 def gradients(setting: Setting) -> list[MemoryItem]:

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.callbacks import Timer
 
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.tokenizer import sampled_vocabulary
@@ -15,7 +18,13 @@ from gpt2_lightning.plan.hardware import GPU, Hardware, hardware_of
 from gpt2_lightning.plan.memory import MemoryEstimate, Setting, estimate_memory
 from gpt2_lightning.plan.shape import precision_of, shape_of
 from gpt2_lightning.plan.steps import Steps, steps_of
-from gpt2_lightning.plan.time import Duration, from_measured, from_rate, measure_step
+from gpt2_lightning.plan.time import (
+    Duration,
+    from_measured,
+    from_rate,
+    measure_step,
+    steps_within,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class Plan:
         duration: How long it takes, where that is known.
         disk: What it writes.
         max_time: Duration after which the run is ended, if it is not over; null sets no limit.
+        fitted: Whether the schedule is fitted to it, and so are the steps here; null where it will
+            be, but nothing says how long a step takes: the steps are one epoch's then.
         warnings: What is likely to be a mistake.
     """
 
@@ -44,6 +55,7 @@ class Plan:
     duration: Duration | None
     disk: Disk
     max_time: str | None
+    fitted: bool | None
     warnings: list[str]
 
     @property
@@ -109,12 +121,13 @@ def plan_of(
         saves=bool(values.checkpoint.save_last or values.checkpoint.save_top_k),
         exports=values.trainer.logger is not False,
         validates=values.trainer.limit_val_batches != 0,
+        averages=values.model.averaging is not None,
     )
-    steps = steps_of(data, values.trainer, values.model.schedule_steps, hardware.processes)
+    with working("Taking a few steps") if measure else nullcontext():
+        estimate = _estimator(values, model, data, setting, measure, device, device_flops)
+    steps, duration, fitted = _fitted_to_time(values, data, hardware.processes, estimate)
     needed = estimate_memory(setting)
     disk = disk_of(setting, steps, values.checkpoint, _folder(values.trainer.logger))
-    with working("Taking a few steps") if measure else nullcontext():
-        duration = _duration(values, model, data, setting, steps, measure, device, device_flops)
     unsuited = sampled_vocabulary(
         data.tokenizer, data.stores["train"].ids, trained=data.tokenizer_name is None
     )
@@ -129,6 +142,7 @@ def plan_of(
         duration=duration,
         disk=disk,
         max_time=None if values.trainer.max_time is None else str(values.trainer.max_time),
+        fitted=fitted,
         warnings=caveats(values, setting, steps, disk, duration) + ([unsuited] if unsuited else []),
     )
 
@@ -141,27 +155,51 @@ def _folder(logger: Any) -> Path:
         return Path()
 
 
-def _duration(
+Estimate = Callable[[Steps], Duration]
+
+
+def _estimator(
     values: Any,
     model: Mapping[str, Any],
     data: WikiTextDataModule,
     setting: Setting,
-    steps: Steps,
     measure: bool,
     device: GPU | None,
     device_flops: float | None,
-) -> Duration | None:
+) -> Estimate | None:
+    """Return what says how long some steps take; None where nothing does."""
     if measure:
-        return from_measured(measure_step(model, data, values.trainer), setting, steps)
+        return partial(from_measured, measure_step(model, data, values.trainer), setting)
     if device_flops is not None:
-        return from_rate(device_flops, "--device_flops", setting, steps)
+        return partial(from_rate, device_flops, "--device_flops", setting)
     if device is not None:
         half = setting.precision.products == 2
         rate = device.half if half else device.full
         kind = "half-precision" if half else "fp32"
         source = f"{device.name}: {rate:g} TFLOP/s in {kind} products ({device.source})"
-        return from_rate(rate * 1e12, source, setting, steps)
+        return partial(from_rate, rate * 1e12, source, setting)
     return None
+
+
+def _fitted_to_time(
+    values: Any, data: WikiTextDataModule, processes: int, estimate: Estimate | None
+) -> tuple[Steps, Duration | None, bool | None]:
+    """Count the steps, as a time limit shortens the run; see `Plan.fitted`."""
+    trainer, given = values.trainer.clone(), values.model.schedule_steps
+    limit = Timer(trainer.max_time).time_remaining()
+    fits = limit is not None and given is None and values.model.schedule != "constant"
+    endless = (trainer.max_epochs or -1) < 0 and trainer.max_steps < 0
+    if fits and endless:
+        trainer.max_epochs = 1
+    steps = steps_of(data, trainer, given, processes)
+    duration = None if estimate is None else estimate(steps)
+    if estimate is None or duration is None or not fits or limit is None:
+        return steps, duration, None if fits and endless else False
+    if not endless and duration.whole[0] <= limit:
+        return steps, duration, False
+    trainer.max_epochs, trainer.max_steps = -1, max(steps_within(limit, steps, duration), 1)
+    steps = steps_of(data, trainer, given, processes)
+    return steps, estimate(steps), True
 
 
 def as_document(plan: Plan) -> dict[str, Any]:

@@ -208,6 +208,21 @@ def from_rate(rate: float, source: str, setting: Setting, steps: Steps) -> Durat
     return _duration(step, validation, steps, source)
 
 
+def steps_within(seconds: float, steps: Steps, duration: Duration) -> int:
+    """Return the steps that fit a time, beside the validations that are made however short it is.
+
+    Args:
+        seconds: The time.
+        steps: Of a run.
+        duration: Of that run.
+    """
+    all_of_them = _validation_micro_batches(steps)
+    needed = steps.baseline_micro_batches + steps.validation_micro_batches
+    validating = duration.validation[0] * needed / all_of_them if all_of_them else 0.0
+    within = (seconds - validating) / (duration.whole[0] - validating)
+    return max(int(steps.steps * within), 0)
+
+
 def _validation_micro_batches(steps: Steps) -> int:
     return steps.baseline_micro_batches + steps.validations * steps.validation_micro_batches
 

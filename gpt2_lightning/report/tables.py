@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt2_lightning.checkpoint import extreme_of
 from gpt2_lightning.data.cleaning import CLEANERS
-from gpt2_lightning.model.metrics import group
+from gpt2_lightning.model.metrics import better_weights, group
 from gpt2_lightning.run_folder import ENDS, Run
 
 # by its name without the split's -> its heading
@@ -56,7 +56,9 @@ def figure(value: float | None) -> str:
 
 def chosen_by(best: dict[str, Any]) -> str:
     """Say of a best checkpoint by which number it was chosen: step 8, the lowest val/loss, 4.24."""
-    return f"step {best['step']:,}, the {extreme_of(best)}, {figure(best['value'])}"
+    weights = better_weights(best.get("figures") or {})
+    of = "" if weights is None else f", of the {weights} weights"
+    return f"step {best['step']:,}, the {extreme_of(best)}, {figure(best['value'])}{of}"
 
 
 def share(value: float | None) -> str:
