@@ -40,6 +40,28 @@ def test_an_epoch_predicts_every_token_once() -> None:
     assert seen == list(range(1, 44))
 
 
+def test_each_epoch_cuts_the_text_elsewhere_and_still_predicts_every_token_once() -> None:
+    batches = TrainBatches(blocks(11), batch_size=2, seed=3, shift=True)
+    first = list(batches)
+    assert [targets(it) for it in first] == [
+        targets(it) for it in TrainBatches(blocks(11), batch_size=2, seed=3)
+    ]
+    begins = set()
+    for epoch in range(1, 9):
+        batches.set_epoch(epoch)
+        seen = list(batches)
+        assert sorted(t for batch in seen for t in targets(batch)) == list(range(1, 44))
+        assert len(seen) == len(first)
+        for batch in seen:  # ids are their own places: each target follows its input, but at an end
+            inputs, following = batch["input_ids"], batch["targets"]
+            assert isinstance(inputs, torch.Tensor)
+            kept = following != X
+            steps = (following - inputs)[kept]
+            assert set(steps.tolist()) <= {1, 1 - 43}
+        begins |= {int(batch["input_ids"][0, 0]) % 4 for batch in seen}  # type: ignore[index]
+    assert begins == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize(("world", "size", "accumulate"), [(2, 2, 1), (1, 2, 2), (2, 1, 2)])
 def test_the_same_global_batches_however_dealt_out(world: int, size: int, accumulate: int) -> None:
     data = blocks(11)

@@ -16,6 +16,8 @@ IGNORED = -100  # the target that no loss of torch or transformers counts
 
 BLOCKS_PER_SHARD = 1 << 20  # that are shuffled among themselves; their order takes 8 MB
 
+SHIFT = 1 << 40  # what an epoch's shift is drawn by, beside its shards: no shard's number
+
 FILL_UP = -1  # the index of a block in which every target is masked
 
 # One micro-batch, every tensor of shape (blocks, block_size):
@@ -30,9 +32,11 @@ class Blocks(Protocol):
 
     Attributes:
         targets: Targets of all blocks.
+        block_size: Tokens of a block.
     """
 
     targets: int
+    block_size: int
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -40,8 +44,8 @@ class Blocks(Protocol):
     def target_counts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the targets of blocks, in the shape of the indices; the index -1 has none."""
 
-    def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
-        """Gather blocks; the index -1 is a block in which every target is masked."""
+    def batch(self, indices: npt.NDArray[np.int64], shift: int = 0) -> Batch:
+        """Gather blocks, cut so many tokens later; index -1: every target is masked."""
 
 
 class PackedBlocks:
@@ -49,6 +53,8 @@ class PackedBlocks:
 
     Every token but the leading end-of-text is predicted exactly once. The last block is filled
     up with end-of-text and masked there. Attention crosses articles, as in GPT-2's own training.
+    With a shift, block 0 begins so many tokens later, and the tokens before it follow the last
+    one: in as many blocks every token is predicted once, after other tokens.
     """
 
     def __init__(self, store: TokenStore, block_size: int, end_of_text: int) -> None:
@@ -65,8 +71,8 @@ class PackedBlocks:
         counts = np.minimum(self.block_size, self.targets - indices * self.block_size)
         return np.where(indices == FILL_UP, 0, counts)
 
-    def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
-        """Gather blocks."""
+    def batch(self, indices: npt.NDArray[np.int64], shift: int = 0) -> Batch:
+        """Gather blocks, cut so many tokens later."""
         runs = np.full((len(indices), self.block_size + 1), self.end_of_text, np.int64)
         targets = np.full((len(indices), self.block_size), IGNORED, np.int64)
         for row, index in enumerate(indices):
@@ -74,7 +80,11 @@ class PackedBlocks:
                 continue
             start = index * self.block_size
             count = min(self.block_size, self.targets - start)
-            runs[row, : count + 1] = self.ids[start : start + count + 1]
+            run = self.ids[start + shift : start + shift + count + 1]
+            if lacking := count + 1 - len(run):  # what was passed over, but the leading end-of-text
+                begin = 1 + max(start + shift - len(self.ids), 0)
+                run = np.concatenate([run, self.ids[begin : begin + lacking]])
+            runs[row, : count + 1] = run
             targets[row, :count] = runs[row, 1 : count + 1]
         return {
             "input_ids": torch.from_numpy(runs[:, :-1].copy()),
@@ -113,8 +123,8 @@ class PaddedBlocks:
         """Count the targets: all tokens of a row but its first."""
         return np.where(indices == FILL_UP, 0, np.maximum(self.lengths(indices) - 1, 0))
 
-    def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
-        """Gather blocks."""
+    def batch(self, indices: npt.NDArray[np.int64], shift: int = 0) -> Batch:
+        """Gather blocks; a row stays where it is."""
         inputs = np.full((len(indices), self.block_size), self.pad, np.int64)
         targets = np.full_like(inputs, IGNORED)
         mask = np.zeros_like(inputs)
@@ -164,6 +174,7 @@ class TrainBatches:
         limit: Trainer's ``limit_train_batches``: micro-batches of an epoch that are used, or
             their share if it is a float. The last step counts only the targets up to there.
         repeat: Use the first epoch's order in every epoch, for Trainer's ``overfit_batches``.
+        shift: Cut the text at other places in each epoch but the first: less than a block later.
     """
 
     def __init__(
@@ -177,8 +188,10 @@ class TrainBatches:
         accumulate: int = 1,
         limit: int | float = 1.0,
         repeat: bool = False,
+        shift: bool = False,
     ) -> None:
         self.blocks = blocks
+        self.shift = shift
         self.seed = seed
         self.repeat = repeat
         self.rank = rank
@@ -210,6 +223,9 @@ class TrainBatches:
     def __iter__(self) -> Iterator[TrainBatch]:
         self._shuffled.clear()
         accumulate, last, shards = self.shape[0], None, list(self._shards())
+        later = 0
+        if self.shift and self.epoch and not self.repeat:
+            later = int(self._chance(SHIFT).integers(self.blocks.block_size))
         while self.position < len(self):
             step, micro = divmod(self.position, accumulate)
             if step != last:
@@ -219,7 +235,7 @@ class TrainBatches:
             position = self.epoch * len(self) + self.position
             self.position += 1
             self.tokens_seen += int(counts[micro].sum())
-            batch = self.blocks.batch(order[micro, self.rank])
+            batch = self.blocks.batch(order[micro, self.rank], later)
             yield {
                 **batch,
                 "step_targets": max(int(counts[:in_step].sum()), 1),

@@ -93,6 +93,8 @@ class WikiTextDataModule(LightningDataModule):
         vocab_size: Tokens of the BPE to train, by default 8192; ignored if a tokenizer is loaded.
         blocks: ``pack`` fills every block with text; ``pad`` puts one row in each, as the
             tutorial does.
+        shift_blocks: Cut the training text at other places in each epoch after the first: with
+            several epochs of little text, less is learned by heart. Not with ``pad``.
         block_size: Tokens in a block.
         batch_size: Blocks in a micro-batch of one process.
         prompts: File of prompts for ``predict``: text, one a line, or jsonl.
@@ -114,6 +116,7 @@ class WikiTextDataModule(LightningDataModule):
         tokenizer_revision: str | None = None,
         vocab_size: int | None = None,
         blocks: BlockName = "pack",
+        shift_blocks: bool = False,
         block_size: int = 1024,
         batch_size: int = 8,
         prompts: str | None = None,
@@ -126,6 +129,11 @@ class WikiTextDataModule(LightningDataModule):
         for name, value in (("block_size", block_size), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"--data.{name} {value}: must be >= 1.")
+        if shift_blocks and blocks == "pad":
+            raise UsageError(
+                "--data.shift_blocks true: with --data.blocks pad each block is a row, which is "
+                "not cut elsewhere. Leave it out, or take --data.blocks pack."
+            )
         self.source = source
         self.subset = subset
         self.revision = revision
@@ -141,6 +149,7 @@ class WikiTextDataModule(LightningDataModule):
         self.tokenizer_revision = tokenizer_revision
         self.vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
         self.blocks = blocks
+        self.shift_blocks = shift_blocks
         self.block_size = block_size
         self.batch_size = batch_size
         self.prompts = prompts
@@ -392,6 +401,7 @@ class WikiTextDataModule(LightningDataModule):
             seed=self.seed,
             accumulate=trainer.accumulate_grad_batches if trainer else 1,
             limit=trainer.limit_train_batches if trainer else 1.0,
+            shift=self.shift_blocks,
             repeat=trainer is not None and cast(Any, trainer).overfit_batches > 0,
             **self._ranks(),
         )
