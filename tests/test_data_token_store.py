@@ -3,6 +3,7 @@ import random
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gpt2_lightning.data.articles import Row, word_chunks
 from gpt2_lightning.data.cleaning import get_cleaner
+from gpt2_lightning.data.encoding import Encoder
 from gpt2_lightning.data.token_store import (
     TokenStore,
     primed_xz_bits_per_byte,
@@ -21,7 +23,7 @@ from gpt2_lightning.data.tokenizer import (
     lost_by_tokens,
     lost_text,
 )
-from gpt2_lightning.data.tokenizing import _Encoder, write_token_store
+from gpt2_lightning.data.tokenizing import write_token_store
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.inspect.rows import RowCounter
 from tests.corpus import wiki_rows
@@ -214,13 +216,13 @@ def test_windows_give_the_ids_of_the_whole(
     tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gpt2_lightning.data.tokenizing.WINDOW", 600)
-    monkeypatch.setattr("gpt2_lightning.data.tokenizing.OVERLAP", 400)
+    monkeypatch.setattr("gpt2_lightning.data.encoding.WINDOW", 600)
+    monkeypatch.setattr("gpt2_lightning.data.encoding.OVERLAP", 400)
     monkeypatch.setattr("gpt2_lightning.data.tokenizing.CHARACTERS_PER_PIECE", 600)
     text = WITHOUT_BLANKS[name]
     if kind == "bert":
         tokenizer = load_tokenizer(str(bert_folder(tmp_path / "bert", sep=True)))
-    encoder = _Encoder(tokenizer)
+    encoder = Encoder(tokenizer)
     windows = encoder._in_windows(text)
     assert bool(windows) == (name in ("Chinese", "quotes", "one letter") or kind == "trained")
     whole = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -246,10 +248,15 @@ def test_a_tokenizers_panic_is_a_message(
     class PanicException(BaseException):  # as pyo3 makes it: no Exception
         pass
 
-    def panic(*texts: object, **options: object) -> None:
-        raise PanicException("Onig: Regex search error: match-stack limit over")
+    class Panicking:  # a Rust object's methods cannot be replaced
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backend, name)
 
-    monkeypatch.setattr(type(tokenizer), "__call__", panic)
+        def encode_batch_fast(self, texts: list[str], **options: object) -> None:
+            raise PanicException("Onig: Regex search error: match-stack limit over")
+
+    backend, panicking = tokenizer.backend_tokenizer, Panicking()
+    monkeypatch.setattr(type(tokenizer), "backend_tokenizer", property(lambda _: panicking))
     with pytest.raises(UsageError, match=r"failed \(Onig: .*limit over\) on a piece of 5 char"):
         write(tmp_path / "store", [Row("short", True)], tokenizer)
     assert not list(tmp_path.iterdir())

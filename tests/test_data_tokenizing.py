@@ -14,9 +14,10 @@ from gpt2_lightning import storage
 from gpt2_lightning.data import tokenizing
 from gpt2_lightning.data.articles import Row
 from gpt2_lightning.data.cleaning import get_cleaner
+from gpt2_lightning.data.encoding import Encoder, Ids
 from gpt2_lightning.data.token_store import TokenStore
 from gpt2_lightning.data.tokenizer import load_tokenizer
-from gpt2_lightning.data.tokenizing import PROGRESS, _Encoder, write_token_store
+from gpt2_lightning.data.tokenizing import PROGRESS, write_token_store
 from tests.corpus import wiki_rows
 
 ROWS = [Row(text, text.startswith(" = ")) for text in wiki_rows(articles=30)]
@@ -110,13 +111,13 @@ def test_at_most_a_shard_is_tokenized_again(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    encode = _Encoder.__call__
+    encode = Encoder.__call__
 
-    def count(self: _Encoder, batch: tokenizing.Batch) -> list[tokenizing.Ids]:
-        seen.append(sum(len(text) for text, _ in batch))
-        return encode(self, batch)
+    def count(self: Encoder, texts: list[str]) -> list[Ids]:
+        seen.append(sum(map(len, texts)))
+        return encode(self, texts)
 
-    monkeypatch.setattr(_Encoder, "__call__", count)
+    monkeypatch.setattr(Encoder, "__call__", count)
     prepare(tmp_path / "whole", ROWS, tokenizer)
     whole = sum(seen)
     seen.clear()

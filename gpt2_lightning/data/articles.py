@@ -127,6 +127,13 @@ def word_chunks(text: str, characters: int = CHARACTERS_PER_CHUNK) -> Iterator[s
     yield text[start:] if start else text
 
 
+def count_words(text: str) -> int:
+    """Return the words of a text, by ``str.split``."""
+    if len(text) <= CHARACTERS_PER_CHUNK:
+        return len(text.split())
+    return sum(len(part.split()) for part in word_chunks(text))
+
+
 def log_splits(
     source: str | Path,
     splits: dict[SplitName, str],

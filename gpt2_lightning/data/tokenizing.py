@@ -5,22 +5,20 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from gpt2_lightning.data.articles import WORD_END, Row, word_chunks
+from gpt2_lightning.data.articles import WORD_END, Row, count_words
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
+from gpt2_lightning.data.encoding import Encoder, Ids
 from gpt2_lightning.data.token_store import Manifest
-from gpt2_lightning.data.token_text import decode_all
-from gpt2_lightning.data.tokenizer import cuts_at_spaces, lost_text
-from gpt2_lightning.errors import UsageError, reason
+from gpt2_lightning.data.tokenizer import cuts_at_spaces
 from gpt2_lightning.storage import resumable_folder, sweep, write_text
 from gpt2_lightning.untrusted import read_json
 
@@ -36,17 +34,7 @@ PROGRESS = "shard.json"  # in a store that is not finished: how far its last who
 
 COUNTED = ("articles", "rows", "words", "bytes", "marks", "cleaned_bytes", "lost")
 
-MOST_EXAMINED = 1000  # pieces that lose text, to list the kinds of loss
-
-# A text without a space to cut at is tokenized in overlapping windows, joined at a token that both
-# have, in the middle of the overlap: beyond BERT's limit of 100 characters per word.
-WINDOW = 1 << 16  # characters
-
-OVERLAP = 1 << 10
-
 Unit = Literal["article", "row"]
-
-Ids = list[int] | npt.NDArray[np.integer[Any]]
 
 Batch = list[tuple[str, bool]]  # pieces of text, each with whether a unit begins
 
@@ -86,7 +74,7 @@ def write_token_store(
         pieces = _Pieces(rows, done, cleaner, unit, advance, cuts=cuts_at_spaces(tokenizer))
         with _Writer(writing, done, unit, tokenizer) as writer:
             batches = 0
-            for batch, place, ids in _encoded(pieces, _Encoder(tokenizer, done)):
+            for batch, place, ids in _encoded(pieces, Encoder(tokenizer, done.lost, done.examined)):
                 for (_, begins), encoded in zip(batch, ids, strict=True):
                     writer.write(encoded, begins=begins)
                 batches += 1
@@ -141,7 +129,8 @@ class _Writer:
     ) -> None:
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         self.tokens, self.units = done.tokens, done.units
-        self._closing = [int(tokenizer.eos_token_id)] if unit == "article" else []
+        closing = [tokenizer.eos_token_id] if unit == "article" else []
+        self._closing = np.array(closing, np.uint32)
         self._ids = _open_at(folder / "ids.bin", done.tokens * self.dtype.itemsize)
         self._starts = _open_at(folder / "starts.bin", done.units * 8)
         if not done.tokens:
@@ -177,7 +166,7 @@ class _Writer:
         return replace(place, tokens=self.tokens, units=self.units)
 
     def _put(self, ids: Ids) -> None:
-        self._ids.write(np.asarray(ids, self.dtype).tobytes())
+        self._ids.write(ids.astype(self.dtype).tobytes())
         self.tokens += len(ids)
 
     def _mark(self) -> None:
@@ -233,9 +222,9 @@ class _Pieces:
             size = len(row.text.encode())
             self.read.rows += 1
             self.read.articles += row.begins
-            self.read.words += sum(len(part.split()) for part in word_chunks(row.text))
+            self.read.words += count_words(row.text)
             self.read.bytes += size
-            self.read.marks += MARKS.search(row.text) is not None
+            self.read.marks += "@" in row.text and MARKS.search(row.text) is not None
             if self.read.bytes - reported >= 1 << 16:
                 self._advance(self.read.bytes - reported)
                 reported = self.read.bytes
@@ -303,13 +292,11 @@ def _batches(pieces: _Pieces) -> Iterator[tuple[Batch, _Shard | None]]:
         yield batch, None
 
 
-def _encoded(
-    pieces: _Pieces, encoder: "_Encoder"
-) -> Iterator[tuple[Batch, _Shard | None, list[Ids]]]:
+def _encoded(pieces: _Pieces, encoder: Encoder) -> Iterator[tuple[Batch, _Shard | None, list[Ids]]]:
     """Yield batches with their ids; the next one is read while a thread tokenizes."""
 
     def encode(batch: Batch) -> tuple[list[Ids], list[str], int]:
-        return encoder(batch), list(encoder.lost), encoder.examined
+        return encoder([text for text, _ in batch]), list(encoder.lost), encoder.examined
 
     waiting: deque[tuple[Batch, _Shard | None, Future[tuple[list[Ids], list[str], int]]]] = deque()
 
@@ -338,132 +325,3 @@ def _last_cut(text: str, start: int, end: int) -> int:
             return place
     found = WORD_END.search(text, end)
     return found.end() if found else 0
-
-
-class _Encoder:
-    """Tokenizes pieces, many in one call, which the tokenizer computes on all cores.
-
-    Attributes:
-        lost: Kinds of content that the ids so far have lost.
-        examined: Pieces of which something is lost.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, done: _Shard | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.lost = dict.fromkeys(done.lost if done else [])
-        self.examined = done.examined if done else 0
-        self._cuts = cuts_at_spaces(tokenizer)
-
-    def __call__(self, batch: Batch) -> list[Ids]:
-        """Return the ids of each piece."""
-        found: list[Ids] = []
-        for long, group in groupby(batch, lambda piece: len(piece[0]) > 2 * WINDOW and self._cuts):
-            for piece in group if long else ():
-                ids = self._in_windows(piece[0])
-                found += [np.concatenate(ids)] if ids else self._encode([piece])
-            found += [] if long else self._encode(list(group))
-        return found
-
-    def _encode(self, batch: Batch) -> list[list[int]]:
-        with _naming_panic(max(len(text) for text, _ in batch)):
-            encoded: list[list[int]] = self.tokenizer(
-                [text for text, _ in batch],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                verbose=False,  # no warning about the model's positions
-            )["input_ids"]
-        self._look_for_losses(batch, encoded)
-        return encoded
-
-    def _in_windows(self, text: str) -> list[npt.NDArray[np.int64]]:
-        """Return a long text's ids, in parts; empty if the windows cannot be joined.
-
-        Joined at a token that both windows have, the ids are those of the whole text: in a
-        byte-level BPE, because each two adjacent ids are the ids of their text; in WordPiece,
-        because each token depends only on the text after its beginning.
-        """
-        parts: list[npt.NDArray[np.int64]] = []
-        last: npt.NDArray[np.int64] | None = None  # id, first character and end of each token
-        begin = 0  # of what is left of the last window, in characters
-        starts = range(0, len(text) - OVERLAP, WINDOW - OVERLAP)
-        at_once = CHARACTERS_PER_BATCH // WINDOW
-        for some in (starts[at : at + at_once] for at in range(0, len(starts), at_once)):
-            encoded = self.tokenizer(
-                [text[start : start + WINDOW] for start in some],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_offsets_mapping=True,
-                verbose=False,
-            )
-            for start, ids, spans in zip(
-                some, encoded["input_ids"], encoded["offset_mapping"], strict=True
-            ):
-                window = np.column_stack([ids, np.asarray(spans).reshape(-1, 2) + start])
-                if last is not None:
-                    seam = _seam(last, window, start + OVERLAP // 2)
-                    if seam is None:
-                        return []
-                    self._look_for_losses(
-                        [(text[begin : seam[2]], False)], [last[: seam[0], 0].tolist()]
-                    )
-                    parts.append(last[: seam[0], 0])
-                    window, begin = window[seam[1] :], seam[2]
-                last = window
-        assert last is not None
-        self._look_for_losses([(text[begin:], False)], [last[:, 0].tolist()])
-        return [*parts, last[:, 0]]
-
-    def _look_for_losses(self, batch: Batch, encoded: list[list[int]]) -> None:
-        if self.examined >= MOST_EXAMINED:
-            return
-        unknown = self.tokenizer.unk_token_id
-        if unknown == self.tokenizer.eos_token_id:  # GPT-2's: with bytes, nothing is unknown
-            unknown = None
-        texts = decode_all(self.tokenizer, encoded)
-        for (text, _), ids, back in zip(batch, encoded, texts, strict=True):
-            if found := lost_text(text, back, unknown=unknown in ids):
-                self.lost |= dict.fromkeys(found)
-                self.examined += 1
-
-
-@contextmanager
-def _naming_panic(characters: int) -> Iterator[None]:
-    """Turn a panic of `tokenizers`, whose pattern matching has bounded memory, into a UsageError.
-
-    ``except Exception`` does not catch a PanicException.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # made by pyo3, and in no module
-            raise
-        raise UsageError(
-            f"The tokenizer failed ({reason(error)}) on a piece of {characters:,} characters "
-            "without a word boundary. Insert spaces or line ends, or check whether it is text."
-        ) from error
-
-
-def _seam(
-    before: npt.NDArray[np.int64], after: npt.NDArray[np.int64], middle: int
-) -> tuple[int, int, int] | None:
-    """Find the token nearest to the middle of an overlap that both windows have.
-
-    Args:
-        before: Id, first character and end of each token, shape ``(tokens, 3)``.
-        after: The same of the next window.
-        middle: Index of a character.
-
-    Returns:
-        The number of tokens up to and including it in either window, and its end; None if there
-        is no such token.
-    """
-
-    def around(window: npt.NDArray[np.int64]) -> dict[tuple[int, ...], int]:
-        # if a token ends within a character, the next one begins in the same character
-        whole = np.append(window[1:, 1] >= window[:-1, 2], False)
-        near = np.abs(window[:, 2] - middle) < OVERLAP // 4
-        return {tuple(window[at].tolist()): int(at) + 1 for at in np.flatnonzero(whole & near)}
-
-    one, other = around(before), around(after)
-    shared = min(one.keys() & other.keys(), key=lambda it: (abs(it[2] - middle), it), default=None)
-    return None if shared is None else (one[shared], other[shared], shared[2])

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_lightning.data.articles import Row, Rows, word_chunks
+from gpt2_lightning.data.articles import Row, Rows, count_words, word_chunks
 from gpt2_lightning.data.cleaning import MARKS, Cleaner
 from gpt2_lightning.data.token_text import WITHOUT_SPACES
 
@@ -270,7 +270,7 @@ class CleaningMeter:
         cleaned = self.cleaner.clean(text)
         if cleaned.strip() or not self.cleaner.drops_empty:
             loss.text_characters += len(cleaned)
-            loss.text_words += sum(len(part.split()) for part in word_chunks(cleaned))
+            loss.text_words += count_words(cleaned)
         if not text.strip():
             return
         loss.rows_emptied += not cleaned.strip()
