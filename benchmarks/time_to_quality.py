@@ -3,13 +3,13 @@
     python -m benchmarks.time_to_quality --model MODEL --source Salesforce/wikitext \
         --subset wikitext-2-raw-v1 --minutes 5 --plot docs/time_to_quality.svg
 
-- ours: ``fit --config configs/finetune.yaml --minutes 5``, the whole command within the time.
+- ours: ``fit --config configs/minutes.yaml --minutes 5``, the whole command within the time.
 - tutorial: the classic tutorial's script: punctuation removed, rows padded or cut to 128, batches
   of 2, rate 1e-4; cut off when the time is over, as it knows no time.
 - Trainer: the transformers Trainer on blocks packed as run_clm packs them: 8 x 1024, rate 5e-5,
   linear, with as many steps as its measured speed allows.
 - bare loop: whole logits, AdamW, clipping and a cosine in the manner of nanoGPT: random blocks of
-  8 x 1024 tokens, with our peak rate and as many steps as its measured speed allows.
+  8 x 1024 tokens, with the same peak rate as ours and as many steps as its measured speed allows.
 
 The others have the whole time for their training alone: imports, tokenizing and saving do not
 count. Every model is scored by one plain loop over the raw text of the held-out split, in windows
@@ -68,7 +68,7 @@ class Snapshots(Callback):
             torch.save(model.state_dict(), self.folder / f"{now:.1f}.pt")
 
 
-def ours(model: str, data: "Texts", seconds: float, seed: int, folder: Path) -> None:
+def ours(model: str, data: "Texts", seconds: float, seed: int, rate: float, folder: Path) -> None:
     """Run the command line in this process."""
     from gpt2_lightning.cli import main
 
@@ -76,16 +76,16 @@ def ours(model: str, data: "Texts", seconds: float, seed: int, folder: Path) -> 
     main(
         [
             "fit",
-            f"--config={root / 'configs' / 'finetune.yaml'}",
+            f"--config={root / 'configs' / 'minutes.yaml'}",
+            f"--model.learning_rate={rate}",
             f"--model.pretrained={model}",
             f"--data.source={data.source}",
             f"--data.subset={data.subset}",
             f"--seed_everything={seed}",
             f"--minutes={seconds / 60}",
             "--trainer.accelerator=cpu",
-            "--trainer.max_epochs=-1",
-            "--trainer.limit_val_batches=4",
-            "--trainer.num_sanity_val_steps=4",
+            "--trainer.limit_val_batches=8",
+            "--trainer.num_sanity_val_steps=8",
             "--trainer.enable_progress_bar=false",
             "--samples.enabled=false",
             f"--trainer.default_root_dir={folder}",
@@ -99,7 +99,9 @@ def ours(model: str, data: "Texts", seconds: float, seed: int, folder: Path) -> 
     (run / "hf").rename(folder / "model")
 
 
-def tutorial(model: str, data: "Texts", seconds: float, seed: int, folder: Path) -> None:
+def tutorial(
+    model: str, data: "Texts", seconds: float, seed: int, rate: float, folder: Path
+) -> None:
     """Train as the tutorial does, until the time is over."""
     from datasets import Dataset
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
@@ -121,7 +123,7 @@ def tutorial(model: str, data: "Texts", seconds: float, seed: int, folder: Path)
     )
 
 
-def packed(model: str, data: "Texts", seconds: float, seed: int, folder: Path) -> None:
+def packed(model: str, data: "Texts", seconds: float, seed: int, rate: float, folder: Path) -> None:
     """Train with the Trainer on packed blocks."""
     from datasets import Dataset
     from transformers import default_data_collator
@@ -187,13 +189,12 @@ def _trainer(
     return (ends[-1] - ends[1]) / max(len(ends) - 2, 1)
 
 
-def bare_loop(model: str, data: "Texts", seconds: float, seed: int, folder: Path) -> None:
+def bare_loop(
+    model: str, data: "Texts", seconds: float, seed: int, rate: float, folder: Path
+) -> None:
     """Train with a loop of a few lines."""
-    import yaml
     from transformers import AutoModelForCausalLM
 
-    recipe = Path(__file__).parents[1] / "configs" / "finetune.yaml"
-    peak = float(yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"]["learning_rate"])
     torch.manual_seed(seed)
     ids = torch.tensor(data.ids(model))
     loaded = AutoModelForCausalLM.from_pretrained(model, attn_implementation="sdpa").train()
@@ -202,9 +203,9 @@ def bare_loop(model: str, data: "Texts", seconds: float, seed: int, folder: Path
         {"params": [it for it in parameters if it.dim() >= 2], "weight_decay": 0.1},
         {"params": [it for it in parameters if it.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
 
-    def take_step(rate: float) -> None:
+    def take_step(now: float) -> None:
         begins = torch.randint(len(ids) - BLOCK_SIZE - 1, (BLOCKS,))
         batch = torch.stack([ids[at : at + BLOCK_SIZE + 1] for at in begins])
         logits = loaded(batch[:, :-1]).logits
@@ -213,7 +214,7 @@ def bare_loop(model: str, data: "Texts", seconds: float, seed: int, folder: Path
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = now
         optimizer.step()
 
     take_step(0.0)
@@ -227,14 +228,14 @@ def bare_loop(model: str, data: "Texts", seconds: float, seed: int, folder: Path
     for step in range(steps):
         progress = max(0, step - warm_up) / max(steps - warm_up, 1)
         cosine = 0.55 + 0.45 * math.cos(math.pi * progress)  # to a tenth
-        take_step(peak * (step / warm_up if step < warm_up else cosine))
+        take_step(rate * (step / warm_up if step < warm_up else cosine))
         snapshots.save(loaded)
         if time.monotonic() - began >= seconds:
             break
     loaded.save_pretrained(folder / "model")
 
 
-Way = Callable[[str, "Texts", float, int, Path], None]
+Way = Callable[[str, "Texts", float, int, float, Path], None]
 WAYS: dict[str, Way] = {
     "ours": ours,
     "tutorial": tutorial,
@@ -280,7 +281,7 @@ def bits_per_byte(model: torch.nn.Module, ids: list[int], size: int) -> float:
 
 
 def train_and_score(
-    way: str, model: str, texts: Texts, seconds: float, seed: int
+    way: str, model: str, texts: Texts, seconds: float, seed: int, rate: float
 ) -> list[tuple[float, float]]:
     """Train one way in this process.
 
@@ -292,7 +293,7 @@ def train_and_score(
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         began = time.monotonic()
-        WAYS[way](model, texts, seconds, seed, folder)
+        WAYS[way](model, texts, seconds, seed, rate, folder)
         took = time.monotonic() - began if way == "ours" else seconds
         ids = AutoTokenizer.from_pretrained(model)(texts.held_out)["input_ids"]
         size = len(texts.held_out.encode())
@@ -311,6 +312,7 @@ def main(
     subset: str | None = None,
     scored_subset: str | None = None,
     minutes: float = 5.0,
+    rate: float = 5e-5,
     seeds: int = 3,
     ways: list[str] | None = None,
     at_once: int = 1,
@@ -327,6 +329,7 @@ def main(
         subset: Folder below the source, or configuration on the Hub.
         scored_subset: That of the raw text that is scored; null is the same.
         minutes: Of each way.
+        rate: Peak learning rate of ours and of the bare loop.
         seeds: Runs of each way.
         ways: Which ones; null is all.
         at_once: Runs at a time; each has its share of the cores.
@@ -337,7 +340,7 @@ def main(
     """
     if way is not None:
         texts = Texts(source, subset, scored_subset or subset, scored_characters)
-        curve = train_and_score(way, str(Path(model).absolute()), texts, minutes * 60, seed)
+        curve = train_and_score(way, str(Path(model).absolute()), texts, minutes * 60, seed, rate)
         print(json.dumps(curve))
         return
     ways = ways or list(WAYS)

@@ -4,11 +4,13 @@ import difflib
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
+from gpt2_lightning import startup
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.startup import heavy_imports
 from gpt2_lightning.storage import disk_message
@@ -73,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: With code 2 after a user's mistake or where the system refuses, 130 after
             Ctrl-C, 141 where nobody reads on, 143 after SIGTERM.
     """
+    startup.command_began = time.monotonic()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -3,6 +3,7 @@
 import ast
 import gc
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 Definition = ast.ClassDef | ast.FunctionDef
+
+command_began = time.monotonic()  # of `main`, at its newest call
 
 
 @contextmanager

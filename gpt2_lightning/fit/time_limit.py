@@ -36,8 +36,8 @@ class TimeLimit(Timer):
     """Fits the schedule to ``--trainer.max_time``, and ends the run within it.
 
     Lightning's own timer counts neither the validation before training nor the one at the end, and
-    cuts the learning rate's schedule off. This one counts from the moment it is made, tokenizing
-    included. It measures the first steps and spreads the schedule over those that fit before the
+    cuts the learning rate's schedule off. This one counts from the command's beginning, imports and
+    tokenizing included. It measures the first steps and spreads the schedule over those that fit before the
     last validation; a run that turns out slower or quicker is fitted again. What it has decided is
     noted in the checkpoint and in ``config.yaml`` (``--model.schedule_changes``), so that a resumed
     run ends with the same step, and a repeated one takes the same steps. Where the epochs are over
@@ -47,15 +47,18 @@ class TimeLimit(Timer):
 
     Args:
         duration: ``DD:HH:MM:SS``, or what `datetime.timedelta` takes.
+        began: When it began, by `time.monotonic`; null is now.
     """
 
-    def __init__(self, duration: str | timedelta | dict[str, int]) -> None:
+    def __init__(
+        self, duration: str | timedelta | dict[str, int], began: float | None = None
+    ) -> None:
         super().__init__(duration, verbose=False)
         seconds = self.time_remaining()
         assert seconds is not None
         self.limit: float = seconds
         self.reached = False
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._trained_from: float | None = None  # when the first step began
         self._validation_began: float | None = None
         self._step_began: float | None = None  # when the step before it, or a validation, ended

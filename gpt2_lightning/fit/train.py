@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from gpt2_lightning import startup
 from gpt2_lightning.checkpoint import step_of
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
@@ -190,7 +191,7 @@ class GPT2CLI(LightningCLI):
             Throughput(),
             Curves(),
             Surprisal(),
-            *([] if limit is None else [TimeLimit(limit)]),
+            *([] if limit is None else [TimeLimit(limit, startup.command_began)]),
             self.stop,
             Heartbeat(),
             HFFolder(),
