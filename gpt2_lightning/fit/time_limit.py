@@ -37,13 +37,13 @@ class TimeLimit(Timer):
 
     Lightning's own timer counts neither the validation before training nor the one at the end, and
     cuts the learning rate's schedule off. This one counts from the command's beginning, imports and
-    tokenizing included. It measures the first steps and spreads the schedule over those that fit before the
-    last validation; a run that turns out slower or quicker is fitted again. What it has decided is
-    noted in the checkpoint and in ``config.yaml`` (``--model.schedule_changes``), so that a resumed
-    run ends with the same step, and a repeated one takes the same steps. Where the epochs are over
-    before, or ``--model.schedule_steps`` is given, nothing is changed; steps and a last validation
-    that would not fit are then cut off. A resumed run gets the whole time again. All ranks follow
-    the clock of rank 0.
+    tokenizing included. It measures the first steps and spreads the schedule over those that fit
+    before the last validation; a run that turns out slower or quicker is fitted again. What it has
+    decided is noted in the checkpoint and in ``config.yaml`` (``--model.schedule_changes``), so
+    that a resumed run ends with the same step, and a repeated one takes the same steps. Where the
+    epochs are over before, or ``--model.schedule_steps`` is given, nothing is changed; steps and a
+    last validation that would not fit are then cut off. A resumed run gets the whole time again.
+    All ranks follow the clock of rank 0.
 
     Args:
         duration: ``DD:HH:MM:SS``, or what `datetime.timedelta` takes.
