@@ -281,12 +281,13 @@ def bits_per_byte(model: torch.nn.Module, ids: list[int], size: int) -> float:
 
 
 def train_and_score(
-    way: str, model: str, texts: Texts, seconds: float, seed: int, rate: float
+    way: str, model: str, texts: Texts, seconds: float, seed: int, rate: float, whole: bool
 ) -> list[tuple[float, float]]:
     """Train one way in this process.
 
     Returns:
-        Seconds of training and bits per byte: before, on the way, and at the end.
+        Seconds of training and bits per byte: before, on the way if the whole curve is wanted,
+        and at the end.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -299,7 +300,8 @@ def train_and_score(
         size = len(texts.held_out.encode())
         loaded = AutoModelForCausalLM.from_pretrained(model).eval()
         curve = [(0.0, bits_per_byte(loaded, ids, size))]
-        for file in sorted(folder.glob("*.pt"), key=lambda file: float(file.stem)):
+        files = folder.glob("*.pt") if whole else []
+        for file in sorted(files, key=lambda file: float(file.stem)):
             loaded.load_state_dict(torch.load(file, weights_only=True))
             curve.append((float(file.stem), bits_per_byte(loaded, ids, size)))
         last = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
@@ -316,7 +318,7 @@ def main(
     seeds: int = 3,
     ways: list[str] | None = None,
     at_once: int = 1,
-    scored_characters: int = 300_000,
+    scored_characters: int = 100_000,
     plot: Path | None = None,
     way: str | None = None,
     seed: int = 1,
@@ -334,13 +336,15 @@ def main(
         ways: Which ones; null is all.
         at_once: Runs at a time; each has its share of the cores.
         scored_characters: Length of the scored text.
-        plot: Write the curves of the first seed there, as SVG.
+        plot: Score the weights on the way, too, and write the first seed's curves there, as SVG.
         way: Measure this one alone and print its curve as JSON.
         seed: Of that one.
     """
     if way is not None:
         texts = Texts(source, subset, scored_subset or subset, scored_characters)
-        curve = train_and_score(way, str(Path(model).absolute()), texts, minutes * 60, seed, rate)
+        curve = train_and_score(
+            way, str(Path(model).absolute()), texts, minutes * 60, seed, rate, plot is not None
+        )
         print(json.dumps(curve))
         return
     ways = ways or list(WAYS)
@@ -358,7 +362,9 @@ def main(
             stderr=subprocess.DEVNULL,
         )
         free.append(mine)
-        return [tuple(point) for point in json.loads(output.splitlines()[-1])]
+        curve = [tuple(point) for point in json.loads(output.splitlines()[-1])]
+        print(f"{case[1]}, seed {case[0]}: {curve[0][1]:.3f} -> {curve[-1][1]:.3f}", flush=True)
+        return curve
 
     cases = list(product(range(1, seeds + 1), ways))
     print(versions())
