@@ -149,9 +149,9 @@ def test_the_schedule_ends_with_the_time(
     assert rates[-1] < 0.1 * max(rates)
     last = changes(run)[-1][1]
     assert last == len(rates) == curves(run)["step"][-1]
-    assert f"{last:,} steps of 1 s fit the time; the schedule ends with the last." in (
-        capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert f"{last:,} steps of 1 s fit the time; the schedule ends with the last." in out
+    assert "In so few steps smaller ones learn more: of 1 block(s) instead of 2" in out
 
 
 def test_a_warm_up_longer_than_the_run_is_shortened(wiki_folder: Path, tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
-from gpt2_lightning.fit.checkpoints import validation_is_due
+from gpt2_lightning.fit.checkpoints import typed, validation_is_due
 from gpt2_lightning.fit.run_folder import note_schedule
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.module import GPT2Module
@@ -28,6 +28,8 @@ STEPS_MEASURED = 50  # the newest ones, of which the speed is the mean
 RESERVE = 0.02  # share of the time that is left for steps that turn out slower
 
 SPARE = 0.05  # share of the time that may be left over; more of it is used
+
+FEW_STEPS = 100  # a schedule of fewer has hardly begun when it ends
 
 FINISHING = 3.0  # seconds for hf/, report.html and the table; at most `SPARE` of the time
 
@@ -238,6 +240,12 @@ class TimeLimit(Timer):
         elif before is None or len(module.schedule_changes) == 2:
             each = sum(self._steps) / len(self._steps)
             say(f"{end:,} steps of {each:.3g} s fit the time; the schedule ends with the last.")
+            blocks = typed(trainer).datamodule.batch_size * trainer.accumulate_grad_batches
+            if end < FEW_STEPS and blocks > 1:
+                say(
+                    f"In so few steps smaller ones learn more: of {blocks // 2} block(s) instead "
+                    f"of {blocks} (--data.batch_size x --trainer.accumulate_grad_batches)."
+                )
         else:
             say(f"Step {trainer.global_step:,}: {end:,} steps fit the time, not {before:,}.")
 
