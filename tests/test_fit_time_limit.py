@@ -118,8 +118,12 @@ class Terminated(Callback):
 
 def timed(text: Path, model: Path, *words: str) -> Path:
     """Train for 100 seconds of the clock, of which the validations at begin and end take 8."""
+    return fit(*timed_words(text, model), *words)
+
+
+def timed_words(text: Path, model: Path) -> tuple[str, ...]:
     Clock.validation = 1.0
-    return fit(
+    return (
         *fine_tuning(text, model),
         "--minutes=1.6667",
         "--trainer.callbacks+=tests.test_fit_time_limit.Clock",
@@ -127,7 +131,6 @@ def timed(text: Path, model: Path, *words: str) -> Path:
         "--trainer.val_check_interval=1000",
         "--trainer.check_val_every_n_epoch=null",
         "--trainer.gradient_clip_val=1.0",
-        *words,
     )
 
 
@@ -191,6 +194,21 @@ def test_a_stopped_run_goes_on_with_the_same_schedule(wiki_folder: Path, tiny_mo
     for name in ("train/learning_rate", "train/loss"):
         assert curves(run)[name] == curves(whole)[name]
     assert changes(run) == changes(whole)
+
+
+def test_a_restart_by_the_same_line_does_not_put_the_end_off(
+    wiki_folder: Path, tiny_model: Path
+) -> None:
+    whole = timed(wiki_folder, tiny_model)
+    Clock.now = 0.0
+    line = ("fit", *timed_words(wiki_folder, tiny_model), *CALM)
+    line = (*line, "--run_name=again", "--ckpt_path=auto")
+    with pytest.raises(SystemExit):
+        main([*line, "--trainer.callbacks+=tests.test_fit_time_limit.Terminated"])
+    main([*line])
+    run = Path("lightning_logs/again")
+    assert changes(run) == changes(whole)
+    assert curves(run)["train/loss"] == curves(whole)["train/loss"]
 
 
 def test_what_ends_before_the_time_is_as_without_it(

@@ -67,6 +67,7 @@ class TimeLimit(Timer):
         self._steps: deque[float] = deque(maxlen=STEPS_MEASURED)  # seconds of each
         self._warm_steps = 0  # the first is slower, and left out
         self._fitted = False
+        self._known = False  # whether an earlier command has said the end: it is not put off then
         self._epochs_end: int | None = None  # the step with which the epochs, or max_steps, end
         self._validate_every = math.inf  # steps between two validations
         self._validation = 0.0  # seconds of the newest one
@@ -151,7 +152,8 @@ class TimeLimit(Timer):
         So the warm-up suits the run from its first step. It goes by the validation before training.
         """
         module = cast(GPT2Module, pl_module)
-        self._epochs_end = None if module.schedule_changes else module.run_steps()
+        self._epochs_end = module.allowed_steps()
+        self._known = bool(module.schedule_changes)
         batches, accumulate = trainer.val_check_batch, trainer.accumulate_grad_batches
         if trainer.enable_validation and isinstance(batches, int):
             every = trainer.check_val_every_n_epoch or 1
@@ -203,7 +205,7 @@ class TimeLimit(Timer):
 
     def _fit(self, trainer: Trainer, module: GPT2Module) -> int | None:
         """Return the step with which the schedule should end; None leaves it as it is."""
-        step, planned = trainer.global_step, module.run_steps()
+        step, planned = trainer.global_step, self._planned(module)
         assert self._trained_from is not None
         share = (time.monotonic() - self._trained_from) / self.limit
         measured = len(self._steps) >= 3 and share >= FITTED_AFTER
@@ -221,14 +223,13 @@ class TimeLimit(Timer):
                     f"{in_words(self.limit)}, with --trainer.max_epochs or max_steps; "
                     "--trainer.max_epochs -1 uses all of the time."
                 )
-            changes = slow or (quick and not by_epochs) or (first and not by_epochs)
-            if not changes:
+            if not slow and (by_epochs or self._known or not (first or quick)):
                 return None
         end = step + max(int(self._left(RESERVE) / each), 1)
         return end if self._epochs_end is None else min(end, self._epochs_end)
 
     def _change(self, trainer: Trainer, module: GPT2Module, end: int | None) -> None:
-        if end is None or end == module.run_steps():
+        if end is None or end == self._planned(module):
             return
         before = module.schedule_changes[-1][1] if module.schedule_changes else None
         module.change_schedule(end)
@@ -248,6 +249,11 @@ class TimeLimit(Timer):
                 )
         else:
             say(f"Step {trainer.global_step:,}: {end:,} steps fit the time, not {before:,}.")
+
+    def _planned(self, module: GPT2Module) -> int | None:
+        """Return the step that the run ends with, as far as it is known; it takes no loader."""
+        ends = [self._epochs_end, *(end for _, end in module.schedule_changes[-1:])]
+        return min((end for end in ends if end is not None), default=None)
 
     def _spent(self) -> float:
         return time.monotonic() - self._began

@@ -282,19 +282,24 @@ class GPT2Module(LightningModule):
             self.schedule, self.warmup_steps, steps, self.decay_share, self.schedule_changes
         )
 
-    def run_steps(self) -> int | None:
-        """Return the optimizer step that the run ends with, which may not be the schedule's.
-
-        None where only a time limit says it, and has not yet.
-        """
+    def allowed_steps(self) -> int | None:
+        """Return the optimizer step with which max_steps or max_epochs ends the run; or None."""
         trainer = self.trainer
         ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             epoch = typed(trainer).datamodule.train_dataloader().num_steps
             ends.append(trainer.max_epochs * epoch)
-        if self.schedule_changes:
-            ends.append(self.schedule_changes[-1][1])
-        return min(ends) if ends else self.total_steps()
+        return min(ends, default=None)
+
+    def run_steps(self) -> int | None:
+        """Return the optimizer step that the run ends with, which may not be the schedule's.
+
+        None where only a time limit says it, and has not yet.
+        """
+        allowed, total = self.allowed_steps(), self.total_steps()
+        if allowed is None or total is None or not self.schedule_changes:
+            return total if allowed is None else allowed
+        return min(allowed, total)
 
     def change_schedule(self, end: int) -> None:
         """Spread what is left of the schedule, from here on, over the steps up to another end."""
