@@ -27,7 +27,7 @@ STEPS_MEASURED = 50  # the newest ones, of which the speed is the mean
 
 RESERVE = 0.02  # share of the time that is left for steps that turn out slower
 
-SPARE = 0.05  # share of the time that may be left over; more of it is used
+SPARE = 0.05  # share of the time that may be left over, and that lies between two changes
 
 FEW_STEPS = 100  # a schedule of fewer has hardly begun when it ends
 
@@ -67,6 +67,7 @@ class TimeLimit(Timer):
         self._steps: deque[float] = deque(maxlen=STEPS_MEASURED)  # seconds of each
         self._warm_steps = 0  # the first is slower, and left out
         self._fitted = False
+        self._changed = -math.inf  # when the schedule was changed last
         self._known = False  # whether an earlier command has said the end: it is not put off then
         self._epochs_end: int | None = None  # the step with which the epochs, or max_steps, end
         self._validate_every = math.inf  # steps between two validations
@@ -225,6 +226,10 @@ class TimeLimit(Timer):
                 )
             if not slow and (by_epochs or self._known or not (first or quick)):
                 return None
+            # a change of pace is seen little by little; near the end nothing can wait
+            waits = time.monotonic() - self._changed < SPARE * self.limit
+            if waits and not first and self._left() > 2 * SPARE * self.limit:
+                return None
         end = step + max(int(self._left(RESERVE) / each), 1)
         return end if self._epochs_end is None else min(end, self._epochs_end)
 
@@ -233,6 +238,7 @@ class TimeLimit(Timer):
             return
         before = module.schedule_changes[-1][1] if module.schedule_changes else None
         module.change_schedule(end)
+        self._changed = time.monotonic()
         if not trainer.is_global_zero:
             return
         note_schedule(trainer, module.schedule_changes)
