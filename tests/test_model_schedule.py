@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.schedule import Schedule, ScheduleName
 
 
@@ -57,6 +58,12 @@ def test_a_change_says_nothing_of_the_steps_before_it(shape: ScheduleName) -> No
     plain = Schedule(shape, warmup_steps=5, total_steps=90)
     assert factors(changed, 31) == factors(plain, 31)
     assert changed.factor(40) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("changes", [[[5]], [[5, 5]], [[-1, 4]], [[9, 20], [9, 30]]])
+def test_changes_that_are_no_rising_pairs_are_refused(changes: list[list[int]]) -> None:
+    with pytest.raises(UsageError, match=r"--model.schedule_changes .*such as \[\[0, 500\]"):
+        Schedule("linear", changes=changes)
 
 
 def test_the_warm_up_is_a_tenth_of_a_run_whose_time_is_short() -> None:

@@ -137,6 +137,8 @@ def test_a_time_limit_fits_the_steps(
     assert found["steps"]["schedule"] == found["steps"]["steps"]
     assert found["time"]["whole"][0] <= half + 1
     assert not any("max_time" in warning for warning in found["warnings"])
+    changed = ("--model.schedule_changes=[[0,50],[9,40]]", "--trainer.max_epochs=-1")
+    assert plan(capsys, *words, *changed)["steps"]["steps"] == 40
     plenty = plan(capsys, *words, f"--minutes={half}")
     assert plenty["steps"] == whole["steps"]
 

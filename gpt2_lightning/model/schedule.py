@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
+
+from gpt2_lightning.errors import UsageError
 
 ScheduleName = Literal["linear", "cosine", "wsd", "constant"]
 
@@ -25,6 +28,9 @@ class Schedule:
             spread evenly over the steps up to that end. A first one at step 0 says how long the
             run is before anything was trained, and the warm-up is a tenth of that at most.
 
+    Raises:
+        UsageError: If the changes are no such pairs.
+
     Reference:
         The cosine without restarts of Loshchilov and Hutter, "SGDR",
         https://arxiv.org/abs/1608.03983; ``linear`` is the transformers Trainer's default;
@@ -36,6 +42,15 @@ class Schedule:
     total_steps: int | None = None
     decay_share: float = 0.2
     changes: Sequence[Change] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        pairs = all(len(it) == 2 and 0 <= it[0] < it[1] for it in self.changes)
+        if not pairs or any(one[0] >= other[0] for one, other in pairwise(self.changes)):
+            raise UsageError(
+                f"--model.schedule_changes {list(self.changes)}: pairs of a step and a later end "
+                "are expected, by rising steps, such as [[0, 500], [20, 480]]. A run with a time "
+                "limit writes them."
+            )
 
     @property
     def end(self) -> int | None:

@@ -13,6 +13,7 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.tokenizer import sampled_vocabulary
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.machine import settle, settle_elsewhere
+from gpt2_lightning.model.schedule import Schedule
 from gpt2_lightning.plan.advice import Advice, Disk, advice, caveats, disk_of, fits
 from gpt2_lightning.plan.hardware import GPU, Hardware, hardware_of
 from gpt2_lightning.plan.memory import MemoryEstimate, Setting, estimate_memory
@@ -186,6 +187,10 @@ def _fitted_to_time(
 ) -> tuple[Steps, Duration | None, bool | None]:
     """Count the steps, as a time limit shortens the run; see `Plan.fitted`."""
     trainer, given = values.trainer.clone(), values.model.schedule_steps
+    changed = Schedule(changes=values.model.schedule_changes or []).end
+    if changed is not None:  # a time limit has decided
+        given = changed
+        trainer.max_steps = given if trainer.max_steps < 0 else min(given, trainer.max_steps)
     limit = Timer(trainer.max_time).time_remaining()
     fits = limit is not None and given is None and values.model.schedule != "constant"
     endless = (trainer.max_epochs or -1) < 0 and trainer.max_steps < 0

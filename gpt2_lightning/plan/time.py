@@ -58,7 +58,7 @@ def measure_step(model: Mapping[str, Any], data: WikiTextDataModule, trainer: An
             f"{len(data.train_dataloader())}. Leave it out, or give a smaller --data.batch_size."
         )
     # a schedule of these few steps would be shorter than the warm-up
-    changed = {"warmup_steps": 0, "schedule_steps": WARM_UP + MEASURED}
+    changed = {"warmup_steps": 0, "schedule_steps": WARM_UP + MEASURED, "schedule_changes": None}
     architecture = Architecture(**model["architecture"])
     sampling = SamplingOptions(**model["sampling"])
     module = GPT2Module(**{**model, **changed, "architecture": architecture, "sampling": sampling})
