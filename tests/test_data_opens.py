@@ -55,6 +55,7 @@ def test_fit_reads_a_cached_text_for_its_digest_alone(book: Path, tiny_model: Pa
     assert (cold.count(book), cached.count(book)) == (4, 1)
 
 
+@pytest.mark.slow
 def test_fit_from_scratch_reads_the_text_once_more_for_its_tokenizer(book: Path) -> None:
     shape = (f"--model.architecture.{flag}" for flag in ("layers=1", "heads=2", "width=32"))
     text = (f"--data.source={book}", "--data.vocab_size=300")

@@ -241,6 +241,7 @@ def test_a_damaged_file_is_refused_and_nothing_stays(
     assert left() == []
 
 
+@pytest.mark.slow
 def test_a_silent_server(root: Path, mistake: Mistake) -> None:
     with faulty_hub(root, Faults(silent={""})) as (endpoint, requests):
         message = mistake(*MODEL, "--timeout", "0.3", "--endpoint", endpoint)

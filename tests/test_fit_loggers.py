@@ -239,6 +239,7 @@ def test_a_home_in_yaml_is_the_users(
     assert not Path("~").exists()
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_trains_in_a_run_folder(
     wiki_folder: Path, tiny_model: Path, mistake: Mistake
 ) -> None:

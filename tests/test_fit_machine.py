@@ -78,6 +78,7 @@ def test_what_is_given_stays(gpu: pytest.MonkeyPatch) -> None:
     assert (values.trainer.precision, values.model.compile) == (32, False)
 
 
+@pytest.mark.slow
 def test_the_choice_stands_in_the_run_and_goes_on_elsewhere(
     wiki_folder: Path,
     tiny_model: Path,

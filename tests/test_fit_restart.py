@@ -138,6 +138,7 @@ def test_a_start_of_torchrun_is_told_from_those_before() -> None:
     assert len(set.union(*words)) == 3
 
 
+@pytest.mark.slow
 def test_what_auto_cannot_do(
     wiki_folder: Path, tiny_model: Path, tmp_path: Path, mistake: Mistake
 ) -> None:

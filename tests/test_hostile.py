@@ -34,6 +34,8 @@ class Evil(Callback): pass
 def generate(*args, **kwargs): Path("canary").touch()
 """
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+pytestmark = pytest.mark.slow  # every verb meets every damage
+
 # every verb that takes a model, given one that stands in ./evil
 VERBS = {
     "check": ("fetch", "--check=evil"),
@@ -110,7 +112,6 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield f"{file.name}:{node.lineno}", node
 
 
-@pytest.mark.slow
 def test_no_call_lets_a_library_run_what_it_reads() -> None:
     needed = {
         "from_pretrained": ("trust_remote_code", False),
@@ -132,7 +133,6 @@ def test_no_call_lets_a_library_run_what_it_reads() -> None:
     assert seen == set(needed)
 
 
-@pytest.mark.slow
 def test_transformers_reads_others_models_in_one_place() -> None:
     readers = {where.partition(":")[0] for where, call in calls() if _is_reader(call)}
     # the second one loads tensors that are already read into a model of shapes
@@ -356,7 +356,6 @@ HARM_IN_SETTINGS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM_IN_SETTINGS.values(), ids=HARM_IN_SETTINGS)
 @pytest.mark.parametrize("verb", ["fit", "validate"])
 def test_settings_of_another_run_no_code(
@@ -373,7 +372,6 @@ def test_settings_of_another_run_no_code(
     assert f"If you trust them, say so with --config {config.absolute()}." in message
 
 
-@pytest.mark.slow
 def test_settings_that_a_checkpoint_brings_run_no_code(evil_run: Path, mistake: Mistake) -> None:
     checkpoint = torch.load(evil_run / "checkpoints" / "last.ckpt", weights_only=True)
     harm = {"class_path": "os.system", "init_args": {"command": "touch canary"}}
@@ -383,7 +381,6 @@ def test_settings_that_a_checkpoint_brings_run_no_code(evil_run: Path, mistake: 
     assert "its settings name os.system, whose code would run" in message
 
 
-@pytest.mark.slow
 def test_classes_of_lightning_and_of_the_user(
     evil_run: Path, mistake: Mistake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +398,6 @@ def test_classes_of_lightning_and_of_the_user(
     main(["validate", "--ckpt_path=run", *CALM])
 
 
-@pytest.mark.slow
 def test_a_run_with_a_class_of_the_user_goes_on(a_run: Path, tiny_model: Path) -> None:
     shutil.copy(a_run.parents[1] / "a.txt", "a.txt")
     own = "[{class_path: tests.signals.SendSignal, init_args: {number: 15, batch: 1000}}]"
@@ -466,7 +462,6 @@ def test_damaged_settings(
         assert f"{file} cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -101,6 +101,7 @@ def test_what_was_forgotten(model: PreTrainedModel, prompt: int, new: int, token
     assert rolled(model, [torch.arange(1, prompt + 1)], options)[0].forgotten == tokens
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_whoever_joins_and_leaves_the_text_is_the_same(model: PreTrainedModel) -> None:
     """Rows of all lengths come and go until the columns are full and are moved."""

@@ -107,6 +107,7 @@ def test_its_trainer_is_held_to_what_it_was(old_run: Path, mistake: Mistake) -> 
     assert {file: file.read_bytes() for file in old_run.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 def test_one_from_before_steps_could_be_left_out_goes_on(old_run: Path) -> None:
     last = old_run / "checkpoints" / "last.ckpt"
     old = torch.load(last, weights_only=True)
@@ -116,6 +117,7 @@ def test_one_from_before_steps_could_be_left_out_goes_on(old_run: Path) -> None:
     assert torch.load(last, weights_only=True)["skipped_steps"] == 0
 
 
+@pytest.mark.slow
 def test_the_names_in_a_checkpoint_stay(old_run: Path, mistake: Mistake) -> None:
     """Where one of these changes, the format takes a new number, and `upgrade` a step."""
     main(["fit", f"--ckpt_path={old_run}", *CALM])

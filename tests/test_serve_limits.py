@@ -127,6 +127,7 @@ def test_a_full_queue(opinionated_model: Path) -> None:
         assert it.post({"prompt": "a"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_requests_that_take_too_long(
     opinionated_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_client_that_never_ends_its_request(opinionated_model: Path) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.slow
 def test_a_body_that_stands_still(opinionated_model: Path) -> None:
     with running(service_of(opinionated_model)) as it, connection(it) as client:
         be_impatient(it)  # of bodies; the headers have ten seconds, however slow the machine is
@@ -275,6 +277,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(opinionated_model: Path) ->
         wait_until(lambda: it.service.requests == 1)  # that of the other, who does not read
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_ever_for_a_reader(
     opinionated_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

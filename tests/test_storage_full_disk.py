@@ -54,6 +54,7 @@ def refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 # two checkpoints are written at each validation: the best, and its copy as the last
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [2, 3, 4, 5])
 def test_checkpoints_stay_whole_and_the_run_goes_on(
     saved: int,
