@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from gpt2_lightning import startup
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.parser import recipes
 from gpt2_lightning.startup import heavy_imports
 from gpt2_lightning.storage import disk_message
 
@@ -60,6 +61,9 @@ training:
 
 using a model:
 {ours}
+
+recipes (fit --config NAME, or a YAML file of yours):
+  {recipes}
 
 python -m gpt2_lightning VERB --help lists a verb's flags. --debug shows the traceback of an error.
 """
@@ -122,7 +126,8 @@ def _dispatch(words: list[str]) -> None:
     verbs = [*BEFORE_VERBS, *LIGHTNING_VERBS, *OUR_VERBS]
     if words and words[0] in ("--help", "-h"):
         tables = {"before": BEFORE_VERBS, "lightning": LIGHTNING_VERBS, "ours": OUR_VERBS}
-        print(HELP.format(**{group: _table(verbs) for group, verbs in tables.items()}), end="")
+        texts = {group: _table(verbs) for group, verbs in tables.items()}
+        print(HELP.format(**texts, recipes=", ".join(recipes())), end="")
         return
     if not words:
         raise UsageError(f"no verb was given. Choose one of: {', '.join(verbs)}; or --help.")

@@ -142,6 +142,34 @@ def flag_meant(flag: str, known: Sequence[str]) -> str | None:
     return next(iter(found or difflib.get_close_matches(flag, known, n=1, cutoff=0.6)), None)
 
 
+def recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name: a wheel carries configs/ inside."""
+    packaged = Path(__file__).parent / "configs"
+    folder = packaged if packaged.is_dir() else packaged.parents[1] / "configs"
+    return {
+        file.relative_to(folder).with_suffix("").as_posix(): file
+        for file in sorted(folder.rglob("*.yaml"))
+    }
+
+
+def with_recipes(words: list[str]) -> list[str]:
+    """Put the files of recipes in the place of their names, unless files have those names."""
+
+    def found(name: str) -> str:
+        return name if Path(name).is_file() else str(recipes().get(name, name))
+
+    replaced: list[str] = []
+    for word, before in zip(words, ["", *words], strict=False):
+        flag, equals, value = word.partition("=")
+        if before in FLAGS:
+            replaced.append(found(word))
+        elif equals and flag in FLAGS:
+            replaced.append(f"{flag}={found(value)}")
+        else:
+            replaced.append(word)
+    return replaced
+
+
 def with_underscores(words: list[str]) -> list[str]:
     """Let dashes in flag names stand for underscores, which alone jsonargparse knows."""
 
@@ -331,7 +359,7 @@ class Parser(ArgumentParser):
         Raises:
             UsageError: If a flag is unknown or missing, or a config file is none of the verb's.
         """
-        words = with_underscores(words)
+        words = with_recipes(with_underscores(words))
         check_config_files(words, option_strings(self))
         options: dict[str, Any] = self.parse_args(words).as_dict()
         options.pop("config", None)
@@ -412,9 +440,12 @@ def _no_config(flag: str, file: Path) -> UsageError:
     """Say that a config file is not there, and which one is that has nearly its name."""
     names = [it.name for end in ("*.yaml", "*.yml") for it in sorted(file.parent.glob(end))]
     close = difflib.get_close_matches(file.name, names, n=1)
-    hint = f"Did you mean {flag} {file.parent / close[0]}?" if close else "Give a YAML file."
-    if not close and names:
+    recipe = difflib.get_close_matches(file.with_suffix("").name, recipes(), n=1)
+    hint = f"Give a YAML file, or the name of a recipe: {', '.join(recipes())}."
+    if names:
         hint += f" {file.parent} holds {', '.join(names)}."
+    if meant := [str(file.parent / name) for name in close] or recipe:
+        hint = f"Did you mean {flag} {meant[0]}?"
     what = "is a folder" if file.is_dir() else "there is no such file"
     return UsageError(f"{flag} {file}: {what}. {hint}")
 

@@ -59,6 +59,22 @@ def test_a_config_parses_and_every_value_arrives(
     check(given, parsed, config.stem)
 
 
+def test_a_recipe_goes_by_its_name_unless_a_file_has_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def parsed(*words: str) -> dict[str, dict[str, object]]:
+        with pytest.raises(SystemExit):
+            main(["fit", *words, "--print_config"])
+        settings: dict[str, dict[str, object]] = yaml.safe_load(capsys.readouterr().out)
+        return settings
+
+    settings = parsed("--config", "finetune", "-c=scale/bf16")
+    assert settings["model"]["learning_rate"] == 5e-5
+    assert settings["trainer"]["precision"] == "bf16-mixed"
+    Path("finetune").write_text("model: {learning_rate: 1.0}\n", encoding="utf-8")
+    assert parsed("--config=finetune")["model"]["learning_rate"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda config: config.stem)
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda config: config.stem)

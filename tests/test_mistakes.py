@@ -62,6 +62,10 @@ def test_missing_config(mistake: Mistake) -> None:
     for verb in ("fit", "generate", "evaluate", "inspect"):
         assert hint in mistake(verb, "--config", "recipes/finetun.yaml")
     assert "--config recipes: is a folder." in mistake("fit", "--config=recipes")
+    assert mistake("fit", "-c", "quikstart").endswith("Did you mean -c quickstart?")
+    meant = "Did you mean --config finetune?"
+    assert mistake("plan", "--config=configs/finetune.yaml").endswith(meant)
+    assert "finetune, minutes, quickstart, scale/bf16" in mistake("fit", "--config", "xyz")
 
 
 def test_wrong_type(mistake: Mistake) -> None:

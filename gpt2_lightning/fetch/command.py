@@ -154,7 +154,7 @@ def _tell(to: str, manifest: "Manifest", subset: str | None) -> None:
         words += f" --data.subset {quote(named)}" if named else ""
     print(
         f"Next, without network for {to} (HF_HUB_OFFLINE=1 enforces that):\n"
-        f"  python -m gpt2_lightning fit --config configs/finetune.yaml {words}"
+        f"  python -m gpt2_lightning fit --config finetune {words}"
     )
 
 

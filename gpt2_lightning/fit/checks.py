@@ -245,7 +245,7 @@ def check_strategy(trainer: Any, verb: str) -> None:
     elif kind.startswith("fsdp"):
         raise UsageError(
             f"{begin} torch's first FSDP is not supported. --trainer.strategy fsdp2 shards "
-            "weights, gradients and optimizer state, too (configs/scale/fsdp.yaml)."
+            "weights, gradients and optimizer state, too (--config scale/fsdp)."
         )
     elif kind.startswith(UNSUPPORTED) or (
         isinstance(asked, str) and not kind.startswith(("auto", "ddp", "single_device"))

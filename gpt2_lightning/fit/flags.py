@@ -4,7 +4,7 @@ The parser (settings.py) has its flags from the signatures of classes, whose imp
 What cannot be told from their source files is left to it.
 """
 
-from gpt2_lightning.parser import check_config_files, no_such_flag, with_underscores
+from gpt2_lightning.parser import check_config_files, no_such_flag, with_recipes, with_underscores
 from gpt2_lightning.startup import parameters
 
 # a group of flags, and what takes them; where the first takes **kwargs, the next gets them
@@ -81,7 +81,7 @@ def check_names(verb: str, words: list[str]) -> None:
             lies below a flag that takes a class (``--trainer.callbacks.patience``), are the
             parser's to check; so are flags that others set.
     """
-    words = with_underscores(words)
+    words = with_recipes(with_underscores(words))
     flags = [
         word.partition("=")[0].removesuffix("+")
         for word in words

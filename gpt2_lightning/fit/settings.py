@@ -51,6 +51,7 @@ from gpt2_lightning.parser import (
     option_strings,
     refuse,
     value_of,
+    with_recipes,
     with_underscores,
     without_additions,
 )
@@ -181,7 +182,9 @@ class FitSettings:
         # as LightningCLI's parser of `fit` is
         parser = GPT2ArgumentParser(description=(own.__doc__ or "").splitlines()[0])
         name_after_verb(parser, verb)
-        parser.add_argument("-c", "--config", action="config", help="YAML file of flags.")
+        parser.add_argument(
+            "-c", "--config", action="config", help="YAML file of flags, or a recipe's name."
+        )
         seed: Any = bool | int
         parser.add_argument(
             "--seed_everything", type=seed, default=DEFAULT_SEED, help="Seed of the run."
@@ -226,7 +229,7 @@ class CommandLine:
             UsageError: If a file is not there, or not what it should be.
         """
         self.verb = verb
-        self.typed = self.words = with_underscores(words)
+        self.typed = self.words = with_recipes(with_underscores(words))
         check_config_files(self.typed, option_strings(parser))
         self.checkpoint_file: Path | None = None
         self.going_on: str | None = None

@@ -212,7 +212,7 @@ def _changes(setting: Setting, only: str | None = None) -> Iterator[tuple[str, S
             )
     if only in (None, "fsdp") and hardware.strategy == "ddp" and hardware.accelerator == "cuda":
         yield (
-            "--config configs/scale/fsdp.yaml",
+            "--config scale/fsdp",
             replace(setting, hardware=hardware.with_strategy("fsdp")),
         )
     if only in (None, "bf16") and setting.precision.name == "32-true" and hardware.has_bf16:
