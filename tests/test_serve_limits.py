@@ -92,6 +92,32 @@ def test_an_api_key(opinionated_model: Path) -> None:
         assert it.get("/openapi.json").json()["components"]["securitySchemes"]
 
 
+def test_a_page_of_another_site(opinionated_model: Path) -> None:
+    site, json_body = "http://localhost:3000", {"content-type": "application/json"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Private-Network": "t"}
+    asked |= {"Access-Control-Request-Headers": "authorization, x-stainless-lang"}
+    service = service_of(opinionated_model, api_key="clé")
+    service.origin = site
+    with running(service) as it:
+        allowed = it.client.options(PATH, headers=asked | {"origin": site})
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, site)
+        assert allowed.headers["access-control-allow-private-network"] == "true"
+        assert "x-stainless-lang" in allowed.headers["access-control-allow-headers"]
+        answer = it.post(content=b"{", headers=json_body | {"origin": site})
+        assert answer.headers["access-control-allow-origin"] == site
+        assert error_of(answer)["code"] == "invalid_api_key"
+        for other in ("http://localhost:3001", "https://localhost:3000", "null"):
+            refused = it.client.options(PATH, headers=asked | {"origin": other})
+            assert refused.status_code == 400
+            assert "access-control-allow-origin" not in refused.headers
+    service = service_of(opinionated_model)
+    with running(service) as it:  # without the flag
+        answer = it.post(content=b'{"max_tokens": 1}', headers=json_body | {"origin": site})
+        assert answer.status_code == 200
+        assert "access-control-allow-origin" not in answer.headers
+        assert it.client.options(PATH, headers=asked | {"origin": site}).status_code == 405
+
+
 def test_a_page_that_lets_its_name_point_here(opinionated_model: Path) -> None:
     service = service_of(opinionated_model)
     service.hosts = frozenset(["localhost", "127.0.0.1", "::1"])

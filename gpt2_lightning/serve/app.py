@@ -21,6 +21,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -172,7 +173,17 @@ def make_app(service: Service) -> ASGIApp:
     # the schema lists the models, which are known only here
     fields = app.openapi()["components"]["schemas"]["CompletionRequest"]["properties"]
     fields["model"]["anyOf"][0]["enum"] = [it.name for it in service.models]
-    return RequestGuard(app, service, metrics)
+    guarded = RequestGuard(app, service, metrics)
+    if service.origin is None:
+        return guarded
+    return CORSMiddleware(
+        guarded,  # refusals are for the site's pages to read, too
+        allow_origins=[service.origin],
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+        allow_private_network=True,  # Chrome asks before a public site's page reaches this machine
+        expose_headers=["Retry-After", "X-Should-Retry"],
+    )
 
 
 def _card(served: Served) -> ModelCard:

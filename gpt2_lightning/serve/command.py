@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import Parser, summary
@@ -32,6 +33,7 @@ def serve(
     max_idle_seconds: float = 10.0,
     api_key: str | None = None,
     allowed_host: str | None = None,
+    allowed_origin: str | None = None,
     device: str = "auto",
     dtype: Literal["fp32", "bf16"] | None = None,
     revision: str | None = None,
@@ -58,6 +60,8 @@ def serve(
         allowed_host: A host name, besides localhost, that a proxy on this machine may send.
             Without a key, a server on a loopback address refuses others, since the name of another
             site could be made to point here (DNS rebinding).
+        allowed_origin: A site, such as http://localhost:3000, whose pages may use the server
+            (CORS); * allows any. Without it, browsers let no page of another site read an answer.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: fp32 or bf16; null keeps the type of the weights.
         revision: Branch, tag or commit of --model on the Hub.
@@ -95,6 +99,7 @@ def serve(
     limits.check()
     key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE)
     _check_key(key)
+    _check_origin(allowed_origin)
     hosts = None
     if key is None and host in LOOPBACK:
         hosts = frozenset([*LOOPBACK, *([allowed_host] if allowed_host is not None else [])])
@@ -119,7 +124,7 @@ def serve(
             print("Without --api_key: anyone who can reach this address may use it.")
         print(f"Serving at http://{f'[{bound}]' if ':' in bound else bound}:{at}/", flush=True)
 
-    run(Service(served, limits, key, hosts), listener, announce)
+    run(Service(served, limits, key, hosts, allowed_origin), listener, announce)
 
 
 def _check_key(key: str | None) -> None:
@@ -129,6 +134,21 @@ def _check_key(key: str | None) -> None:
         raise UsageError(
             f"--api_key: {found}. Give another key, or leave it and {KEY_VARIABLE} out to serve "
             "without one."
+        )
+
+
+def _check_origin(origin: str | None) -> None:
+    """Raise UsageError for what no browser sends as an origin."""
+    if origin is None or origin == "*":
+        return
+    parts = urlsplit(origin.lower())
+    host = parts.netloc.rpartition("@")[2]
+    host = host.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
+    sent = f"{parts.scheme}://{host}" if parts.scheme and host else "https://example.org"
+    if origin != sent:
+        raise UsageError(
+            f"--allowed_origin {origin}: browsers name a site by scheme, host and port, such as "
+            f"{sent}. Give that, or * for any site."
         )
 
 

@@ -112,6 +112,7 @@ class Service:
         limits: Limits of requests.
         api_key: Bearer token that clients must send; null for none.
         hosts: Allowed values of the header Host; null for any.
+        origin: Site whose pages may use the server, ``*`` for any; null for none.
         stopping: Whether no further requests are accepted.
         requests: Number of requests that are being answered.
     """
@@ -120,6 +121,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = None
     hosts: frozenset[str] | None = None
+    origin: str | None = None
     stopping: bool = False
     requests: int = 0
 
