@@ -40,6 +40,7 @@ from gpt2_lightning.data.batches import (
 from gpt2_lightning.data.cleaning import CleaningName, get_cleaner
 from gpt2_lightning.data.prompts import PromptBatches, read_prompts
 from gpt2_lightning.data.readers import FORMATS
+from gpt2_lightning.data.remote_store import RemoteStores
 from gpt2_lightning.data.sources import open_source
 from gpt2_lightning.data.token_store import TokenStore, store_name
 from gpt2_lightning.data.token_text import Decode, TextAssembler, decoder
@@ -99,6 +100,10 @@ class WikiTextDataModule(LightningDataModule):
         batch_size: Blocks in a micro-batch of one process.
         prompts: File of prompts for ``predict``: text, one a line, or jsonl.
         cache_dir: Folder of the token stores, by default ``~/.cache/gpt2_lightning``.
+        remote_cache: Address of token stores that many machines share, such as
+            ``s3://bucket/tokens`` (whatever fsspec knows). What is prepared here is published
+            there; what is there is not prepared again, and is read in shards.
+        remote_cache_gb: GB of these shards that a machine keeps in its ``cache_dir``.
         seed: Determines the order of the blocks; the command line sets it to ``seed_everything``.
     """
 
@@ -121,6 +126,8 @@ class WikiTextDataModule(LightningDataModule):
         batch_size: int = 8,
         prompts: str | None = None,
         cache_dir: str | None = None,
+        remote_cache: str | None = None,
+        remote_cache_gb: float = 20.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -155,6 +162,11 @@ class WikiTextDataModule(LightningDataModule):
         self.prompts = prompts
         self.seed = seed
         self.cache_dir = cache_folder(cache_dir)
+        self.remote: RemoteStores | None = None
+        if remote_cache is not None:
+            self.remote = RemoteStores(
+                remote_cache, self.cache_dir / "remote", limit_gb=remote_cache_gb
+            )
         self.stores: dict[SplitName, TokenStore] = {}
         self.held_out_from_train: list[SplitName] = []  # splits that the source does not have
         self._prepared: tuple[str, dict[SplitName, str]] | UsageError | None = None
@@ -331,7 +343,7 @@ class WikiTextDataModule(LightningDataModule):
         # the same text under another path is the same store
         name = store_name({key: shaped_by[key] for key in shaped_by if key != "source"})
         folder = self.cache_dir / "tokens" / name
-        if not folder.is_dir():
+        if not folder.is_dir() and not (self.remote and self.remote.has(name)):
             columns = (
                 *(SpinnerColumn(), TextColumn("{task.description}"), DownloadColumn()),
                 *(TransferSpeedColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
@@ -349,7 +361,10 @@ class WikiTextDataModule(LightningDataModule):
                     shaped_by=shaped_by,
                     advance=lambda count: progress.advance(task, count),
                 )
-        manifest = TokenStore.open(folder).manifest
+        store = self._open_store(split, name)
+        if self.remote and folder.is_dir():
+            self.remote.publish(name, store)
+        manifest = store.manifest
         if manifest.units == 0:
             if manifest.rows == 0:
                 raise UsageError(
@@ -368,6 +383,13 @@ class WikiTextDataModule(LightningDataModule):
             )
         return name
 
+    def _open_store(self, split: SplitName, name: str) -> TokenStore:
+        """Open a store of this machine, else the remote one: the training split in shards."""
+        folder = self.cache_dir / "tokens" / name
+        if self.remote is None or folder.is_dir():
+            return TokenStore.open(folder)
+        return self.remote.open(name) if split == "train" else self.remote.fetch(name, folder)
+
     # --- in every process ---------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -380,10 +402,7 @@ class WikiTextDataModule(LightningDataModule):
         assert prepared is not None, "prepare_data() has not been called"
         tokenizer_name, names = prepared
         self._tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision)
-        self.stores = {
-            split: TokenStore.open(self.cache_dir / "tokens" / name)
-            for split, name in names.items()
-        }
+        self.stores = {split: self._open_store(split, name) for split, name in names.items()}
 
     def split_blocks(self, split: SplitName) -> Blocks:
         """Return a split's blocks."""

@@ -93,6 +93,11 @@ class TokenStore:
         return store
 
     @property
+    def at_hand(self) -> bool:
+        """Whether all ids are, or can be kept, on this machine."""
+        return True
+
+    @property
     def closing(self) -> int:
         """Tokens at the end of a unit that are not its text: 1 for an article's end-of-text."""
         return int(self.manifest.shaped_by["unit"] == "article")

@@ -30,7 +30,10 @@ FREE_TO_CHANGE = {
         "schedule_changes",
         "hf_config",
     },
-    "data": {"prompts", "cache_dir", "tokenizer", "tokenizer_revision", "vocab_size"},
+    "data": {
+        *("prompts", "cache_dir", "remote_cache", "remote_cache_gb"),
+        *("tokenizer", "tokenizer_revision", "vocab_size"),
+    },
 }
 
 # What `ModelCheckpoint` can go by.

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise, product
 from typing import TYPE_CHECKING, Any, cast
@@ -86,7 +87,9 @@ class Samples(Callback):
             text.stopped or len(ids) < sampling.max_new_tokens
             for text, ids in zip(assemblers, samples, strict=True)
         ]
-        quality = measure(samples, ended, data.stores["train"].ids)
+        store = data.stores["train"]
+        quality = measure(samples, ended, store.ids if store.at_hand else None)
+        copies: Sequence[int | None] = quality.longest_copies or [None] * len(samples)
         step = trainer.global_step  # 0 before training
         rows = [
             {
@@ -101,7 +104,7 @@ class Samples(Callback):
                 product(prompts, sampling.seeds),
                 texts,
                 ended,
-                quality.longest_copies,
+                copies,
                 strict=True,
             )
         ]
