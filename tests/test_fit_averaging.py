@@ -11,6 +11,9 @@ from gpt2_lightning import load
 from gpt2_lightning.checkpoint import read_checkpoint
 from gpt2_lightning.cli import main
 from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
+from tests.test_fit_distributed import NO_DROPOUT, TWO
+from tests.test_fit_distributed import run as process
+from tests.test_fit_nonfinite import spoil
 
 pytestmark = pytest.mark.slow
 
@@ -109,3 +112,24 @@ def test_what_needs_whole_matrices_is_refused_where_they_are_sharded(
     said = mistake("fit", f"--model.{flag}", "--trainer.strategy=fsdp2", "--trainer.devices=2")
     assert f"--model.{flag.replace('=', ' ')}: it needs whole matrices" in said
     assert "--trainer.strategy ddp would work" in said
+
+
+def test_a_step_that_is_left_out_is_not_averaged(wiki_folder: Path, tiny_model: Path) -> None:
+    run = averaged(wiki_folder, tiny_model, "--model.on_nonfinite=skip", spoil(5, 6))
+    last = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert last["averaging"]["steps"] == STEPS - 2
+
+
+def test_two_processes_take_the_steps_of_one(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (
+        *fine_tuning(wiki_folder, tiny_model),
+        *("--trainer.max_steps=6", "--trainer.val_check_interval=6", "--samples.enabled=false"),
+        *("--model.optimizer=muon", "--model.averaging=ema"),
+        *NO_DROPOUT,
+    )
+    one = fit(*words, "--data.batch_size=4")
+    done = process("fit", *words, "--data.batch_size=2", *TWO)
+    assert done.returncode == 0, done.stderr
+    two = Path("lightning_logs/version_1")
+    for name in ("train/loss", "val/loss", "val/averaged_loss"):
+        assert curves(two)[name] == pytest.approx(curves(one)[name], rel=1e-5)

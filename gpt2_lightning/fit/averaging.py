@@ -56,8 +56,8 @@ class WeightAverage(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Follow an optimizer step."""
-        if batch["ends_step"]:
+        """Follow an optimizer step, unless it was left out."""
+        if batch["ends_step"] and not cast(GPT2Module, pl_module).nonfinite.in_a_row:
             self.steps += 1
             share = 9 / (10 + self.steps)
             with torch.no_grad():

@@ -248,10 +248,12 @@ class TimeLimit(Timer):
             each = sum(self._steps) / len(self._steps)
             say(f"{end:,} steps of {each:.3g} s fit the time; the schedule ends with the last.")
             blocks = typed(trainer).datamodule.batch_size * trainer.accumulate_grad_batches
+            blocks *= trainer.world_size
             if end < FEW_STEPS and blocks > 1:
                 say(
                     f"In so few steps smaller ones learn more: of {blocks // 2} block(s) instead "
-                    f"of {blocks} (--data.batch_size x --trainer.accumulate_grad_batches)."
+                    f"of {blocks} (--data.batch_size x --trainer.accumulate_grad_batches x "
+                    "processes)."
                 )
         else:
             say(f"Step {trainer.global_step:,}: {end:,} steps fit the time, not {before:,}.")
