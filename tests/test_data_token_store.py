@@ -231,6 +231,16 @@ def test_windows_give_the_ids_of_the_whole(
     assert (store.manifest.lost == []) == (kind == "trained")
 
 
+def test_no_cut_before_what_only_python_takes_for_a_blank(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2_lightning.data.tokenizing.CHARACTERS_PER_PIECE", 20)
+    tokenizer.add_tokens(["!\x1c"])  # else each byte is a token of its own, wherever it is cut
+    text = "".join(f"{'a' * n}!\x1c?{' b' * (n % 3)}" for n in range(30))
+    store = write(tmp_path / "store", [Row(text, True)], tokenizer)
+    assert store.ids[1:-1].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def test_a_text_seen_before_costs_next_to_nothing() -> None:
     text = bytes(random.Random(0).choices(b"abcdefgh ", k=20_000))
     assert primed_xz_bits_per_byte(text, text) < 0.05

@@ -33,7 +33,8 @@ SPLIT_NAMES: dict[str, SplitName] = {
 
 CHARACTERS_PER_CHUNK = 1 << 16  # of a long text; bounds what its words need in memory
 
-WORD_END = re.compile(r"\S(?=\s)")
+# U+001C to U+001F are blanks for Python and none for tokenizers, which cut no text before them
+WORD_END = re.compile(r"\S(?=[^\S\x1c-\x1f])")
 
 SHOWN = 3  # file names in a log line
 

@@ -321,7 +321,7 @@ def _last_cut(text: str, start: int, end: int) -> int:
     If there is none after ``start``, the next such index after ``end``; 0 if there is none at all.
     """
     for place in range(min(end, len(text) - 1), start, -1):
-        if text[place].isspace() and not text[place - 1].isspace():
+        if WORD_END.match(text, place - 1):
             return place
     found = WORD_END.search(text, end)
     return found.end() if found else 0
