@@ -32,6 +32,7 @@ FORMAT = 2
 
 # the states of callbacks
 BEST_KEY = "run.best"  # RunCheckpoint: which checkpoint is the best
+EARLY_STOPPING_KEY = "run.early_stopping"  # EarlyStop: the best value, and validations since
 FACTS_KEY = "run.facts"  # Facts: which names are paths
 FIGURES_KEY = "run.figures"  # RunSummary: the newest validation, and that before training
 
@@ -80,9 +81,10 @@ BEST: dict[str, Any] = {
 }
 
 FACTS: dict[str, Any] = {
-    **dict.fromkeys(("started", "ended", "tokenizer", "no_bits_per_byte"), str),
+    **dict.fromkeys(("started", "ended", "ended_by", "tokenizer", "no_bits_per_byte"), str),
     **dict.fromkeys(("seconds", "xz_bits_per_byte"), NUMBER),
     "commands": [[str]],
+    "trackers": [[str]],
     "local": [str],
     "versions": {"*": str},
     "machine": {"system": str, "cores": int, "gpus": [str]},
@@ -117,6 +119,7 @@ CHECKPOINT: dict[str, Any] = {
             "mode": str,
             "best": BEST,
         },
+        EARLY_STOPPING_KEY: {"wait_count": int, "best": NUMBER, "*": str},
         FACTS_KEY: {"local": [str]},
         FIGURES_KEY: {"*": {"*": NUMBER}},
     },

@@ -15,7 +15,7 @@ from gpt2_lightning.export import hf_folder
 from gpt2_lightning.fit import finish
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.storage import whole_file
-from tests.command_line import CALM, curves, fine_tuning
+from tests.command_line import CALM, Mistake, curves, fine_tuning
 from tests.signals import SendSignal
 
 RUN = Path("lightning_logs/version_0")
@@ -173,3 +173,50 @@ def test_two_signals_while_the_results_are_written(
     assert not (RUN / "report.html").exists()
     assert not list(RUN.rglob("*.partial"))
     assert is_whole(RUN / "checkpoints/last.ckpt")
+
+
+EARLY = (
+    *("--trainer.max_epochs=1", "--trainer.val_check_interval=1", "--model.learning_rate=0"),
+    *("--samples.enabled=false", "--trainer.limit_val_batches=2"),
+)
+
+
+@pytest.mark.slow
+def test_validations_that_become_no_better_end_a_run(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            *("fit", *fine_tuning(wiki_folder, tiny_model), *CALM, *EARLY),
+            "--early_stopping.patience=2",
+        ]
+    )
+    why = "by --early_stopping.patience 2: 2 validation(s) without a better val/loss than "
+    assert why in capsys.readouterr().out
+    facts = json.loads((RUN / "facts.json").read_text(encoding="utf-8"))
+    assert (facts["steps"]["trained"], facts["ended"]) == (3, "finished")
+    assert "ended by --early_stopping.patience 2" in (RUN / "report.html").read_text("utf-8")
+    main(["fit", "--ckpt_path=last", *CALM])
+    said = capsys.readouterr().err
+    assert "Nothing is left to train: the run is finished, after step 3." in said
+    assert "--early_stopping.patience with more than 2 goes on" in said
+    main(["fit", "--ckpt_path=last", "--early_stopping.patience=4", *CALM])
+    assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_early_stopping_goes_by_the_monitor_of_the_checkpoints(
+    wiki_folder: Path, tiny_model: Path, mistake: Mistake
+) -> None:
+    words = ["fit", *fine_tuning(wiki_folder, tiny_model), *CALM]
+    assert "--early_stopping.patience 0: must be >= 1" in mistake(
+        *words, "--early_stopping.patience=0"
+    )
+    message = mistake(*words, "--early_stopping.patience=1", "--trainer.limit_val_batches=0")
+    assert "--early_stopping.patience 1: it counts validations" in message
+    # accuracy-like: what falls is worse
+    chosen = ("--checkpoint.monitor=val/perplexity", "--checkpoint.mode=max")
+    main([*words, *EARLY, *chosen, "--early_stopping.patience=1", "--model.learning_rate=1e-3"])
+    last = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    state = last["callbacks"]["run.early_stopping"]
+    assert (state["monitor"], state["mode"], state["wait_count"]) == ("val/perplexity", "max", 1)
+    assert last["global_step"] == 2

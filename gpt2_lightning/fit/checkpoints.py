@@ -12,6 +12,7 @@ from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from gpt2_lightning.checkpoint import (
@@ -35,9 +36,11 @@ class TypedTrainer(Protocol):
     """What Lightning's Trainer has without declaring it, so that a type checker misses it."""
 
     callbacks: list[Callback]
+    enable_autolog_hparams: bool
     datamodule: WikiTextDataModule
     fast_dev_run: bool | int
     log_every_n_steps: int
+    profiler: Profiler
 
 
 def typed(trainer: Trainer) -> TypedTrainer:

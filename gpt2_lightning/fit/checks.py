@@ -2,6 +2,7 @@
 
 import math
 import re
+import traceback
 from inspect import signature
 from pathlib import Path
 from string import Formatter
@@ -13,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from gpt2_lightning.checkpoint import is_sharded
-from gpt2_lightning.errors import UsageError
+from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.machine import FSDP2
 from gpt2_lightning.model.metrics import METRICS
 
@@ -39,15 +40,65 @@ FREE_TO_CHANGE = {
 # What `ModelCheckpoint` can go by.
 MONITORED = tuple(metric.name for metric in METRICS if metric.monitored)
 
-# Lightning's finders -> why they are refused, and what does their work.
-INSTEAD_OF_FINDERS = {
+_BASE = "a base class, which does nothing itself. Give a class of your own that is made from it."
+
+# Lightning's callbacks that cannot do their work here -> why, and what does it.
+REFUSED_CALLBACKS = {
     "LearningRateFinder": "the schedule, not the optimizer, decides each step's rate here, so "
     "what it finds would not be used. `plan` says which rates are usual for a batch; try one with "
     "--model.learning_rate 3e-4 --trainer.max_steps 100.",
     "BatchSizeFinder": "the batch decides how many steps the schedule has, which is settled before "
     "it would be changed. `plan --measure` says what fits; --data.batch_size 4 with "
     "--trainer.accumulate_grad_batches 2 takes the step of a batch of 8.",
+    "GradientAccumulationScheduler": "the blocks of a step decide its loss and how many steps the "
+    "schedule has, so they are the same in all epochs. --trainer.accumulate_grad_batches N works.",
+    "StochasticWeightAveraging": "its weights are put in place after the last validation, so they "
+    "would be neither measured nor saved. --model.averaging ema works.",
+    "ModelPruning": "it renames the weights, and no other program would read them as a GPT-2. "
+    "torch.nn.utils.prune works on the finished model in hf/.",
+    "BackboneFinetuning": "GPT-2 has no backbone and head that are trained apart. All of it is "
+    "trained; --model.learning_rate 5e-5 changes it little.",
+    "OnExceptionCheckpoint": "training could not go on exactly from the middle of a step. "
+    "--checkpoint.every_n_train_steps N renews last.ckpt every so many steps.",
+    "SpikeDetection": "Lightning 2.6 cannot load its state, so the run could not go on. "
+    "--trainer.gradient_clip_val 1.0 bounds a step; --model.on_nonfinite decides of NaN.",
+    "LambdaCallback": "its functions can be given from Python alone. Give a class of your own.",
+    **dict.fromkeys(("Callback", "Checkpoint", "ProgressBar", "BaseFinetuning"), _BASE),
+    "BasePredictionWriter": _BASE,
 }
+
+_NO_LINEAR = (
+    "it replaces torch's Linear layers, and GPT-2 has none but its head. --trainer.precision "
+    "bf16-mixed works."
+)
+_NO_BATCH_NORM = "GPT-2 has no batch norm to synchronize. Leave it out."
+
+# The same of plugins.
+REFUSED_PLUGINS = {
+    "BitsandbytesPrecision": _NO_LINEAR,
+    "TransformerEnginePrecision": _NO_LINEAR,
+    "DeepSpeedPrecision": "DeepSpeed is not supported. --trainer.strategy fsdp2 shards, too.",
+    "FSDPPrecision": "torch's first FSDP is not supported. --trainer.strategy fsdp2 with "
+    "--trainer.precision bf16-mixed works.",
+    **dict.fromkeys(
+        ("XLAPrecision", "XLACheckpointIO"), "XLA is not supported. CPUs and GPUs work."
+    ),
+    **dict.fromkeys(("LayerSync", "TorchSyncBatchNorm"), _NO_BATCH_NORM),
+    **dict.fromkeys(("Precision", "CheckpointIO"), _BASE),
+}
+
+# Flags of the trainer that could do nothing here -> why, and what does their work.
+REFUSED_FLAGS = {
+    "barebones": "it leaves out checkpoints, curves and validation, of which a run is made here. "
+    "`plan --measure` times bare steps.",
+    "sync_batchnorm": _NO_BATCH_NORM,
+    "reload_dataloaders_every_n_epochs": "the text is read once, and the loaders change by "
+    "themselves. --data.shift_blocks true cuts it at other places in each epoch.",
+    "model_registry": "it downloads checkpoints from Lightning's cloud. --ckpt_path takes a file "
+    "or run folder, --model.pretrained a Hub id.",
+}
+
+PROFILERS = ("simple", "advanced", "pytorch")
 
 UNSUPPORTED = ("deepspeed", "xla", "singledevicexla")
 
@@ -78,6 +129,16 @@ TRAINER_RANGES: Ranges = {
     "num_nodes": (1, None),
     "max_epochs": (-1, None),
     "max_steps": (-1, None),
+    "min_epochs": (0, None),
+    "min_steps": (0, None),
+    "num_sanity_val_steps": (-1, None),
+    "log_every_n_steps": (0, None),
+    "gradient_clip_val": (0, None),  # below 0 it would turn the gradient round
+    "limit_train_batches": (0, None),
+    "limit_val_batches": (0, None),
+    "limit_test_batches": (0, None),
+    "limit_predict_batches": (0, None),
+    "overfit_batches": (0, None),
 }
 
 
@@ -112,11 +173,25 @@ def check_trainer(trainer: Any) -> None:
         UsageError: If one is.
     """
     _check_ranges("trainer", trainer, TRAINER_RANGES)
-    for name in ("max_steps", "max_epochs"):
+    for name, reason in REFUSED_FLAGS.items():
+        if trainer[name]:
+            raise UsageError(f"--trainer.{name} {str(trainer[name]).lower()}: {reason}")
+    if isinstance(trainer.profiler, str) and trainer.profiler not in PROFILERS:
+        raise UsageError(
+            f"--trainer.profiler {trainer.profiler}: must be {', '.join(PROFILERS)}, or a class "
+            "such as PyTorchProfiler."
+        )
+    if trainer.gradient_clip_algorithm is not None and not trainer.gradient_clip_val:
+        raise UsageError(
+            f"--trainer.gradient_clip_algorithm {trainer.gradient_clip_algorithm}: nothing is "
+            "clipped without --trainer.gradient_clip_val, such as 1.0."
+        )
+    for name in ("max_steps", "max_epochs", "limit_train_batches"):
         if trainer[name] == 0:
             raise UsageError(
-                f"--trainer.{name} 0: nothing would be trained. Give 1 or more, or -1 for no "
-                "limit; the verb validate measures without training."
+                f"--trainer.{name} 0: nothing would be trained. Give 1 or more, or "
+                f"{'null' if name.startswith('limit') else -1} for no limit; the verb validate "
+                "measures without training."
             )
     interval = trainer.val_check_interval
     if isinstance(interval, int | float) and not interval > 0:
@@ -250,6 +325,8 @@ def check_strategy(trainer: Any, verb: str) -> None:
             f"{begin} torch's first FSDP is not supported. --trainer.strategy fsdp2 shards "
             "weights, gradients and optimizer state, too (--config scale/fsdp)."
         )
+    elif kind in ("", "parallel") and path.startswith("lightning."):
+        raise UsageError(f"{begin} {_BASE}")
     elif kind.startswith(UNSUPPORTED) or (
         isinstance(asked, str) and not kind.startswith(("auto", "ddp", "single_device"))
     ):
@@ -304,18 +381,77 @@ def check_shards(file: Path, trainer: Any) -> None:
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Refuse Lightning's finders: what they find would be lost, or change the schedule's length.
+    """Refuse callbacks of Lightning's that cannot do their work here, or go by what is not there.
 
     Args:
         callbacks: The user's own, as the settings name them.
 
     Raises:
-        UsageError: If one is a finder.
+        UsageError: If one is such.
     """
-    for callback in callbacks or []:
-        name = callback.class_path.rpartition(".")[2]
-        if name in INSTEAD_OF_FINDERS:
-            raise UsageError(f"--trainer.callbacks {name}: {INSTEAD_OF_FINDERS[name]}")
+    names = [callback.class_path.rpartition(".")[2] for callback in callbacks or []]
+    lightnings = all(it.class_path.startswith("lightning.pytorch.") for it in callbacks or [])
+    for name, callback in zip(names, callbacks or [], strict=True):
+        if name in REFUSED_CALLBACKS:
+            raise UsageError(f"--trainer.callbacks {name}: {REFUSED_CALLBACKS[name]}")
+        monitor = (callback.get("init_args") or {}).get("monitor")
+        if monitor not in (None, "train/loss", *MONITORED) and lightnings:
+            raise UsageError(
+                f"--trainer.callbacks {name}: monitor {monitor}: it is not measured. Measured are "
+                f"train/loss, {', '.join(MONITORED)}."
+            )
+
+
+def check_plugins(plugins: Any, accelerator: str) -> None:
+    """Refuse plugins of Lightning's that cannot do their work here.
+
+    Args:
+        plugins: The user's own, as the settings name them.
+        accelerator: Where the run is: ``cpu``, ``cuda`` or another.
+
+    Raises:
+        UsageError: If one is such.
+    """
+    for plugin in plugins if isinstance(plugins, list) else [plugins] if plugins else []:
+        name = plugin.class_path.rpartition(".")[2]
+        if name in REFUSED_PLUGINS:
+            raise UsageError(f"--trainer.plugins {name}: {REFUSED_PLUGINS[name]}")
+        precision = str((plugin.get("init_args") or {}).get("precision"))
+        if accelerator == "cpu" and precision.startswith("16-"):
+            raise UsageError(
+                f"--trainer.plugins {name}: precision {precision} needs a GPU, and this run is on "
+                "a CPU. --trainer.precision bf16-mixed works, or 32-true."
+            )
+
+
+def of_lightnings_class(error: BaseException) -> UsageError | None:
+    """Say which class, named by a flag, has failed: a logger at any time, others at their own work.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The error in a line; None where it is none of such a class.
+    """
+    kinds = "loggers|callbacks|profilers|plugins|strategies"
+    group = {"loggers": "logger", "profilers": "profiler", "strategies": "strategy"}
+    # of the types of a flag jsonargparse chains the first one's error alone; a test holds its words
+    words = rf"class_path '(?:lightning\.pytorch\.({kinds})\.(?:\w+\.)*(\w+))':\s*(.+?)\s*\n"
+    if given := re.search(words, str(error)):
+        return UsageError(f"--trainer.{group.get(given[1], given[1])} {given[2]}: {given[3]}")
+    found: BaseException | None = error
+    while found is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(found.__traceback__)]
+        for frame in reversed(frames):
+            module = frame.f_globals.get("__name__", "")
+            part = re.match(r"lightning\.pytorch\.(loggers|callbacks|profilers)\b", module)
+            owner = type(frame.f_locals.get("self"))
+            at_work = part and (part[1] == "loggers" or frame is frames[-1])
+            if part and at_work and owner.__module__.startswith("lightning.pytorch."):
+                reason = f"{owner.__name__}: {one_line(found)[:400]}."
+                return UsageError(f"--trainer.{group.get(part[1], part[1])} {reason}")
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def in_flags(message: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +18,7 @@ from gpt2_lightning.export.hf_folder import write_hf_folder
 from gpt2_lightning.fit.checkpoints import is_sharded, run_checkpoint, typed
 from gpt2_lightning.fit.run_folder import current_run
 from gpt2_lightning.fit.sharding import whole_weights
-from gpt2_lightning.fit.stop import Stopped
+from gpt2_lightning.fit.stop import EarlyStop, Stopped
 from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
 from gpt2_lightning.logs import say
@@ -216,16 +216,17 @@ class RunSummary(Callback):
         if any(rows.values()):
             _show(_table("Validation", rows, "val/", data, best))
         self._say_place(trainer)
-        module, how = cast(GPT2Module, pl_module), _cut_by(trainer)
+        module, (cut_by, on) = cast(GPT2Module, pl_module), ended_by(trainer)
         if skipped := module.nonfinite.skipped:
             say(
                 f"Left out: {skipped:,} of {trainer.global_step:,} steps, whose loss or gradients "
                 "were not finite (--model.on_nonfinite skip)."
             )
-        total = module.total_steps() if how else module.run_steps()
+        total = module.total_steps() if cut_by else module.run_steps()
         if total is None or trainer.global_step < total:
             of = "" if total is None else f" of {total:,}"
-            say(f"Ended after step {trainer.global_step:,}{of}" + (f", by {how}." if how else "."))
+            by = f", by {cut_by}. --ckpt_path last {on}." if cut_by else "."
+            say(f"Ended after step {trainer.global_step:,}{of}{by}")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -284,17 +285,26 @@ def best_of(trainer: Trainer) -> dict[str, Any] | None:
     return own.best if own is not None and own.monitor is not None else None
 
 
-def _cut_by(trainer: Trainer) -> str | None:
-    """Return what ended a run before its schedule, and how it goes on."""
+def ended_by(trainer: Trainer) -> tuple[str | None, str]:
+    """Return what ended a run before its schedule, if something has, and what goes on with it."""
+    total = cast(GPT2Module, trainer.lightning_module).total_steps()
+    if total is not None and trainer.global_step >= total:
+        return None, ""
+    for callback in typed(trainer).callbacks:
+        if isinstance(callback, EarlyStop) and callback.reached:
+            return str(callback), "with more patience goes on"
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            reason = callback.stopping_reason_message.removesuffix("Signaling Trainer to stop.")
+            return f"{type(callback).__name__} ({reason.strip(' .')})", "goes on without it"
     if trainer.global_step == trainer.max_steps:
-        return "--trainer.max_steps. --ckpt_path last with a greater one goes on"
+        return "--trainer.max_steps", "with a greater one goes on"
     for callback in typed(trainer).callbacks:
         if isinstance(callback, TimeLimit) and callback.reached:
-            return "--trainer.max_time. --ckpt_path last goes on for as long again"
+            return "--trainer.max_time", "goes on for as long again"
         left = callback.time_remaining() if isinstance(callback, Timer) else None
         if left is not None and left <= 0:
-            return f"{type(callback).__name__}. --ckpt_path last with a longer one goes on"
-    return None
+            return type(callback).__name__, "with a longer one goes on"
+    return None, ""
 
 
 def _say(trainer: Trainer, numbers: dict[str, float]) -> None:

@@ -19,6 +19,7 @@ GROUPS = {
         "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
     ],
     "samples": ["gpt2_lightning.fit.samples.Samples"],
+    "early_stopping": ["gpt2_lightning.fit.stop.EarlyStop"],
 }
 
 # flags that are filled in from others; they are none themselves

@@ -40,6 +40,11 @@ def check_precision(trainer: Any) -> None:
         UsageError: If Lightning would take another one.
     """
     precision, strategy = str(trainer.precision), trainer.strategy
+    if precision.startswith("transformer-engine"):
+        raise UsageError(
+            f"--trainer.precision {precision}: it replaces torch's Linear layers, and GPT-2 has "
+            "none but its head. --trainer.precision bf16-mixed works."
+        )
     if accelerator_of(trainer) == "cpu" and precision in ("16", "16-mixed", "16-true"):
         raise UsageError(
             f"--trainer.precision {precision}: fp16 needs a GPU, and this run is on a CPU, where "

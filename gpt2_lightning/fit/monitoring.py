@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import math
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ from gpt2_lightning.data.tokenizer import sampled_vocabulary
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed
 from gpt2_lightning.fit.machine import check_agreement
 from gpt2_lightning.fit.run_folder import current_run
-from gpt2_lightning.fit.stop import Stopped
+from gpt2_lightning.fit.stop import EarlyStop, Stopped
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.gpt2 import count_parameters, training_flops_per_token
 from gpt2_lightning.model.module import GPT2Module
@@ -164,7 +165,7 @@ class StartSummary(Callback):
         """Say where a run goes on."""
         step, module = trainer.global_step, cast(GPT2Module, pl_module)
         last = module.run_steps()
-        if step > 0 and (last is None or step < last):
+        if step > 0 and (last is None or step < last) and not trainer.should_stop:
             self._trains = True
             log.info("Going on after step %s.", f"{step:,}")
         self._trains |= step == 0
@@ -174,7 +175,10 @@ class StartSummary(Callback):
         if self._trains:
             return
         step, run = trainer.global_step, current_run(trainer)
-        if step < (cast(GPT2Module, pl_module).total_steps() or 0):
+        early = next((it for it in typed(trainer).callbacks if isinstance(it, EarlyStop)), None)
+        if early is not None and early.reached:
+            longer = f"--early_stopping.patience with more than {early.patience} goes on"
+        elif step < (cast(GPT2Module, pl_module).total_steps() or 0):
             longer = f"--trainer.max_steps with more than {step} goes on"
         else:
             folder = run.folder if run else "RUN"
@@ -342,9 +346,14 @@ class Curves(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell HPARAMS of the run; where it was told before, TensorBoard keeps to that."""
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                _add_settings(logger, settings_of_run(trainer, pl_module), _compared_by(trainer))
+        told = trainer.is_global_zero and typed(trainer).enable_autolog_hparams
+        for logger in trainer.loggers if told else []:
+            settings = settings_of_run(trainer, pl_module)
+            if isinstance(logger, TensorBoardLogger):
+                _add_settings(logger, settings, _compared_by(trainer))
+            elif trainer.ckpt_path is None:  # MLflow lets none be changed later
+                said = {flag: value for flag, value in settings.items() if value is not None}
+                logger.log_hyperparams(said)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write out what was logged, before the checkpoint that a run goes on from."""
@@ -455,8 +464,16 @@ def _log_best(trainer: Trainer) -> None:
     own = run_checkpoint(trainer)
     if trainer.state.fn != "fit" or own is None or own.best is None:
         return
+    run, step = current_run(trainer), own.best["step"]
+    # of a run that goes on with the best that it had
+    told = Run(run.folder).scalars.get(step, {}) if run and trainer.ckpt_path else {}
     known = own.best["figures"] | {own.monitor or "val/loss": own.best["value"]}
     figures = {f"{name}_best": known.get(name) for name in ("val/loss", own.monitor) if name}
-    measured = {name: value for name, value in figures.items() if value is not None}
-    for logger in trainer.loggers:
-        logger.log_metrics(measured, step=own.best["step"])
+    measured = {
+        name: value
+        for name, value in figures.items()
+        # TensorBoard keeps them in fp32
+        if value is not None and not math.isclose(told.get(name, math.nan), value, rel_tol=1e-6)
+    }
+    for logger in trainer.loggers if measured else []:
+        logger.log_metrics(measured, step=step)

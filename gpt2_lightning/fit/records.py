@@ -26,8 +26,8 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.token_text import passage, whole_characters
 from gpt2_lightning.data.tokenizer import tokenizer_digest
 from gpt2_lightning.fit.checkpoints import typed
-from gpt2_lightning.fit.finish import RunSummary, best_of
-from gpt2_lightning.fit.run_folder import current_run
+from gpt2_lightning.fit.finish import RunSummary, best_of, ended_by
+from gpt2_lightning.fit.run_folder import current_run, tracked
 from gpt2_lightning.fit.sharding import whole_model
 from gpt2_lightning.model.gpt2 import count_parameters, positions_of
 from gpt2_lightning.model.loss import token_nats
@@ -89,6 +89,7 @@ class Facts(Callback):
             or datetime.now().astimezone().isoformat("T", "seconds"),
             "seconds": self._seconds_before,
             "ended": None,
+            "ended_by": None,
             "commands": [
                 *(earlier.get("commands") or []),
                 ["python", "-m", "gpt2_lightning", *self.words],
@@ -104,6 +105,7 @@ class Facts(Callback):
             "cleaning": {"name": data.cleaner.name, "lossless": data.cleaner.lossless},
             "no_bits_per_byte": data.original_bytes("validation")[1] or None,
             "xz_bits_per_byte": earlier.get("xz_bits_per_byte"),
+            "trackers": tracked(trainer.loggers),
             "outcome": earlier.get("outcome"),
             "best": best_of(trainer),
         }
@@ -155,6 +157,7 @@ class Facts(Callback):
         self.facts["steps"]["trained"] = trainer.global_step
         self.facts["steps"]["skipped"] = module.nonfinite.skipped
         self.facts["ended"] = ended
+        self.facts["ended_by"] = ended_by(trainer)[0] if ended == "finished" else None
         self.facts["outcome"] = _summary(trainer).state_dict()
         self.facts["best"] = best_of(trainer)
         self._write(run)

@@ -3,6 +3,7 @@
 import csv
 import os
 from contextlib import suppress
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,12 @@ DEFAULT_LOGGER: dict[str, Any] = {
 }
 
 
+COMET_ONLINE = "COMET_START_ONLINE"  # the variable by which Comet keeps a run on this disk
+
+# loggers that keep runs elsewhere -> the argument that names one of their runs, to go on with it
+TRACKERS = {"WandbLogger": "id", "MLFlowLogger": "run_id", "CometLogger": "experiment_key"}
+
+
 def place_loggers(
     trainer: Any,
     going_on: str | None = None,
@@ -42,7 +49,9 @@ def place_loggers(
 
     The run folder is that of the first TensorBoard or CSV logger, which is moved to the front,
     where Lightning looks. Loggers that keep their runs elsewhere (W&B, MLflow, Comet) get a
-    TensorBoard logger beside them: the report and ``metrics.csv`` are made of its events.
+    TensorBoard logger beside them: the report and ``metrics.csv`` are made of its events. What they
+    keep on this disk lies beside the run folders, and a run that goes on goes on with its own run
+    there.
 
     Args:
         trainer: The trainer's settings, changed in place.
@@ -61,6 +70,8 @@ def place_loggers(
         )
     if trainer.default_root_dir is not None:  # a shell expands ~ on the command line alone
         trainer.default_root_dir = str(Path(str(trainer.default_root_dir)).expanduser())
+    if trainer.fast_dev_run:  # it leaves nothing; some loggers write as soon as they are made
+        trainer.logger = False
     if trainer.logger is False:
         return
     loggers = [] if trainer.logger in (None, True) else trainer.logger
@@ -101,7 +112,51 @@ def place_loggers(
                 logger.dict_kwargs = {"purge_step": after_step + 1}
             if "sub_dir" in logger.init_args:  # of an earlier version's run, whose folder it is
                 logger.init_args.sub_dir = None
+    first = local[0].init_args
+    beside = Path(going_on).parent if going_on else Path(first.save_dir, first.get("name") or "")
+    _place_trackers(elsewhere, beside, going_on)
     trainer.logger = [*local, *elsewhere]
+
+
+def _place_trackers(loggers: list[Any], beside: Path, going_on: str | None) -> None:
+    known = Run(Path(going_on)).known("facts").get("trackers") or [] if going_on else []
+    for logger in loggers:
+        name = logger.class_path.rpartition(".")[2]
+        if name not in TRACKERS:
+            continue
+        beside.mkdir(parents=True, exist_ok=True)  # W&B would write elsewhere, SQLite not at all
+        more, settings = dict(logger.get("dict_kwargs") or {}), logger.init_args
+        if settings.get("name") == str(LOGS):  # jsonargparse carries it over from our default
+            settings.name = None
+        if name == "WandbLogger" and settings.save_dir in (None, ".") and settings.dir is None:
+            settings.save_dir = str(beside)  # it makes a folder wandb/ there
+        elif name == "MLFlowLogger" and not settings.tracking_uri:
+            if settings.save_dir in (None, ".", "./mlruns"):  # MLflow keeps no new runs in files
+                settings.tracking_uri = f"sqlite:///{beside / 'mlflow.db'}"
+                artifacts = (beside / "mlflow").absolute()
+                settings.artifact_location = settings.artifact_location or artifacts.as_uri()
+        elif name == "CometLogger":
+            settings.prefix = settings.prefix or None  # carried over, too: it would name _val/loss
+            if settings.online is False:  # Lightning turns the logger off then
+                settings.online, os.environ[COMET_ONLINE] = None, "0"
+            # one for each command: Comet draws its archives' names by the seed, and writes over
+            # what an earlier command of the run has left
+            now = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+            more.setdefault("offline_directory", str(beside / "comet" / now))
+        same = next((it for it in known if it[0] == name), None)
+        if same is not None and all(settings.get(it) is None for it in (TRACKERS[name], "version")):
+            known.remove(same)
+            settings[TRACKERS[name]] = same[1]
+            if name == "CometLogger":
+                settings.mode = "get"
+        if more:
+            logger.dict_kwargs = more
+
+
+def tracked(loggers: list[Logger]) -> list[list[str]]:
+    """Return class and run of each logger that keeps its runs elsewhere, for `place_loggers`."""
+    found = [it for it in loggers if not isinstance(it, LOCAL) and it.version is not None]
+    return [[type(it).__name__, str(it.version)] for it in found]
 
 
 def named_folder(trainer: Any, name: str | None) -> Path | None:
@@ -135,7 +190,11 @@ def _namespace(values: dict[str, Any]) -> Namespace:
 
 
 def ready_loggers(
-    loggers: list[Logger], going_on: str | None, *, begins_again: bool = False
+    loggers: list[Logger],
+    going_on: str | None,
+    *,
+    begins_again: bool = False,
+    after_step: int | None = None,
 ) -> None:
     """Number the loggers alike, and keep what they would delete or write over.
 
@@ -143,15 +202,17 @@ def ready_loggers(
         loggers: Those of the trainer, before any of them has begun to write.
         going_on: Run folder of the checkpoint that the run goes on from.
         begins_again: Whether what lies in the run's folder is of its own earlier start.
+        after_step: Step after which training goes on.
 
     Raises:
         UsageError: If a version was given that is another run's.
     """
+    _tracking.extend(it for it in loggers if type(it).__name__ in TRACKERS)
     local = [logger for logger in loggers if isinstance(logger, LOCAL)]
     if going_on is not None:
         for logger in local:
             if isinstance(logger, CSVLogger):
-                keep_history(logger)
+                keep_history(logger, after_step)
         return
     # No public setter: both classes take the version when they are made, and find it on request.
     free = [logger for logger in local if logger._version is None]
@@ -219,6 +280,9 @@ class RunFolder(Callback):
         for callback in typed(trainer).callbacks:
             if isinstance(callback, ModelCheckpoint) and not trainer.loggers:
                 callback.dirpath = callback.dirpath or f"{folder}/checkpoints"
+        profiler = typed(trainer).profiler
+        if not trainer.loggers and profiler.dirpath is None:  # it would write here
+            profiler.dirpath = folder
         if self.going_on is None:
             occupied = trainer.is_global_zero and not self._write(Run(Path(folder)))
             if trainer.strategy.broadcast(occupied):
@@ -314,8 +378,20 @@ def hold(run: Path, named: str) -> None:
     _held.append(lock)
 
 
+_tracking: list[Logger] = []
+
+
 def release() -> None:
-    """Let others train in the run folder that this process held."""
+    """Let others train in the run folder that this process held, and end its runs in trackers.
+
+    They would else take the next run of this process for the same.
+    """
+    os.environ.pop(COMET_ONLINE, None)
+    while _tracking:
+        logger = _tracking.pop()
+        end = {"WandbLogger": "finish", "CometLogger": "end"}.get(type(logger).__name__)
+        if end is not None and logger.version is not None:
+            getattr(cast(Any, logger).experiment, end)()
     while _held:
         lock = _held.pop()
         with suppress(OSError):
@@ -421,8 +497,14 @@ def _remove(trainer: Trainer, folder: Path, files: set[Path]) -> None:
 
 
 @rank_zero_only
-def keep_history(logger: CSVLogger) -> None:
-    """Let a CSV logger add to the ``metrics.csv`` that it would delete."""
+def keep_history(logger: CSVLogger, after_step: int | None = None) -> None:
+    """Let a CSV logger add to the ``metrics.csv`` that it would delete.
+
+    Args:
+        logger: The logger, before it has begun to write.
+        after_step: Step after which training goes on; rows of later ones, which a killed process
+            has left, are dropped, as those steps are taken again.
+    """
     file = Run(Path(logger.log_dir)).metrics
     aside = file.with_suffix(".csv.earlier")
     if aside.exists() and not file.exists():  # killed between the two moves below
@@ -433,7 +515,12 @@ def keep_history(logger: CSVLogger) -> None:
     header = next(csv.reader(whole.splitlines()[:1]), [])
     if not header:
         return
-    aside.write_text(whole + "\n", encoding="utf-8")
+    rows = list(csv.reader(whole.splitlines()[1:]))
+    if after_step is not None and "step" in header:
+        at = header.index("step")
+        rows = [row for row in rows if len(row) <= at or float(row[at] or 0) <= after_step]
+    with aside.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
     file.unlink()
     writer = logger.experiment  # here it would be deleted
     aside.replace(file)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
@@ -16,7 +17,7 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT  # no 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from gpt2_lightning.checkpoint import read_checkpoint
+from gpt2_lightning.checkpoint import read_checkpoint, step_of
 from gpt2_lightning.data.datamodule import DEFAULT_VOCAB_SIZE, WikiTextDataModule
 from gpt2_lightning.data.token_store import cache_tokenizer
 from gpt2_lightning.data.tokenizer import cache_folder, load_tokenizer
@@ -27,6 +28,7 @@ from gpt2_lightning.fit.checks import (
     check_callbacks,
     check_checkpoint,
     check_numbers,
+    check_plugins,
     check_shards,
     check_strategy,
     check_trainer,
@@ -36,9 +38,10 @@ from gpt2_lightning.fit.checks import (
     whole_number,
 )
 from gpt2_lightning.fit.flags import LINKS
-from gpt2_lightning.fit.machine import check_accelerator, check_precision, settle
+from gpt2_lightning.fit.machine import accelerator_of, check_accelerator, check_precision, settle
 from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, named_folder
 from gpt2_lightning.fit.samples import Samples
+from gpt2_lightning.fit.stop import EarlyStop
 from gpt2_lightning.logs import quieten
 from gpt2_lightning.model.gpt2 import weights_of
 from gpt2_lightning.model.module import GPT2Module
@@ -67,6 +70,8 @@ from gpt2_lightning.run_folder import (
 log = logging.getLogger(__name__)
 
 DEFAULT_SEED = 1  # a run can be repeated unless asked otherwise
+
+PREFIX = "PL_TRAINER_"  # of variables that stand for flags of the trainer
 
 DEFAULT_EPOCHS = 3  # where no length is given; Lightning would take 1000
 
@@ -127,6 +132,7 @@ def add_flags(parser: LightningArgumentParser) -> None:
     """Add the flags beside those of trainer, model and data; the defaults; the links of values."""
     parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
     parser.add_lightning_class_args(Samples, "samples")
+    parser.add_lightning_class_args(EarlyStop, "early_stopping")
     name: Any = str | None
     parser.add_argument(
         "--run_name",
@@ -229,7 +235,8 @@ class CommandLine:
             UsageError: If a file is not there, or not what it should be.
         """
         self.verb = verb
-        self.typed = self.words = with_recipes(with_underscores(words))
+        self.typed = with_recipes(with_underscores(words))
+        self.words = [*from_environment(), *self.typed]
         check_config_files(self.typed, option_strings(parser))
         self.checkpoint_file: Path | None = None
         self.going_on: str | None = None
@@ -250,7 +257,13 @@ class CommandLine:
             settings = self._own_settings(self.checkpoint_file, parser)
             # with auto the line is the one that began the run, whose settings hold its additions
             words = without_additions(self.typed) if named == "auto" else self.typed
-            self.words = ["--config", settings, *words]
+            self.words = [*from_environment(), "--config", settings, *words]
+
+    @property
+    def after_step(self) -> int | None:
+        """The optimizer step after which training goes on; None where it begins, or none is."""
+        goes_on = self.checkpoint_file is not None and self.verb == "fit"
+        return step_of(self.checkpoint_file) if self.checkpoint_file and goes_on else None
 
     def _begin_or_go_on(self, parser: ArgumentParser) -> None:
         """Find the last checkpoint of the run that is named, if it has one yet.
@@ -263,7 +276,7 @@ class CommandLine:
                 f"--ckpt_path auto: it begins a run or goes on with it, and {self.verb} does "
                 "neither. Give the run's folder, last or best."
             )
-        settings: Any = parser.parse_args(self.typed)
+        settings: Any = parser.parse_args(self.words)
         if settings.checkpoint.dirpath is not None:
             raise UsageError(
                 "--ckpt_path auto: it looks for checkpoints in the run's folder. Leave "
@@ -288,7 +301,7 @@ class CommandLine:
                 )
             log.info("--ckpt_path auto: %s has no checkpoint yet, and the run begins.", folder)
             self.begins_again = folder
-            self.words = [*self.typed, "--ckpt_path=null"]
+            self.words += ["--ckpt_path=null"]
             return
         self.checkpoint_file = file
         carried = run.settings.get("data") or {}
@@ -352,6 +365,7 @@ class CommandLine:
         check_unsharded(config.model, config.trainer)
         check_trainer(config.trainer)
         check_callbacks(config.trainer.callbacks)
+        check_plugins(config.trainer.plugins, accelerator_of(config.trainer))
         check_checkpoint(config.checkpoint, config.trainer.callbacks)
         check_numbers(config.model)
         if config.model.pretrained is not None:
@@ -487,6 +501,24 @@ class CommandLine:
         if self.verb == "validate":
             config.trainer.logger = False  # it would lie over a point of the run's own curve
         self.going_on = _own_run(checkpoint, file)
+
+
+def from_environment() -> list[str]:
+    """Return the flags that Lightning's ``PL_TRAINER_*`` variables stand for; others go before.
+
+    Raises:
+        UsageError: If there is no such flag.
+    """
+    words = []
+    for variable, value in sorted(os.environ.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in signature(Trainer).parameters:
+            raise UsageError(f"{variable}: there is no flag --trainer.{name}. Unset the variable.")
+        log.info("%s=%s of the environment: taken for --trainer.%s.", variable, value, name)
+        words.append(f"--trainer.{name}={value}")
+    return words
 
 
 def defaults_of(built: type) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""How a run ends early and whole: SIGTERM, Ctrl-C and SLURM's signal, at the next step."""
+"""How a run ends early and whole: by a signal, at the next step; by validations no better."""
 
+import math
 import os
 import signal
 import sys
@@ -9,9 +10,11 @@ from typing import Any, NoReturn, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from gpt2_lightning.checkpoint import EARLY_STOPPING_KEY
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import run_checkpoint, typed, validation_is_due
 from gpt2_lightning.fit.processes import is_of_another_process, lost_process, requeue_signals
@@ -210,6 +213,97 @@ class Stop(Callback):
         number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
         number = cast(Tensor, trainer.strategy.reduce(number, reduce_op="max"))
         self.received = int(number) or None
+
+
+class EarlyStop(EarlyStopping):
+    """Ends a run whose validations have become no better, by what ``--checkpoint.monitor`` says.
+
+    Args:
+        patience: Validations without a better one after which the run ends; null never ends it.
+        min_delta: By how much a validation must be better to count.
+    """
+
+    def __init__(self, patience: int | None = None, min_delta: float = 0.0) -> None:
+        if patience is not None and patience < 1:
+            raise UsageError(
+                f"--early_stopping.patience {patience}: must be >= 1, or null, which never stops."
+            )
+        if not 0 <= min_delta < math.inf:
+            raise UsageError(f"--early_stopping.min_delta {min_delta}: must be >= 0.")
+        self._given = patience, min_delta
+        self._begin("val/loss", "min")
+
+    def _begin(self, monitor: str, mode: str) -> None:
+        """Compare by one number from now on; Lightning fits its bounds to the mode at the start."""
+        patience, min_delta = self._given
+        super().__init__(
+            monitor,
+            min_delta=min_delta,
+            patience=patience or 1,
+            mode=mode,
+            strict=False,  # what was not logged up to a validation, RunCheckpoint has said
+            check_finite=False,  # --model.on_nonfinite decides
+            check_on_train_epoch_end=False,
+        )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it may end the run."""
+        return self._given[0] is not None
+
+    @property
+    def reached(self) -> bool:
+        """Whether it has ended the run."""
+        return self.enabled and self.wait_count >= self.patience
+
+    @property
+    def state_key(self) -> str:
+        """Name the state in a checkpoint."""
+        return EARLY_STOPPING_KEY
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the best value and the validations since, in plain values."""
+        if not self.enabled:
+            return {}
+        best = {"monitor": self.monitor, "mode": self.mode, "best": float(self.best_score)}
+        return best | {"wait_count": self.wait_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting, with the patience that is given now, if it is the same number."""
+        if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
+            self.best_score = torch.tensor(state_dict["best"])
+            self.wait_count = state_dict["wait_count"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take what the run's own checkpoints are chosen by.
+
+        Raises:
+            UsageError: If the run is to end by validations, and has none.
+        """
+        if self.enabled and stage == "fit" and trainer.limit_val_batches == 0:
+            raise UsageError(
+                f"--early_stopping.patience {self.patience}: it counts validations, and "
+                "--trainer.limit_val_batches 0 leaves them out. Leave one of the two out."
+            )
+        own = run_checkpoint(trainer)
+        if own is not None and own.monitor is not None:
+            self._begin(own.monitor, own.mode)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no further where it has ended the run already, unless it may go on for longer."""
+        trainer.should_stop |= self.reached
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run after a validation, if it is one too many."""
+        if self.enabled:
+            super().on_validation_end(trainer, pl_module)
+
+    def __str__(self) -> str:
+        """Say why it ends the run."""
+        return (
+            f"--early_stopping.patience {self.patience}: {self.wait_count} validation(s) without a "
+            f"better {self.monitor} than {float(self.best_score):.4g}"
+        )
 
 
 class StopWhileFinishing(Callback):

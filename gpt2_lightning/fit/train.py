@@ -10,17 +10,17 @@ import yaml
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import ProgressBar as BarOfLightning
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt2_lightning import startup
-from gpt2_lightning.checkpoint import step_of
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.averaging import WeightAverage
 from gpt2_lightning.fit.checkpoints import give_to_async, give_to_trainer
-from gpt2_lightning.fit.checks import in_flags
+from gpt2_lightning.fit.checks import in_flags, of_lightnings_class
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
 from gpt2_lightning.fit.processes import (
@@ -49,7 +49,7 @@ from gpt2_lightning.fit.settings import (
     add_flags,
     name_after_verb,
 )
-from gpt2_lightning.fit.stop import Stop, Stopped, StopWhileFinishing
+from gpt2_lightning.fit.stop import EarlyStop, Stop, Stopped, StopWhileFinishing
 from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.logs import quieten, say
 from gpt2_lightning.model.module import GPT2Module
@@ -157,10 +157,16 @@ class GPT2CLI(LightningCLI):
         if (folder := self.line.begins_again) is not None and not config.trainer.fast_dev_run:
             hold(folder, f"--ckpt_path auto: {folder}")
             clear_start(Run(folder))
-        file = self.line.checkpoint_file
-        after_step = step_of(file) if file is not None and self.subcommand == "fit" else None
+        after_step = self.line.after_step
         place_loggers(config.trainer, self.line.going_on, self.line.run_name, after_step)
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except UsageError:
+            raise
+        except Exception as error:  # a package that is not there, values that do not suit
+            if (failed := of_lightnings_class(error)) is not None:
+                raise failed from error
+            raise
 
     def after_fit(self) -> None:
         """End as a signal asked that came while the results were written."""
@@ -169,7 +175,9 @@ class GPT2CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the callbacks that every run has."""
         settings = self._get(self.config_init, "trainer")
+        given = settings.callbacks or []
         bar = settings.enable_progress_bar is not False
+        bar &= not any(isinstance(it, BarOfLightning) for it in given)  # there can be one
         limit = settings.max_time
         root = str(settings.default_root_dir or ".")
         averages = self.config[self.subcommand].model.averaging
@@ -220,7 +228,12 @@ class GPT2CLI(LightningCLI):
         start_process_group(trainer.strategy)
         give_to_trainer(trainer)
         again = self.line.begins_again is not None
-        ready_loggers(trainer.loggers, self.line.going_on, begins_again=again)
+        ready_loggers(
+            trainer.loggers,
+            self.line.going_on,
+            begins_again=again,
+            after_step=self.line.after_step,
+        )
         trainer.callbacks.sort(key=_place)
         return trainer
 
@@ -232,7 +245,9 @@ def _place(callback: Callback) -> int:
     and ends a run when its validation is saved. Facts and the report tell of what was saved.
     """
     if isinstance(callback, WeightAverage):
-        return -1  # what others show of a validation is of the weights that it has found better
+        return -2  # what others show of a validation is of the weights that it has found better
+    if isinstance(callback, EarlyStop):
+        return -1  # others say at the start that nothing is left to train
     order: tuple[type, ...] = (Checkpoint, Stop, Facts, Report)
     return next((n for n, kind in enumerate(order, 1) if isinstance(callback, kind)), 0)
 
@@ -260,10 +275,12 @@ def run(words: list[str]) -> None:
             release()
             rank_zero_only(requeue)()
         raise
-    except (OSError, ValueError, RuntimeError) as error:
-        if (refused := refusal_of(error)) is None:
-            raise
-        raise UsageError(f"{disk_message(refused)} {ELSEWHERE}") from error
+    except Exception as error:
+        if (refused := refusal_of(error)) is not None:
+            raise UsageError(f"{disk_message(refused)} {ELSEWHERE}") from error
+        if (failed := of_lightnings_class(error)) is not None:
+            raise failed from error
+        raise
     except SIGTERMException as ended:  # outside training Lightning itself stops, with code 0
         raise SystemExit(128 + signal.SIGTERM) from ended
     except SystemExit as ended:

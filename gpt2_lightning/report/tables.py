@@ -311,6 +311,8 @@ def about(run: Run) -> list[str]:
         said.append(duration(run.facts["seconds"]))
     if run.facts.get("ended", "finished") != "finished":
         said.append(ENDS[run.facts["ended"]])
+    if cut_by := run.facts.get("ended_by"):
+        said.append(f"ended by {cut_by}")
     return said
 
 
