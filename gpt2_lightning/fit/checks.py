@@ -439,6 +439,11 @@ def of_lightnings_class(error: BaseException) -> UsageError | None:
     words = rf"class_path '(?:lightning\.pytorch\.({kinds})\.(?:\w+\.)*(\w+))':\s*(.+?)\s*\n"
     if given := re.search(words, str(error)):
         return UsageError(f"--trainer.{group.get(given[1], given[1])} {given[2]}: {given[3]}")
+    own = r"^  - (?!Not a valid subclass|Expected a)(.+(?:\n    .+)*)"
+    if "any of the Union subtypes" in str(error) and (
+        reason := re.search(own, str(error), re.MULTILINE)
+    ):
+        return UsageError(f"--trainer: {' '.join(reason[1].split())[:400]}.")
     found: BaseException | None = error
     while found is not None:
         frames = [frame for frame, _ in traceback.walk_tb(found.__traceback__)]

@@ -137,12 +137,14 @@ def _place_trackers(loggers: list[Any], beside: Path, going_on: str | None) -> N
                 settings.artifact_location = settings.artifact_location or artifacts.as_uri()
         elif name == "CometLogger":
             settings.prefix = settings.prefix or None  # carried over, too: it would name _val/loss
+            place = beside / "comet"
             if settings.online is False:  # Lightning turns the logger off then
                 settings.online, os.environ[COMET_ONLINE] = None, "0"
-            # one for each command: Comet draws its archives' names by the seed, and writes over
-            # what an earlier command of the run has left
-            now = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-            more.setdefault("offline_directory", str(beside / "comet" / now))
+                # one for each command: Comet draws its archives' names by the seed, and writes over
+                # what an earlier command of the run has left
+                place /= f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+                place.mkdir(parents=True)
+            more.setdefault("offline_directory", str(place))
         same = next((it for it in known if it[0] == name), None)
         if same is not None and all(settings.get(it) is None for it in (TRACKERS[name], "version")):
             known.remove(same)
