@@ -84,6 +84,8 @@ def of_comet() -> Curves:
         for message in map(json.loads, lines):
             if message["type"] == "metric_msg":
                 metric, payload = message["payload"]["metric"], message["payload"]
+                if "/" not in metric["metricName"]:  # of the machine, by Comet itself
+                    continue
                 points = found.setdefault(run, {}).setdefault(metric["metricName"], [])
                 points.append((payload["step"], float(metric["metricValue"])))
     return found
