@@ -65,6 +65,7 @@ SETTINGS: dict[str, Any] = {
         "schedule_changes": [[int]],
         "betas": [NUMBER],
         "sampling": {"stop": [str], "*": NUMBER},
+        "lora": {"rank": int, "*": NUMBER},
     },
     "data": {
         **dict.fromkeys(("block_size", "batch_size", "vocab_size", "seed"), int),
@@ -107,6 +108,7 @@ CHECKPOINT: dict[str, Any] = {
     **dict.fromkeys(("format", "global_step", "epoch"), int),
     **dict.fromkeys(("skipped_steps", "skipped_in_a_row"), int),
     "schedule_changes": [[int]],
+    "base": str,  # of a LoRA adapter: the SHA-256 of the weights that it belongs to
     "averaging": {"holds": str, "steps": int, "other": {"*": torch.Tensor}},
     "loops": {"*": dict},
     "optimizer_states": [dict],

@@ -5,8 +5,10 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from gpt2_lightning.model.gpt2 import Architecture, AttentionName, count_parameters
+from gpt2_lightning.model.lora import Lora, add_adapter
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.plan.hardware import Hardware
 from gpt2_lightning.plan.memory import (
@@ -31,12 +33,32 @@ MODEL = {
     "architecture": asdict(ARCHITECTURE),
     "dropout": None,
     "attention_dropout": 0.0,
+    "lora": asdict(Lora()),
 }
 
 
 def setting(hardware: Hardware = CPU, precision: str = "32-true", **model: object) -> Setting:
     shape = shape_of(MODEL | model, BLOCK_SIZE, 100)
     return Setting(shape, precision_of(precision), hardware, BLOCKS, BLOCK_SIZE)
+
+
+def kept_by(module: GPT2Module, inputs: dict[str, torch.Tensor], run: Setting) -> list[int]:
+    """Return the bytes of each tensor that the transformer keeps for the backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage().data_ptr()
+        of_rows = {BLOCK_SIZE, BLOCKS * BLOCK_SIZE} & set(tensor.shape)
+        if storage not in weights and of_rows and tensor.is_floating_point():
+            kept[storage] = tensor
+        return tensor
+
+    cast = torch.autocast("cpu", torch.bfloat16) if run.precision.mixed else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+        hidden = module.model.base_model(**inputs, use_cache=False).last_hidden_state
+    kept[hidden.untyped_storage().data_ptr()] = hidden
+    return [tensor.untyped_storage().nbytes() for tensor in kept.values()]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -76,23 +98,52 @@ def test_activations_are_what_torch_keeps(
     inputs = {"input_ids": ids}
     if padded:
         inputs["attention_mask"] = (torch.arange(BLOCK_SIZE) < 20).long().expand(BLOCKS, -1)
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage().data_ptr()
-        of_rows = {BLOCK_SIZE, BLOCKS * BLOCK_SIZE} & set(tensor.shape)
-        if storage not in weights and of_rows and tensor.is_floating_point():
-            kept[storage] = tensor
-        return tensor
-
-    cast = torch.autocast("cpu", torch.bfloat16) if run.precision.mixed else nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
-        hidden = module.model.base_model(**inputs, use_cache=False).last_hidden_state
-    kept[hidden.untyped_storage().data_ptr()] = hidden
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    measured = sum(kept_by(module, inputs, run))
     each = kept_by_checkpointing(run) if checkpointing else kept_by_a_layer(run)
     assert measured == pytest.approx(3 * sum(each) + sum(kept_outside(run)), rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_activations_beside_an_adapter(precision: str, dropout: float, checkpointing: bool) -> None:
+    pytest.importorskip("peft", reason="the extra lora is not installed")
+    lora = Lora(4, dropout=dropout)
+    run = replace(setting(precision=precision, lora=asdict(lora)), checkpointing=checkpointing)
+    module = GPT2Module(
+        architecture=ARCHITECTURE,
+        vocab_size=100,
+        block_size=BLOCK_SIZE,
+        gradient_checkpointing=checkpointing,
+    )
+    add_adapter(module.model, lora)
+    measured = sum(kept_by(module, {"input_ids": torch.randint(0, 100, (BLOCKS, BLOCK_SIZE))}, run))
+    each = kept_by_checkpointing(run) if checkpointing else kept_by_a_layer(run)
+    # the first of the three layers keeps less: no gradient goes on to the embedding
+    assert measured <= 3 * sum(each) + sum(kept_outside(run)) <= 1.1 * measured
+
+
+def test_an_adapter_alone_has_gradients_and_state() -> None:
+    pytest.importorskip("peft", reason="the extra lora is not installed")
+    run = setting(precision="bf16-mixed", lora=asdict(Lora(8)))
+    held = items(estimate_memory(run), UPDATE)
+    own = 3 * 8 * (64 + 192 + 128 + 320 + 320)
+    assert held["gradients"] == 4 * own
+    assert held["optimizer state"] == 8 * own
+    assert held["weights"] == 4 * (run.shape.parameters + own)
+    assert held["gradient of the head"] == 0
+    # a third of the work is gone: the gradients of weights
+    assert 0.6 < run.shape.flops_per_token / setting().shape.flops_per_token < 1
+
+
+@pytest.mark.parametrize(("rank", "gigabytes"), [(0, 28.5), (8, 7.9)])
+def test_gpt2_xl_on_paper(rank: int, gigabytes: float) -> None:
+    pytest.importorskip("peft", reason="the extra lora is not installed")
+    config = GPT2Config(n_embd=1600, n_layer=48, n_head=25).to_dict()
+    shape = shape_of(MODEL | {"hf_config": config, "lora": asdict(Lora(rank))}, 1024, 50257)
+    card = Hardware("cuda", 1, 1, "single", None, "")
+    run = Setting(shape, precision_of("bf16-mixed"), card, 1, 1024, checkpointing=True)
+    assert estimate_memory(run).needed / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 
 def test_tied_weights_count_once() -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Timer
 from gpt2_lightning.checkpoint import is_sharded
 from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.machine import FSDP2
+from gpt2_lightning.model.lora import check_lora
 from gpt2_lightning.model.metrics import METRICS
 
 # What a checkpoint's run may change without changing its losses.
@@ -116,6 +117,9 @@ MODEL_RANGES: Ranges = {
     "decay_share": (0.001, 1),
     "dropout": (0, 1),
     "attention_dropout": (0, 1),
+    "lora.rank": (0, None),
+    "lora.alpha": (0.001, None),
+    "lora.dropout": (0, 1),
     "architecture.layers": (1, None),
     "architecture.heads": (1, None),
     "architecture.width": (1, None),
@@ -163,6 +167,25 @@ def check_numbers(model: Any) -> None:
         first, second = model.betas
         raise UsageError(
             f"--model.betas [{first}, {second}]: both must be >= 0 and < 1. Try [0.9, 0.95]"
+        )
+    _check_adapter(model)
+
+
+def _check_adapter(model: Any) -> None:
+    lora = model.lora
+    if not lora.rank:
+        for name, value in (("alpha", lora.alpha), ("dropout", lora.dropout)):
+            if value:
+                raise UsageError(
+                    f"--model.lora.{name} {value:g}: without a rank there is no adapter. Add "
+                    "--model.lora.rank 8."
+                )
+        return
+    check_lora(lora, model.pretrained)
+    if model.optimizer == "muon":
+        raise UsageError(
+            f"--model.lora.rank {lora.rank}: --model.optimizer muon was never tried on an adapter, "
+            "of whose matrices only products are updates. --model.optimizer adamw works."
         )
 
 
@@ -349,6 +372,11 @@ def check_unsharded(model: Any, trainer: Any) -> None:
     strategy = trainer.strategy
     if (strategy if isinstance(strategy, str) else strategy.class_path) != FSDP2:
         return
+    if model.lora.rank:
+        raise UsageError(
+            f"--model.lora.rank {model.lora.rank}: gradients and optimizer state of an adapter are "
+            "small, and its checkpoints are not written from shards. --trainer.strategy ddp works."
+        )
     for flag, asked, instead in (
         ("optimizer", "muon", "--model.optimizer adamw"),
         ("averaging", "ema", "--model.averaging null"),

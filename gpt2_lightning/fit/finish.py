@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
-from gpt2_lightning.checkpoint import FIGURES_KEY, step_of
+from gpt2_lightning.checkpoint import FIGURES_KEY, read_checkpoint, step_of
 from gpt2_lightning.data.token_store import xz_bits_per_byte
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.export.hf_folder import write_hf_folder
@@ -22,7 +23,8 @@ from gpt2_lightning.fit.stop import EarlyStop, Stopped
 from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
 from gpt2_lightning.logs import say
-from gpt2_lightning.model.gpt2 import from_config
+from gpt2_lightning.model.gpt2 import from_config, weights_of
+from gpt2_lightning.model.lora import ADAPTER, adapter_of, merge, save_adapter
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.nonfinite import NotFinite
 from gpt2_lightning.report.page import write_page
@@ -77,6 +79,11 @@ class HFFolder(Callback):
 
         def finish(written: Path) -> None:
             (written / HF_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+            if module.lora.rank:
+                own = weights_of(read_checkpoint(kept), str(kept)) if kept else {}
+                adapter = own or adapter_of(module.model)
+                base = module.hparams["pretrained"]
+                save_adapter(written / ADAPTER, found.model, module.lora, adapter, base)
 
         write_hf_folder(run.hf, found.model, found.tokenizer, module.sampling, finish)
 
@@ -85,7 +92,10 @@ class HFFolder(Callback):
         if (kept := _kept(trainer)) is not None:
             return load_checkpoint(kept)
         model = from_config(module.model.config.to_dict(), attention="sdpa")
-        model.load_state_dict(weights or module.model.state_dict())
+        trained = module.model
+        if module.lora.rank:
+            merge(trained := deepcopy(trained))
+        model.load_state_dict(weights or trained.state_dict())
         return TextModel(model, typed(trainer).datamodule.tokenizer)
 
 

@@ -12,6 +12,7 @@ GROUPS = {
     "trainer": ["lightning.pytorch.trainer.trainer.Trainer"],
     "model": ["gpt2_lightning.model.module.GPT2Module"],
     "model.architecture": ["gpt2_lightning.model.gpt2.Architecture"],
+    "model.lora": ["gpt2_lightning.model.lora.Lora"],
     "model.sampling": ["gpt2_lightning.model.sampling.SamplingOptions"],
     "data": ["gpt2_lightning.data.datamodule.WikiTextDataModule"],
     "checkpoint": [

@@ -120,13 +120,15 @@ class StartSummary(Callback):
         batches = data.train_dataloader()
         blocks = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         total = module.total_steps()
+        trained = sum(it.numel() for it in module.parameters() if it.requires_grad)
         log.info(
             "Training %s on %s.", module.hparams["pretrained"] or "from scratch", data.described
         )
         log.info(
-            "%s parameters; %s tokens to predict in %s blocks of %d; a step takes %s blocks (%s "
+            "%s parameters%s; %s tokens to predict in %s blocks of %d; a step takes %s blocks (%s "
             "tokens), an epoch %s steps, the schedule %s.",
             f"{count_parameters(module.model):,}",
+            f", of which {trained:,} are trained (LoRA)" if module.lora.rank else "",
             f"{batches.blocks.targets:,}",
             f"{len(batches.blocks):,}",
             data.block_size,
@@ -307,6 +309,7 @@ SETTINGS = {
         "pretrained",
     ),
     "model.architecture": ("layers", "heads", "width"),
+    "model.lora": ("rank",),
     "data": ("batch_size", "block_size", "source", "subset", "cleaning", "blocks", "vocab_size"),
     "trainer": (
         "accumulate_grad_batches",
@@ -412,6 +415,7 @@ def settings_of_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
     groups: dict[str, dict[str, Any]] = {
         "model": model,
         "model.architecture": {} if model["pretrained"] else model["architecture"],
+        "model.lora": model["lora"] if model["lora"]["rank"] else {},
         "data": dict(typed(trainer).datamodule.hparams),
         "trainer": {name: getattr(trainer, name) for name in SETTINGS["trainer"]},
     }
@@ -457,7 +461,7 @@ def _add_settings(logger: TensorBoardLogger, settings: dict[str, Any], metrics: 
 def _filler(flag: str) -> float | str:
     """Return a value of a flag's type."""
     group, _, name = flag.rpartition(".")
-    return 0.0 if group == "model.architecture" or name in NUMBERS else ""
+    return 0.0 if group in ("model.architecture", "model.lora") or name in NUMBERS else ""
 
 
 def _log_best(trainer: Trainer) -> None:

@@ -30,6 +30,7 @@ from gpt2_lightning.fit.finish import RunSummary, best_of, ended_by
 from gpt2_lightning.fit.run_folder import current_run, tracked
 from gpt2_lightning.fit.sharding import whole_model
 from gpt2_lightning.model.gpt2 import count_parameters, positions_of
+from gpt2_lightning.model.lora import adapter_of
 from gpt2_lightning.model.loss import token_nats
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.nonfinite import NotFinite
@@ -232,9 +233,11 @@ def _trainer(trainer: Trainer) -> dict[str, Any]:
 
 def _model(module: GPT2Module, parameters: int) -> dict[str, Any]:
     config = module.model.config
+    adapter = sum(it.numel() for it in adapter_of(module.model).values())
     return {
         "type": config.model_type,
-        "parameters": parameters,
+        "parameters": parameters - adapter,  # of hf/, to whose weights it is added
+        "adapter": adapter,
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "width": config.hidden_size,

@@ -44,6 +44,7 @@ from gpt2_lightning.fit.samples import Samples
 from gpt2_lightning.fit.stop import EarlyStop
 from gpt2_lightning.logs import quieten
 from gpt2_lightning.model.gpt2 import weights_of
+from gpt2_lightning.model.lora import lora_of
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.parser import (
     bound_yaml,
@@ -488,6 +489,10 @@ class CommandLine:
                 ("model", "hyper_parameters", GPT2Module),
             ):
                 if trained := checkpoint.get(key):
+                    if group == "model" and lora_of(checkpoint) is not None:
+                        # the base may have been moved: its digest is compared
+                        moved = ("pretrained", "revision")
+                        trained = trained | {name: config.model[name] for name in moved}
                     check_unchanged(group, config[group], trained, file, defaults_of(built))
             config.trainer.num_sanity_val_steps = 0  # the curves have their beginning
         config.ckpt_path = str(file)

@@ -19,7 +19,7 @@ from gpt2_lightning.data.tokenizer import load_tokenizer
 from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.generate.drawing import Sample, draw, stream
 from gpt2_lightning.logs import quieten_hub
-from gpt2_lightning.model.gpt2 import DtypeName, check_logits, from_config, place, weights_of
+from gpt2_lightning.model.gpt2 import DtypeName, check_logits, from_checkpoint, place
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.parser import flag_meant
 from gpt2_lightning.pretrained import check_weights, load_config, load_weights, what_tokenizer_lacks
@@ -311,9 +311,7 @@ def load_checkpoint(file: Path, *, flag: str = "--model") -> TextModel:
         UsageError: If it is damaged, not one of this package's, or its logits are not numbers.
     """
     checkpoint = read_checkpoint(file)
-    weights = weights_of(checkpoint, f"{flag} {file}")
-    model = from_config(checkpoint["hf_config"], attention="sdpa")
-    model.load_state_dict(weights)
+    model = from_checkpoint(checkpoint, f"{flag} {file}")
     check_logits(model.eval(), f"{flag} {file}")
     with scratch_folder() as folder:
         tokenizer = load_tokenizer(str(cache_tokenizer(checkpoint["tokenizer_files"], folder)))

@@ -23,6 +23,14 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gpt2_lightning.errors import UsageError, one_line, reason
+from gpt2_lightning.model.lora import (
+    adapter_of,
+    add_adapter,
+    check_base,
+    digest_of,
+    lora_of,
+    merge,
+)
 from gpt2_lightning.pretrained import check_settings, check_weights, load_config, load_weights
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT2Config's names
@@ -60,6 +68,49 @@ class Architecture:
 
 
 WEIGHTS_PREFIX = "model."  # of the language model's keys in GPT2Module's state dict
+
+
+def build(
+    pretrained: str | None,
+    revision: str | None,
+    hf_config: Mapping[str, Any] | None,
+    architecture: Architecture,
+    *,
+    vocab_size: int | None,
+    block_size: int,
+    attention: AttentionName,
+    dropout: Mapping[str, float],
+    reads_base: bool,
+) -> PreTrainedModel:
+    """Build the model that flags ask for.
+
+    Args:
+        pretrained: Hub id or folder of its weights; null starts from scratch.
+        revision: Branch, tag or commit on the Hub.
+        hf_config: A checkpoint's configuration, whose weights come later.
+        architecture: Shape of a model from scratch.
+        vocab_size: Its tokens.
+        block_size: Its positions, where the architecture does not say.
+        attention: Attention implementation.
+        dropout: Overrides of the probabilities, by the configuration's names.
+        reads_base: Whether a checkpoint lacks the pretrained weights, since it has but an adapter.
+
+    Raises:
+        UsageError: If there is no such model.
+    """
+    if pretrained is not None and (hf_config is None or reads_base):
+        return from_pretrained(pretrained, revision, attention=attention, dropout=dropout)
+    if hf_config is not None:
+        return from_config(hf_config, attention=attention)
+    if vocab_size is None:
+        raise UsageError("--data.vocab_size: a model from scratch needs it.")
+    return from_scratch(
+        architecture,
+        vocab_size=vocab_size,
+        block_size=block_size,
+        attention=attention,
+        dropout=dropout,
+    )
 
 
 def from_scratch(
@@ -103,8 +154,8 @@ def from_scratch(
 
 def from_pretrained(
     name: str,
-    *,
     revision: str | None,
+    *,
     attention: AttentionName,
     dropout: Mapping[str, float],
 ) -> PreTrainedModel:
@@ -146,6 +197,12 @@ def from_pretrained(
         check_logits(model.eval(), said)
     model.train()  # it comes in eval mode, which Lightning would keep: no dropout
     return model
+
+
+def dropouts(dropout: float | None, attention_dropout: float | None) -> dict[str, float]:
+    """Return what the flags say, by GPT2Config's names; what is null stays the model's own."""
+    given = {"embd_pdrop": dropout, "resid_pdrop": dropout, "attn_pdrop": attention_dropout}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def set_dropout(config: PreTrainedConfig, dropout: Mapping[str, float]) -> None:
@@ -225,8 +282,41 @@ def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTr
     return _built(AutoConfig.for_model(model_type, **config), attention)
 
 
+def from_checkpoint(checkpoint: dict[str, Any], said: str) -> PreTrainedModel:
+    """Build the model of a checkpoint; one that holds a LoRA adapter alone is added to its base.
+
+    Args:
+        checkpoint: As `read_checkpoint` returns it.
+        said: How it was asked for, for messages.
+
+    Raises:
+        UsageError: If its weights are not those of its configuration, or its base is not there.
+    """
+    weights = weights_of(checkpoint, said)
+    if (lora := lora_of(checkpoint)) is not None:
+        flags = checkpoint["hyper_parameters"]
+        try:
+            base = from_pretrained(
+                str(flags["pretrained"]), flags.get("revision"), attention="sdpa", dropout={}
+            )
+        except UsageError as error:
+            raise UsageError(
+                f"{said}: it holds a LoRA adapter, not its base model. {error}"
+            ) from error
+        check_base(checkpoint, digest_of(base), said)
+        add_adapter(base, lora)
+        base.load_state_dict(weights, strict=False)
+        merge(base)
+        weights = base.state_dict()
+    model = from_config(checkpoint["hf_config"], attention="sdpa")
+    model.load_state_dict(weights)
+    return model
+
+
 def weights_of(checkpoint: dict[str, Any], said: str) -> dict[str, torch.Tensor]:
     """Return the language model's weights, once they are known to be those of its configuration.
+
+    Those of a run with LoRA are the adapter's alone.
 
     Args:
         checkpoint: As `read_checkpoint` returns it.
@@ -243,7 +333,11 @@ def weights_of(checkpoint: dict[str, Any], said: str) -> dict[str, torch.Tensor]
     try:
         with torch.device("meta"):
             # eager: every type of model has it
-            wanted = from_config(checkpoint["hf_config"], attention="eager").state_dict()
+            model = from_config(checkpoint["hf_config"], attention="eager")
+            wanted: Mapping[str, torch.Tensor] = model.state_dict()
+            if (lora := lora_of(checkpoint)) is not None:
+                add_adapter(model, lora)
+                wanted = adapter_of(model)
     except UsageError:
         raise
     except Exception as error:  # transformers and torch raise what they please
@@ -364,15 +458,18 @@ def training_flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     """Return the floating-point operations of forward and backward pass, per token.
 
     6 N for the weights that multiply (positions only add) and 12 L D T for attention, with L
-    layers of width D and blocks of T tokens. A forward pass alone takes a third of it.
+    layers of width D and blocks of T tokens. A forward pass alone takes a third of it. Weights that
+    are not trained, beside a LoRA adapter, have no gradients: they take 4.
 
     Reference: Chowdhery et al., "PaLM", https://arxiv.org/abs/2204.02311, appendix B.
     """
     config = model.config
     positions = int(config.max_position_embeddings) * int(config.hidden_size)
     weights = count_parameters(model) - positions
+    frozen = {id(it): it.numel() for it in model.parameters() if not it.requires_grad}
+    idle = max(sum(frozen.values()) - positions, 0)
     width = int(config.num_hidden_layers) * int(config.hidden_size)
-    return 6.0 * weights + 12.0 * width * block_size
+    return 6.0 * weights - 2.0 * idle + 12.0 * width * block_size
 
 
 DtypeName = Literal["fp32", "bf16"]

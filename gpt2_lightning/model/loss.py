@@ -58,7 +58,8 @@ class _SummedNatsInAutocast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-        of_rows, of_weight = torch.empty_like(rows), torch.zeros_like(weight)
+        of_rows = torch.empty_like(rows)
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         nats = torch.zeros((), device=rows.device)
         narrow = weight.to(rows.dtype)
         pieces = zip(*(it.split(ROWS_AT_A_TIME) for it in (rows, ids, of_rows)), strict=True)
@@ -70,15 +71,15 @@ class _SummedNatsInAutocast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_nats: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, of_nats: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (of_rows, of_weight), ctx.gradients = ctx.gradients, None
-        return of_rows * of_nats, of_weight.mul_(of_nats), None
+        return of_rows * of_nats, None if of_weight is None else of_weight.mul_(of_nats), None
 
 
 def _add_gradients(
-    rows: Tensor, weight: Tensor, targets: Tensor, of_rows: Tensor, of_weight: Tensor
+    rows: Tensor, weight: Tensor, targets: Tensor, of_rows: Tensor, of_weight: Tensor | None
 ) -> Tensor:
-    """Return a piece's nats; write their gradient of the rows, add that of the weight."""
+    """Return a piece's nats; write their gradient of the rows, add that of a trained weight."""
     counted = (targets != IGNORED).unsqueeze(1)
     index = targets.unsqueeze(1).where(counted, 0)
     log_likelihoods = linear(rows, weight).float().log_softmax(1)
@@ -87,7 +88,8 @@ def _add_gradients(
     of_logits.scatter_add_(1, index, of_logits.new_full(index.shape, -1))
     narrow = of_logits.to(weight.dtype)
     torch.mm(narrow, weight, out=of_rows).mul_(counted)
-    of_weight += narrow.t() @ (rows * counted)
+    if of_weight is not None:
+        of_weight += narrow.t() @ (rows * counted)
     return nats
 
 

@@ -25,13 +25,13 @@ from gpt2_lightning.model.gpt2 import (
     Architecture,
     AttentionName,
     block_matrices,
-    from_config,
-    from_pretrained,
-    from_scratch,
+    build,
+    dropouts,
     fuse_gelu,
     positions_of,
     shard,
 )
+from gpt2_lightning.model.lora import Lora, adapt, check_base, check_lora, keep_adapter
 from gpt2_lightning.model.loss import IGNORED, summed_nats
 from gpt2_lightning.model.metrics import split_metrics
 from gpt2_lightning.model.nonfinite import NonfiniteSteps, NotFinite
@@ -99,6 +99,8 @@ class GPT2Module(LightningModule):
             them, so that it can be repeated.
         averaging: ``ema`` keeps a moving average of the weights, validates it beside them and lets
             the better of the two stand for the run, in its checkpoints and in ``hf/``.
+        lora: Adapters of low rank beside the matrices of the blocks, which alone are trained: a
+            fraction of the memory for gradients and optimizer. Off while its rank is 0.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: Compile the transformer with ``torch.compile``; with ``auto`` the command line does
             so where a GPU has Triton.
@@ -135,6 +137,7 @@ class GPT2Module(LightningModule):
         schedule_steps: int | None = None,
         schedule_changes: list[Change] | None = None,
         averaging: Literal["ema"] | None = None,
+        lora: Lora = Lora(),  # noqa: B008 - read-only; shown by --help
         gradient_checkpointing: bool = False,
         compile: bool | Literal["auto"] = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
@@ -147,7 +150,7 @@ class GPT2Module(LightningModule):
         # plain values only: a checkpoint has to load with weights_only=True
         own = {"self", "__class__", "hf_config"}  # not flags
         flags = {name: value for name, value in locals().items() if name not in own | {"own"}}
-        flags |= {"architecture": asdict(architecture), "betas": list(betas)}
+        flags |= {"architecture": asdict(architecture), "betas": list(betas), "lora": asdict(lora)}
         super().__init__()
         self.save_hyperparameters(flags | {"sampling": asdict(sampling)}, logger=False)
         sampling.check()
@@ -166,31 +169,21 @@ class GPT2Module(LightningModule):
         self.compile_model = compile
         self.sampling = sampling
         self.seed = seed
-        given = {
-            "embd_pdrop": dropout,
-            "resid_pdrop": dropout,
-            "attn_pdrop": attention_dropout,
-        }
-        overrides = {key: value for key, value in given.items() if value is not None}
-        if hf_config is not None:
-            self.model = from_config(hf_config, attention=attention)
-        elif pretrained is not None:
-            self.model = from_pretrained(
-                pretrained,
-                revision=revision,
-                attention=attention,
-                dropout=overrides,
-            )
-        else:
-            if vocab_size is None:
-                raise UsageError("--data.vocab_size: a model from scratch needs it.")
-            self.model = from_scratch(
-                architecture,
-                vocab_size=vocab_size,
-                block_size=block_size,
-                attention=attention,
-                dropout=overrides,
-            )
+        self.lora = lora
+        check_lora(lora, pretrained)
+        self.model = build(
+            pretrained,
+            revision,
+            hf_config,
+            architecture,
+            vocab_size=vocab_size,
+            block_size=block_size,
+            attention=attention,
+            dropout=dropouts(dropout, attention_dropout),
+            reads_base=lora.rank > 0,
+        )
+        self.base_digest = adapt(self.model, lora)
+        self.strict_loading = not lora.rank  # a checkpoint has the adapter alone
         fuse_gelu(self.model)
         # by name, while each parameter is whole: a strategy may flatten what it shards
         self.decayed = {name for name, it in self.named_parameters() if it.dim() >= 2}
@@ -573,6 +566,8 @@ class GPT2Module(LightningModule):
         checkpoint["schedule_changes"] = [list(it) for it in self.schedule_changes]
         checkpoint["hf_config"] = self.model.config.to_dict()
         checkpoint["hyper_parameters"]["hf_config"] = checkpoint["hf_config"]
+        if self.base_digest is not None:
+            keep_adapter(checkpoint, self.base_digest)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See that a run that goes on takes the steps that it would have taken.
@@ -581,6 +576,8 @@ class GPT2Module(LightningModule):
             UsageError: If a flag of the trainer contradicts the checkpoint.
         """
         upgrade(checkpoint)  # first of all that read it: the callbacks' states are taken up later
+        if self.base_digest is not None:
+            check_base(checkpoint, self.base_digest, "--ckpt_path")
         self.trained_steps = checkpoint["global_step"]
         self.nonfinite.skipped = checkpoint["skipped_steps"]
         self.nonfinite.in_a_row = checkpoint["skipped_in_a_row"]

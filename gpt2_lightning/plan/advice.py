@@ -63,7 +63,7 @@ def disk_of(setting: Setting, steps: Steps, checkpoint: Any, folder: Path) -> Di
         folder: The logger's folder, which may not be there yet.
     """
     numbers = 1 if checkpoint.save_weights_only else 3
-    one = numbers * setting.precision.weights * setting.shape.parameters
+    one = numbers * setting.precision.weights * sum(setting.shape.trained)
     best = int(checkpoint.save_top_k)
     best = steps.validations if best < 0 else min(best, steps.validations)
     kept = best + bool(checkpoint.save_last) if setting.saves else 0
@@ -297,6 +297,9 @@ def _of_time(trainer: Any, steps: Steps, duration: Duration | None) -> list[str]
 def _of_rate(model: Any, setting: Setting, steps: Steps) -> list[str]:
     scratch = model.pretrained is None and model.hf_config is None
     usual = usual_rate(setting.shape, steps.tokens_per_step, from_scratch=scratch)
+    if setting.shape.adapter:
+        rule = f"10 times that of all weights for LoRA (Schulman et al., 2025): {usual.rule}"
+        usual = UsualRate(10 * usual.low, 10 * usual.high, rule)
     if not usual.is_far(model.learning_rate):
         return []
     return [

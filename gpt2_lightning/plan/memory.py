@@ -159,7 +159,8 @@ def kept_by_a_layer(setting: Setting) -> Tensors:
     Returns:
         Bytes of each tensor: inputs of both layer norms (r R D each) with mean and deviation,
         outputs of both (p R D), query, key and value (3 p R D), attention's output (p R D) and
-        what it keeps beside it, the two widest hidden states (2 p R I), and two dropout masks.
+        what it keeps beside it, the two widest hidden states (2 p R I), and two dropout masks;
+        and what a LoRA adapter keeps.
     """
     shape, p, rows = setting.shape, setting.precision.products, setting.rows
     between = _between_layers(setting)
@@ -176,6 +177,26 @@ def kept_by_a_layer(setting: Setting) -> Tensors:
         wide,
         wide,
         *_mask(setting, p),
+        *_kept_by_adapter(setting),
+    ]
+
+
+def _kept_by_adapter(setting: Setting) -> Tensors:
+    """Return what the adapters of a block keep: p R for each rank, and dropout masks (R (3 D + I)).
+
+    In mixed precision attention's output stays as well: its copy in half is no longer the one that
+    attention keeps.
+    """
+    shape, p, rows = setting.shape, setting.precision.products, setting.rows
+    if not shape.rank:
+        return []
+    of_attention = [p * rows * shape.width] if setting.precision.mixed else []
+    wide = (FP32 if setting.precision.mixed else p) if setting.on_cpu else 1
+    masks = [wide * rows * it for it in (*(3 * [shape.width]), shape.inner)]
+    return [
+        *(4 * [p * rows * shape.rank]),
+        *of_attention,
+        *(masks if shape.adapter_dropout else []),
     ]
 
 
@@ -231,10 +252,14 @@ def _mask(setting: Setting, wide: int) -> Tensors:
     return [each * setting.rows * setting.shape.width]
 
 
-def per_parameter(setting: Setting, name: str, wide: int, times: int = 1) -> MemoryItem:
-    """Count a number of ``wide`` bytes for each parameter; FSDP deals them out."""
+def per_parameter(
+    setting: Setting, name: str, wide: int, times: int = 1, *, trained: bool = False
+) -> MemoryItem:
+    """Count a number of ``wide`` bytes for each parameter, or trained one; FSDP deals them out."""
     share = setting.hardware.processes if setting.hardware.strategy == "fsdp" else 1
-    return item_of(name, [wide * count // share for count in setting.shape.tensors] * times)
+    shape = setting.shape
+    counts = shape.trained if trained else (*shape.tensors, *shape.adapter)
+    return item_of(name, [wide * count // share for count in counts] * times)
 
 
 def weights(setting: Setting) -> MemoryItem:
@@ -243,17 +268,21 @@ def weights(setting: Setting) -> MemoryItem:
 
 
 def optimizer_state(setting: Setting) -> MemoryItem:
-    """Return AdamW's two running means of each weight, and the weights' own; Muon has but one."""
+    """Return AdamW's two running means of each weight, and the weights' own; Muon has but one.
+
+    A LoRA adapter alone has any, where there is one; so it is with gradients.
+    """
     name, times = ("state and average", 3) if setting.averages else ("state", 2)
-    return per_parameter(setting, f"optimizer {name}", setting.precision.weights, times=times)
+    wide = setting.precision.weights
+    return per_parameter(setting, f"optimizer {name}", wide, times, trained=True)
 
 
 def gradients(setting: Setting) -> list[MemoryItem]:
     """Return the gradients, and the copies in which processes exchange them."""
     wide = setting.precision.weights
-    found = [per_parameter(setting, "gradients", wide)]
+    found = [per_parameter(setting, "gradients", wide, trained=True)]
     if setting.hardware.strategy == "ddp":  # copies of them, which are summed over the processes
-        found.append(per_parameter(setting, "gradient buckets", wide))
+        found.append(per_parameter(setting, "gradient buckets", wide, trained=True))
     return found
 
 
@@ -308,7 +337,8 @@ def _logits(setting: Setting, copies: int) -> int:
 
 
 def _head_gradient(setting: Setting) -> MemoryItem:
-    return item_of("gradient of the head", [setting.precision.weights * setting.shape.embedding])
+    pieces = [setting.precision.weights * setting.shape.embedding]
+    return item_of("gradient of the head", [] if setting.shape.adapter else pieces)
 
 
 def _of_earlier_micro_batches(setting: Setting) -> list[MemoryItem]:
@@ -325,9 +355,12 @@ def _loss(setting: Setting) -> Phase:
     """
     if setting.precision.mixed:
         half = setting.precision.products
-        gradient = [_logits(setting, half), _logits(setting, FP32), half * setting.shape.embedding]
+        gradient = [_logits(setting, half), _logits(setting, FP32)]
+        gradient += [] if setting.shape.adapter else [half * setting.shape.embedding]
         chunk = max(gradient, [_logits(setting, FP32)] * 2, key=sum)
-        loss = [*casts(setting, of_layers=True, of_head=True), item_of("logits chunk", chunk)]
+        # autocast holds the copies of trained weights; the backward pass needs those of frozen ones
+        kept = not (setting.shape.adapter and setting.checkpointing)
+        loss = [*casts(setting, of_layers=kept, of_head=True), item_of("logits chunk", chunk)]
     else:
         loss = _chunk_in_one_type(setting)
     return Phase(
@@ -348,7 +381,8 @@ def _chunk_in_one_type(setting: Setting) -> list[MemoryItem]:
     wide = setting.precision.weights
     pieces = [_logits(setting, max(wide, FP32)), wide * setting.rows * setting.shape.width]
     if wide < FP32:  # sums are taken in fp32: copies of the head and of its gradient, and logits
-        pieces += [FP32 * setting.shape.embedding] * 2 + [_logits(setting, FP32)]
+        copies = 1 if setting.shape.adapter else 2
+        pieces += [FP32 * setting.shape.embedding] * copies + [_logits(setting, FP32)]
     return [item_of("logits chunk", pieces)]
 
 
@@ -374,7 +408,7 @@ def _update(setting: Setting) -> Phase:
     """Return the optimizer's step, and before it the embedding's gradient beside the head's."""
     items = [weights(setting), *gradients(setting), optimizer_state(setting)]
     if setting.precision.scaled:  # AdamW is not fused, and takes roots of all parameters at once
-        items.append(per_parameter(setting, "temporaries of the optimizer", FP32))
+        items.append(per_parameter(setting, "temporaries of the optimizer", FP32, trained=True))
     elif setting.shape.tied:
         items.append(_head_gradient(setting))
     return Phase("last gradient and optimizer step", tuple(items))
@@ -389,7 +423,7 @@ def validation(setting: Setting) -> Phase:
             weights(setting),
             optimizer_state(setting),
             *gathered(setting),
-            *casts(setting, of_layers=True, of_head=True),
+            *casts(setting, of_layers=not setting.shape.adapter, of_head=True),
             item_of("hidden states", gradients_on_the_way(setting)),
             item_of("logits chunk", [_logits(setting, copies)]),
         ),

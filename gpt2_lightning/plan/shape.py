@@ -11,12 +11,14 @@ from gpt2_lightning.errors import UsageError, reason
 from gpt2_lightning.model.gpt2 import (
     Architecture,
     count_parameters,
+    dropouts,
     from_config,
     from_scratch,
     positions_of,
     set_dropout,
     training_flops_per_token,
 )
+from gpt2_lightning.model.lora import Lora, adapter_of, add_adapter
 from gpt2_lightning.pretrained import load_config
 
 
@@ -87,6 +89,9 @@ class Shape:
         tensors: Numbers in each parameter, tied ones once.
         layer_matrices: Numbers in all matrices of one transformer block.
         layer_parameters: Numbers in one transformer block.
+        adapter: Numbers in each matrix of a LoRA adapter, which alone is trained; else none.
+        rank: Its rank; 0 without one.
+        adapter_dropout: Whether its inputs are dropped out.
         flops_per_token: Operations of a training step, per token.
     """
 
@@ -103,12 +108,20 @@ class Shape:
     tensors: tuple[int, ...]
     layer_matrices: int
     layer_parameters: int
+    adapter: tuple[int, ...]
+    rank: int
+    adapter_dropout: bool
     flops_per_token: float
 
     @property
     def parameters(self) -> int:
         """Parameters, tied ones counted once."""
         return sum(self.tensors)
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Numbers in each parameter that is trained."""
+        return self.adapter or self.tensors
 
     @property
     def embedding(self) -> int:
@@ -136,6 +149,13 @@ def shape_of(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> Shap
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     width = int(config.hidden_size)
     inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None)
+    tensors = tuple({id(p): p.numel() for p in model.parameters()}.values())
+    layer_matrices = sum(p.numel() for p in layer if p.dim() > 1)
+    layer_parameters = sum(p.numel() for p in layer)
+    lora = Lora(**flags["lora"])
+    if lora.rank:
+        with torch.device("meta"):
+            add_adapter(model, lora)
     shape = Shape(
         model_type=str(config.model_type),
         layers=int(config.num_hidden_layers),
@@ -149,22 +169,20 @@ def shape_of(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> Shap
         attention_dropout=bool(
             getattr(config, "attn_pdrop", getattr(config, "attention_dropout", 0.0))
         ),
-        tensors=tuple({id(p): p.numel() for p in model.parameters()}.values()),
-        layer_matrices=sum(p.numel() for p in layer if p.dim() > 1),
-        layer_parameters=sum(p.numel() for p in layer),
+        tensors=tensors,
+        layer_matrices=layer_matrices,
+        layer_parameters=layer_parameters,
+        adapter=tuple(it.numel() for it in adapter_of(model).values()),
+        rank=lora.rank,
+        adapter_dropout=lora.dropout > 0,
         flops_per_token=training_flops_per_token(model, block_size),
     )
-    assert shape.parameters == count_parameters(model)
+    assert shape.parameters + sum(shape.adapter) == count_parameters(model)
     return shape
 
 
 def _model(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> PreTrainedModel:
-    given = {
-        "embd_pdrop": flags["dropout"],
-        "resid_pdrop": flags["dropout"],
-        "attn_pdrop": flags["attention_dropout"],
-    }
-    dropout = {name: value for name, value in given.items() if value is not None}
+    dropout = dropouts(flags["dropout"], flags["attention_dropout"])
     if flags["hf_config"] is not None:  # a checkpoint's own; fit takes it as it is
         return from_config(flags["hf_config"], attention="sdpa")
     if flags["pretrained"] is None:

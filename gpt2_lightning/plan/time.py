@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.gpt2 import Architecture
+from gpt2_lightning.model.lora import Lora
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.plan.memory import Setting
@@ -61,7 +62,8 @@ def measure_step(model: Mapping[str, Any], data: WikiTextDataModule, trainer: An
     changed = {"warmup_steps": 0, "schedule_steps": WARM_UP + MEASURED, "schedule_changes": None}
     architecture = Architecture(**model["architecture"])
     sampling = SamplingOptions(**model["sampling"])
-    module = GPT2Module(**{**model, **changed, "architecture": architecture, "sampling": sampling})
+    parts = {"architecture": architecture, "sampling": sampling, "lora": Lora(**model["lora"])}
+    module = GPT2Module(**{**model, **changed, **parts})
     clock = _Clock()
     with scratch_folder() as folder:
         Trainer(

@@ -293,6 +293,8 @@ def about(run: Run) -> list[str]:
     if run.settings:
         pretrained = run.setting("model.pretrained")
         model = f"{pretrained}, fine-tuned" if pretrained else "GPT-2 from scratch"
+        if rank := run.setting("model.lora.rank"):
+            model += f" by LoRA of rank {rank}"
         if size := run.facts.get("model"):
             model += f", {size['parameters'] / 1e6:,.1f} million parameters"
         said.append(model)
