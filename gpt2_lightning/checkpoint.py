@@ -69,8 +69,10 @@ SETTINGS: dict[str, Any] = {
     },
     "data": {
         **dict.fromkeys(("block_size", "batch_size", "vocab_size", "seed"), int),
-        **dict.fromkeys(("source", "subset", "revision", "text_column", "documents"), str),
-        **dict.fromkeys(("validation_source", "test_source", "cleaning", "blocks"), str),
+        **dict.fromkeys(
+            ("source", "subset", "revision", "text_column", "documents", "add_tokens"), str
+        ),
+        **dict.fromkeys(("validation_source", "test_source", "cleaning", "blocks", "attend"), str),
     },
 }
 

@@ -15,6 +15,8 @@ from gpt2_lightning.data.batches import (
     TrainBatches,
 )
 from gpt2_lightning.data.token_store import Manifest, TokenStore
+from gpt2_lightning.model.gpt2 import AttentionName
+from gpt2_lightning.model.module import GPT2Module
 
 X = -100
 EOS = 9
@@ -171,6 +173,43 @@ def test_packed_tables(size: int, inputs: list[list[int]], targets: list[list[in
     assert blocks.target_counts(np.arange(len(blocks))).tolist() == [
         sum(t != X for t in row) for row in targets
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "places"),
+    [(3, [[0, 1, 2], [0, 0, 1]]), (8, [[0, 1, 2, 3, 0, 1, 0, 0]])],
+)
+def test_positions_restart_at_each_document(size: int, places: list[list[int]]) -> None:
+    blocks = PackedBlocks(store([9, 1, 2, 3, 9, 4, 9], [1, 5]), size, EOS, "document")
+    batch = blocks.batch(np.arange(len(blocks)))
+    assert batch["position_ids"].tolist() == places
+    plain = PackedBlocks(store([9, 1, 2, 3, 9, 4, 9], [1, 5]), size, EOS)
+    assert plain.batch(np.arange(len(blocks))).keys() == {"input_ids", "targets"}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_within_documents_is_one_document_a_row(
+    attention: AttentionName, opinionated_model: Path
+) -> None:
+    module = GPT2Module(str(opinionated_model), attention=attention).eval().requires_grad_(False)
+    texts = [[20, 30, 40, 50, 60], [70], [80, 90, 100, 110, 120, 130, 140]]
+    ids = [EOS, *(it for text in texts for it in (*text, EOS))]
+    both = [
+        float(
+            module.nats(
+                PackedBlocks(store(ids, [1, len(ids)]), 20, EOS, attend).batch(np.arange(1))
+            )
+        )
+        for attend in ("document", "block")
+    ]
+    alone = [
+        module.nats(
+            {"input_ids": torch.tensor([[EOS, *it]]), "targets": torch.tensor([[*it, EOS]])}
+        )
+        for it in texts
+    ]
+    assert both[0] == pytest.approx(float(sum(alone)), rel=1e-6)
+    assert abs(both[1] - both[0]) > 0.01
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64])

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from transformers import GPT2LMHeadModel
 
+from gpt2_lightning import load
 from gpt2_lightning.cli import main
 from gpt2_lightning.fit import monitoring
 from gpt2_lightning.generate.text_model import load_checkpoint
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import figure
 from gpt2_lightning.run_folder import read_scalars
-from tests.command_line import CALM, SMALL, curves, fine_tuning, fit
+from tests.command_line import CALM, SMALL, Mistake, curves, fine_tuning, fit
 
 TRAINED = ("--trainer.max_steps=12", "--trainer.max_epochs=1", "--model.learning_rate=3e-3")
 OF_SAMPLES = {f"samples/{name}" for name in ("distinct_2", "repeated_4", "ended", "longest_copy")}
@@ -427,3 +429,64 @@ def test_a_run_without_validation_is_saved(wiki_folder: Path, tiny_model: Path) 
     run = fit(*words, "--trainer.max_steps=2", "--trainer.limit_val_batches=0")
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert (run / "hf/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_added_tokens_have_rows_of_their_own(
+    wiki_folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "tokens.txt"
+    words.write_text("zyxwv\n\n<|speaker|>\nzyxwv\n", encoding="utf-8")
+    text = tmp_path / "talk.txt"
+    text.write_text(("<|speaker|> said zyxwv again. " * 40 + "\n") * 30, encoding="utf-8")
+    flags = (*fine_tuning(text, tiny_model), f"--data.add_tokens={words}")
+    before = GPT2LMHeadModel.from_pretrained(tiny_model).transformer.wte.weight
+    grown = GPT2Module(str(tiny_model), vocab_size=302, add_tokens=str(words)).model
+    weight = grown.get_input_embeddings().weight
+    assert weight is grown.get_output_embeddings().weight
+    assert torch.equal(weight[:300], before)
+    torch.testing.assert_close(weight[300:], before.mean(0).expand(2, -1))
+
+    run = fit(*flags, "--trainer.max_steps=4", "--model.schedule_steps=4")
+    part = fit(*flags, "--trainer.max_steps=2", "--model.schedule_steps=4")
+    words.unlink()  # the checkpoint carries them
+    main(["fit", f"--ckpt_path={part}", "--trainer.max_steps=4", *CALM])
+    ours, whole = (
+        torch.load(it / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for it in (part, run)
+    )
+    assert all(torch.equal(ours[name], it) for name, it in whole.items())
+    assert whole["model.transformer.wte.weight"].shape == (302, 32)
+    loaded = load(str(run), device="cpu")
+    assert loaded.tokenizer("<|speaker|> said zyxwv")["input_ids"][0] == 301
+    ids = loaded.tokenizer("a zyxwv b <|speaker|>")["input_ids"]
+    assert {300, 301} <= set(ids)
+    assert loaded.tokenizer.decode(ids) == "a zyxwv b <|speaker|>"
+    main(["export", f"--model={run}", "--to=out"])
+    main(["evaluate", "--model=out", f"--data.source={text}", "--split=all", "--context=16"])
+    assert "perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "found"),
+    [
+        ("new york\n", (), "line 1 ('new york') has white space"),
+        ("\n\n", (), "it holds no token"),
+        (None, (), "it cannot be read"),
+        ("one\n", ("--model.pretrained=null",), "learns its own tokens"),
+    ],
+)
+def test_tokens_that_cannot_be_added(
+    content: str | None,
+    flags: tuple[str, ...],
+    found: str,
+    tiny_model: Path,
+    wiki_folder: Path,
+    tmp_path: Path,
+    mistake: Mistake,
+) -> None:
+    file = tmp_path / "tokens.txt"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    words = (*fine_tuning(wiki_folder, tiny_model), f"--data.add_tokens={file}", *flags)
+    assert found in mistake("fit", *words)

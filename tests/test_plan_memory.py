@@ -136,7 +136,7 @@ def test_an_adapter_alone_has_gradients_and_state() -> None:
     assert 0.6 < run.shape.flops_per_token / setting().shape.flops_per_token < 1
 
 
-@pytest.mark.parametrize(("rank", "gigabytes"), [(0, 28.5), (8, 7.9)])
+@pytest.mark.parametrize(("rank", "gigabytes"), [(0, 25.8), (8, 7.64)])
 def test_gpt2_xl_on_paper(rank: int, gigabytes: float) -> None:
     pytest.importorskip("peft", reason="the extra lora is not installed")
     config = GPT2Config(n_embd=1600, n_layer=48, n_head=25).to_dict()

@@ -12,6 +12,8 @@ from gpt2_lightning.data.token_store import IDS_PER_PIECE, TokenStore
 
 BlockName = Literal["pack", "pad"]
 
+AttendName = Literal["block", "document"]
+
 IGNORED = -100  # the target that no loss of torch or transformers counts
 
 BLOCKS_PER_SHARD = 1 << 20  # that are shuffled among themselves; their order takes 8 MB
@@ -24,6 +26,8 @@ FILL_UP = -1  # the index of a block in which every target is masked
 #   input_ids       token ids
 #   targets         the id to predict at each position, -100 where there is none
 #   attention_mask  1 for a token, 0 for padding; absent if there is no padding
+#   position_ids    positions that restart at each document; absent where attention crosses them.
+#                   transformers sees by them what is another document, and masks it
 Batch = dict[str, Tensor]
 
 
@@ -52,13 +56,21 @@ class PackedBlocks:
     """Block i holds inputs ``d[iT : iT+T]`` and targets ``d[iT+1 : iT+T+1]`` of the ids ``d``.
 
     Every token but the leading end-of-text is predicted exactly once. The last block is filled
-    up with end-of-text and masked there. Attention crosses articles, as in GPT-2's own training.
+    up with end-of-text and masked there. Attention crosses articles, as in GPT-2's own training,
+    unless it is kept within documents, each of which begins with the end-of-text before it.
     With a shift, block 0 begins so many tokens later, and the tokens before it follow the last
     one: in as many blocks every token is predicted once, after other tokens.
     """
 
-    def __init__(self, store: TokenStore, block_size: int, end_of_text: int) -> None:
+    def __init__(
+        self,
+        store: TokenStore,
+        block_size: int,
+        end_of_text: int,
+        attend: AttendName = "block",
+    ) -> None:
         self.ids = store.ids
+        self.attend = attend
         self.block_size = block_size
         self.end_of_text = end_of_text
         self.targets = max(len(self.ids) - 1, 0)
@@ -86,10 +98,13 @@ class PackedBlocks:
                 run = np.concatenate([run, self.ids[begin : begin + lacking]])
             runs[row, : count + 1] = run
             targets[row, :count] = runs[row, 1 : count + 1]
-        return {
-            "input_ids": torch.from_numpy(runs[:, :-1].copy()),
-            "targets": torch.from_numpy(targets),
-        }
+        inputs = runs[:, :-1].copy()
+        batch = {"input_ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+        if self.attend == "document":
+            places = np.arange(self.block_size)
+            begins = np.maximum.accumulate(np.where(inputs == self.end_of_text, places, 0), axis=1)
+            batch["position_ids"] = torch.from_numpy(places - begins)
+        return batch
 
 
 class PaddedBlocks:

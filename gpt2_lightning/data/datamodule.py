@@ -30,6 +30,7 @@ from gpt2_lightning.data.articles import (
     split_rows,
 )
 from gpt2_lightning.data.batches import (
+    AttendName,
     BlockName,
     Blocks,
     EvalBatches,
@@ -91,9 +92,14 @@ class WikiTextDataModule(LightningDataModule):
         tokenizer: Name or folder. Null uses the model's own; from scratch, a byte-level BPE is
             trained on the training split.
         tokenizer_revision: Branch, tag or commit on the Hub; null uses the model's.
+        add_tokens: Text file of tokens to add to the tokenizer's vocabulary, one a line, without
+            white space; the model's embedding gets a row for each. Not with a BPE to be trained.
         vocab_size: Tokens of the BPE to train, by default 8192; ignored if a tokenizer is loaded.
         blocks: ``pack`` fills every block with text; ``pad`` puts one row in each, as the
             tutorial does.
+        attend: ``block``: a token sees all before it in its block, as in GPT-2's own training; or
+            ``document``: only those of its own document, whose positions begin at 0. Not with
+            ``pad``, whose blocks hold a row each.
         shift_blocks: Cut the training text at other places in each epoch after the first: with
             several epochs of little text, less is learned by heart. Not with ``pad``.
         block_size: Tokens in a block.
@@ -119,8 +125,10 @@ class WikiTextDataModule(LightningDataModule):
         cleaning: CleaningName = "none",
         tokenizer: str | None = None,
         tokenizer_revision: str | None = None,
+        add_tokens: str | None = None,
         vocab_size: int | None = None,
         blocks: BlockName = "pack",
+        attend: AttendName = "block",
         shift_blocks: bool = False,
         block_size: int = 1024,
         batch_size: int = 8,
@@ -141,6 +149,12 @@ class WikiTextDataModule(LightningDataModule):
                 "--data.shift_blocks true: with --data.blocks pad each block is a row, which is "
                 "not cut elsewhere. Leave it out, or take --data.blocks pack."
             )
+        if attend == "document" and blocks == "pad":
+            raise UsageError(
+                "--data.attend document: with --data.blocks pad each block is a row already, and "
+                "sees no other. Leave it out, or take --data.blocks pack."
+            )
+        self.attend = attend
         self.source = source
         self.subset = subset
         self.revision = revision
@@ -154,6 +168,7 @@ class WikiTextDataModule(LightningDataModule):
         self.cleaner = get_cleaner(cleaning)
         self.tokenizer_name = tokenizer
         self.tokenizer_revision = tokenizer_revision
+        self.add_tokens = add_tokens
         self.vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
         self.blocks = blocks
         self.shift_blocks = shift_blocks
@@ -215,7 +230,7 @@ class WikiTextDataModule(LightningDataModule):
             read_prompts(self.prompts)
         splits = self.splits(wanted) if wanted or self.tokenizer_name is None else {}
         tokenizer_name = self.tokenizer_name or self._train_tokenizer(splits)
-        tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision)
+        tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision, self.add_tokens)
         names: dict[SplitName, str] = {}
         for split in wanted:
             names[split] = self._write_store(split, splits[split], tokenizer)
@@ -401,14 +416,16 @@ class WikiTextDataModule(LightningDataModule):
             raise prepared
         assert prepared is not None, "prepare_data() has not been called"
         tokenizer_name, names = prepared
-        self._tokenizer = load_tokenizer(tokenizer_name, self.tokenizer_revision)
+        revision = self.tokenizer_revision
+        self._tokenizer = load_tokenizer(tokenizer_name, revision, self.add_tokens)
         self.stores = {split: self._open_store(split, name) for split, name in names.items()}
 
     def split_blocks(self, split: SplitName) -> Blocks:
         """Return a split's blocks."""
         store = self.stores[split]
         if self.blocks == "pack":
-            return PackedBlocks(store, self.block_size, int(self.tokenizer.eos_token_id))
+            end = int(self.tokenizer.eos_token_id)
+            return PackedBlocks(store, self.block_size, end, self.attend)
         return PaddedBlocks(store, self.block_size, int(self.tokenizer.pad_token_id))
 
     def train_dataloader(self) -> TrainBatches:

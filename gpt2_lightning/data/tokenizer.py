@@ -14,7 +14,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
 from gpt2_lightning.data.articles import CHARACTERS_PER_CHUNK, word_chunks
 from gpt2_lightning.data.token_text import CUT_CHARACTER, decoder
-from gpt2_lightning.errors import UsageError, reason
+from gpt2_lightning.errors import UsageError, one_line, reason
 from gpt2_lightning.pretrained import load_tokenizer_files
 from gpt2_lightning.storage import scratch_folder, whole_folder
 from gpt2_lightning.untrusted import is_inside
@@ -53,7 +53,7 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 def load_tokenizer(
-    name: str, revision: str | None = None, *, flag: str = FLAG
+    name: str, revision: str | None = None, add_tokens: str | None = None, *, flag: str = FLAG
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer with an end-of-text and a padding token.
 
@@ -63,11 +63,12 @@ def load_tokenizer(
     Args:
         name: Hub id, or folder with tokenizer files.
         revision: Branch, tag or commit on the Hub.
+        add_tokens: File of tokens that are added to its vocabulary, one a line.
         flag: The flag that named it, for messages.
 
     Raises:
-        UsageError: If no tokenizer has that name, it is empty, or it has neither an end-of-text
-            nor a separator.
+        UsageError: If no tokenizer has that name, it is empty, it has neither an end-of-text nor a
+            separator, or the tokens to add cannot be read.
     """
     try:
         tokenizer = load_tokenizer_files(name, revision, said=f"{flag} {name}")
@@ -97,7 +98,36 @@ def load_tokenizer(
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if add_tokens is not None:
+        tokenizer.add_tokens(read_tokens(Path(add_tokens).expanduser()))
     return tokenizer
+
+
+def read_tokens(file: Path) -> list[str]:
+    """Read tokens to add, one a line; empty lines count for nothing.
+
+    Raises:
+        UsageError: If the file cannot be read, holds none, or one has white space: a text is cut at
+            it before it is tokenized.
+    """
+    begin = f"--data.add_tokens {file}:"
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{begin} it cannot be read ({one_line(error)}). Give a UTF-8 text file, one token a "
+            "line."
+        ) from error
+    tokens = [line.removesuffix("\r") for line in lines]
+    for number, token in enumerate(tokens, 1):
+        if any(map(str.isspace, token)):
+            raise UsageError(
+                f"{begin} line {number} ({token!r}) has white space. Give each token a line, "
+                "without blanks around or in it."
+            )
+    if not (found := list(dict.fromkeys(filter(None, tokens)))):
+        raise UsageError(f"{begin} it holds no token. Give one a line, or leave the flag out.")
+    return found
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:

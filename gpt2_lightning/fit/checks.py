@@ -31,6 +31,7 @@ FREE_TO_CHANGE = {
         "schedule_steps",
         "schedule_changes",
         "hf_config",
+        "add_tokens",
     },
     "data": {
         *("prompts", "cache_dir", "remote_cache", "remote_cache_gb"),
@@ -182,6 +183,12 @@ def _check_adapter(model: Any) -> None:
                 )
         return
     check_lora(lora, model.pretrained)
+    if model.add_tokens is not None:
+        raise UsageError(
+            f"--data.add_tokens {model.add_tokens}: with --model.lora.rank {lora.rank} the "
+            "embedding is not trained, and the new tokens would mean nothing. --model.lora.rank 0 "
+            "trains all weights."
+        )
     if model.optimizer == "muon":
         raise UsageError(
             f"--model.lora.rank {lora.rank}: --model.optimizer muon was never tried on an adapter, "

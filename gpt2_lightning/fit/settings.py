@@ -92,7 +92,10 @@ DEFAULTS = {
 }
 
 # What a checkpoint brings with it.
-CARRIED = ("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size")
+CARRIED = (
+    *("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size"),
+    "--data.add_tokens",
+)
 
 
 class GPT2Trainer(Trainer):
@@ -390,10 +393,17 @@ class CommandLine:
             if config.data.tokenizer is None:
                 config.data.tokenizer = config.model.pretrained
                 config.data.tokenizer_revision = config.model.revision
+            if config.data.add_tokens is not None:
+                config.data.vocab_size = _tokens_of(config.data)
         elif config.data.tokenizer is not None:
             check_unused(self.typed, f"--data.tokenizer {config.data.tokenizer}", FROM_SCRATCH[:1])
-            tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_revision)
-            config.data.vocab_size = len(tokenizer)
+            config.data.vocab_size = _tokens_of(config.data)
+        elif config.data.add_tokens is not None:
+            raise UsageError(
+                f"--data.add_tokens {config.data.add_tokens}: a BPE that is trained on the text "
+                "learns its own tokens. Give a tokenizer to add to: --data.tokenizer, or a model "
+                "that brings one, --model.pretrained."
+            )
         elif config.data.vocab_size is None:
             config.data.vocab_size = DEFAULT_VOCAB_SIZE
         config.model.vocab_size = config.data.vocab_size
@@ -501,6 +511,7 @@ class CommandLine:
             config.trainer.precision = before
         config.model.hf_config = checkpoint["hf_config"]
         config.data.tokenizer_revision = None
+        config.data.add_tokens = config.model.add_tokens = None  # its tokenizer has them
         cache = cache_folder(config.data.cache_dir)
         config.data.tokenizer = str(cache_tokenizer(checkpoint["tokenizer_files"], cache))
         if self.verb == "validate":
@@ -526,6 +537,10 @@ def from_environment() -> list[str]:
     return words
 
 
+def _tokens_of(data: Any) -> int:
+    return len(load_tokenizer(data.tokenizer, data.tokenizer_revision, data.add_tokens))
+
+
 def defaults_of(built: type) -> dict[str, Any]:
     """Return what a class takes where it is not told, in plain values."""
     found = {}
@@ -543,8 +558,9 @@ def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     model = dict(checkpoint.get("hyper_parameters") or {})
     data = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     # linked, or brought by the checkpoint
-    for name in ("hf_config", "block_size", "vocab_size", "seed"):
+    for name in ("hf_config", "block_size", "vocab_size", "seed", "add_tokens"):
         model.pop(name, None)
+    data.pop("add_tokens", None)
     return {"seed_everything": data.pop("seed", None), "model": model, "data": data}
 
 

@@ -81,6 +81,7 @@ def build(
     attention: AttentionName,
     dropout: Mapping[str, float],
     reads_base: bool,
+    grows: bool,
 ) -> PreTrainedModel:
     """Build the model that flags ask for.
 
@@ -89,17 +90,21 @@ def build(
         revision: Branch, tag or commit on the Hub.
         hf_config: A checkpoint's configuration, whose weights come later.
         architecture: Shape of a model from scratch.
-        vocab_size: Its tokens.
-        block_size: Its positions, where the architecture does not say.
+        vocab_size: Tokens of a model from scratch, or of one that grows.
+        block_size: Positions of one from scratch, where the architecture does not say.
         attention: Attention implementation.
         dropout: Overrides of the probabilities, by the configuration's names.
         reads_base: Whether a checkpoint lacks the pretrained weights, since it has but an adapter.
+        grows: Whether a pretrained model's embedding gets rows for added tokens.
 
     Raises:
         UsageError: If there is no such model.
     """
     if pretrained is not None and (hf_config is None or reads_base):
-        return from_pretrained(pretrained, revision, attention=attention, dropout=dropout)
+        model = from_pretrained(pretrained, revision, attention=attention, dropout=dropout)
+        if grows:
+            grow(model, vocab_size or 0)
+        return model
     if hf_config is not None:
         return from_config(hf_config, attention=attention)
     if vocab_size is None:
@@ -392,6 +397,20 @@ def _check_attention(config: PreTrainedConfig, attention: AttentionName) -> None
             f"({' '.join(str(error).split())[:160]}). --model.attention sdpa, the default, needs "
             "no package; eager works for every model."
         ) from error
+
+
+@torch.no_grad()
+def grow(model: PreTrainedModel, rows: int) -> None:
+    """Give embedding and head so many rows, in place, unless they have more.
+
+    New rows are the mean of the others: a token of which nothing is known.
+    """
+    before = int(model.config.vocab_size)
+    if rows <= before:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)  # its own draws around the mean
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # perhaps tied
+        layer.weight[before:] = layer.weight[:before].mean(0)
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:

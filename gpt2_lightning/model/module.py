@@ -109,7 +109,10 @@ class GPT2Module(LightningModule):
             out, counts it in ``train/skipped_steps`` and goes on, until ten in a row end the run.
             What only fp16's loss scaling has made too large is left out in both.
         sampling: How ``predict`` and the samples at validation are drawn.
-        vocab_size: Size of the vocabulary from scratch; the command line sets it.
+        vocab_size: Size of the vocabulary from scratch, or with tokens added; the command line sets
+            it.
+        add_tokens: What the data adds to the vocabulary: the embedding of pretrained weights grows
+            to ``vocab_size`` rows; the command line sets it.
         block_size: Tokens in a block; the command line sets it.
         seed: Decides dropout; the command line sets it to ``seed_everything``.
         hf_config: A Hugging Face configuration to build the model from, without weights; a
@@ -143,6 +146,7 @@ class GPT2Module(LightningModule):
         on_nonfinite: Literal["stop", "skip"] = "stop",
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - read-only; shown by --help
         vocab_size: int | None = None,
+        add_tokens: str | None = None,
         block_size: int = 1024,
         seed: int = 0,
         hf_config: dict[str, Any] | None = None,
@@ -181,6 +185,7 @@ class GPT2Module(LightningModule):
             attention=attention,
             dropout=dropouts(dropout, attention_dropout),
             reads_base=lora.rank > 0,
+            grows=add_tokens is not None,
         )
         self.base_digest = adapt(self.model, lora)
         self.strict_loading = not lora.rank  # a checkpoint has the adapter alone
@@ -335,7 +340,8 @@ class GPT2Module(LightningModule):
 
     def nats(self, batch: dict[str, Tensor]) -> Tensor:
         """Return a batch's summed nats, a scalar."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs = {key: batch[key] for key in names if key in batch}
         transformer = self._compiled or self.model.base_model
         hidden = transformer(**inputs, use_cache=False).last_hidden_state
         head = self.model.get_output_embeddings()

@@ -45,7 +45,7 @@ class Setting:
         hardware: Its devices.
         batch_size: Blocks in a micro-batch of a process.
         block_size: Tokens in a block.
-        padded: Whether blocks hold padding, which attention masks.
+        padded: Whether attention is masked: of padding, or of other documents.
         attention: Its implementation.
         checkpointing: Whether activations are computed again in the backward pass.
         accumulate: Micro-batches in an optimizer step.
@@ -317,7 +317,8 @@ def loading(setting: Setting) -> Phase:
     """
     if setting.hardware.strategy == "fsdp" and setting.hardware.accelerator == "cpu":
         setting = replace(setting, hardware=setting.hardware.with_strategy("ddp"))
-    return Phase("loading", (weights(setting), per_parameter(setting, "their file", FP32)))
+    file = [per_parameter(setting, "their file", FP32)] if setting.on_cpu else []  # in main memory
+    return Phase("loading", (weights(setting), *file))
 
 
 def training(setting: Setting) -> list[Phase]:

@@ -115,7 +115,7 @@ def plan_of(
         hardware=hardware,
         batch_size=data.batch_size,
         block_size=data.block_size,
-        padded=data.blocks == "pad",
+        padded=data.blocks == "pad" or data.attend == "document",
         attention=values.model.attention,
         checkpointing=bool(values.model.gradient_checkpointing),
         accumulate=int(values.trainer.accumulate_grad_batches),
