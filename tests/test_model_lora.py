@@ -24,10 +24,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 IDS = torch.arange(2 * 16).reshape(2, 16)
 
 
-def adapted(folder: Path, **flags: bool) -> GPT2Module:
+def adapted(folder: Path, *, checkpointing: bool = False) -> GPT2Module:
     """Return a module whose adapter is no update of 0."""
     torch.manual_seed(0)
-    module = GPT2Module(str(folder), lora=Lora(4), dropout=0.0, **flags)
+    module = GPT2Module(
+        str(folder), lora=Lora(4), dropout=0.0, gradient_checkpointing=checkpointing
+    )
     with torch.no_grad():
         for weight in adapter_of(module.model).values():
             weight.normal_(std=0.1)
@@ -42,7 +44,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 def gradients(module: GPT2Module) -> dict[str, torch.Tensor | None]:
     batch = {"input_ids": IDS, "targets": IDS.roll(-1, 1)}
-    module.train().nats(batch).backward()  # type: ignore[no-untyped-call] # torch's own
+    module.train().nats(batch).backward()
     return {name: it.grad for name, it in module.named_parameters()}
 
 
@@ -78,9 +80,7 @@ def test_autocast_makes_no_gradient_of_the_frozen_head(opinionated_model: Path) 
 
 
 def test_recomputed_activations_give_the_same_gradients(opinionated_model: Path) -> None:
-    kept, again = (
-        gradients(adapted(opinionated_model, gradient_checkpointing=on)) for on in (False, True)
-    )
+    kept, again = (gradients(adapted(opinionated_model, checkpointing=on)) for on in (False, True))
     trained = [name for name, it in kept.items() if it is not None]
     assert len(trained) == 16
     for name in trained:

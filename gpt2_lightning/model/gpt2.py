@@ -410,7 +410,8 @@ def grow(model: PreTrainedModel, rows: int) -> None:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)  # its own draws around the mean
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # perhaps tied
-        layer.weight[before:] = layer.weight[:before].mean(0)
+        weight = cast(torch.Tensor, layer.weight)
+        weight[before:] = weight[:before].mean(0)
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:

@@ -142,7 +142,7 @@ def merge(model: PreTrainedModel) -> None:
 
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # type: ignore[operator] # each kind of layer has its own
+            layer.merge()
             model.set_submodule(name, layer.get_base_layer())
 
 
@@ -185,7 +185,7 @@ def digest_of(model: PreTrainedModel) -> str:
     found = hashlib.sha256()
     for name, weight in model.named_parameters():
         found.update(name.encode())
-        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
