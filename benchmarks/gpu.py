@@ -1,0 +1,151 @@
+"""One command for a visit to a GPU: what is correct there, how fast, in how much memory.
+
+    python -m benchmarks.gpu --minutes 9 --output gpu.json
+    python -m benchmarks.gpu --output gpu.json --render docs/gpu.md
+
+The steps of benchmarks.gpu_steps run one after the other, the cheapest and most valuable first,
+each in a fresh process. Every figure is in the file as soon as it is known; a step that would not
+end within the time is not begun, or is ended; a second call goes on with what is left. Where no GPU
+is, --device cpu --size tiny tries the kit itself.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from gpt2_lightning.storage import write_text
+
+SAVING = 2.0  # seconds for ending a process and writing what is known
+
+Report = dict[str, Any]
+Measure = Callable[[str, float], Report]  # a step's name, and the seconds that it has
+
+
+def visit(
+    needs: dict[str, float],
+    output: Path,
+    minutes: float,
+    measure: Measure,
+    clock: Callable[[], float] = time.monotonic,
+) -> Report:
+    """Take the steps that fit the time and are not in the file yet.
+
+    Args:
+        needs: Steps in their order, and the seconds that each needs at least.
+        output: The file, which is written after each step.
+        minutes: For all of them.
+        measure: Takes a step.
+        clock: Seconds.
+
+    Returns:
+        What is in the file: for each step its figures, or why there are none.
+    """
+    ends = clock() + minutes * 60
+    found: Report = json.loads(output.read_text()) if output.exists() else {"steps": {}}
+    for name, seconds in needs.items():
+        if "figures" in found["steps"].get(name, {}):
+            continue
+        left = ends - clock() - SAVING
+        if left < seconds:
+            found["steps"].setdefault(name, {"left": f"needs {seconds:.0f} s"})
+            continue
+        began = clock()
+        found["steps"][name] = measure(name, left) | {"seconds": round(clock() - began, 1)}
+        write_text(output, json.dumps(found, indent=2) + "\n")
+        print(name, json.dumps(found["steps"][name]), flush=True)
+    write_text(output, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def in_a_process(words: list[str], name: str, seconds: float) -> Report:
+    """Take a step in a fresh process, which is ended when its time is over."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", *words, f"--step={name}"],
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"left": f"was not done within {seconds:.0f} s"}
+    if done.returncode:
+        return {"error": "\n".join(done.stderr.strip().splitlines()[-12:])}
+    return {"figures": json.loads(done.stdout.splitlines()[-1])}
+
+
+def rendered(found: Report) -> str:
+    """Return the figures as a page of the documentation."""
+    lines = [
+        "# On a GPU",
+        "",
+        "Written by `python -m benchmarks.gpu --render docs/gpu.md` from what",
+        f"`python -m benchmarks.gpu {' '.join(found.get('command', []))}` measured.",
+    ]
+    for name, step in found["steps"].items():
+        lines += ["", f"## {name}", ""]
+        if "figures" in step:
+            lines += ["| | |", "|---|---|"]
+            lines += [f"| {key} | {_plain(value)} |" for key, value in step["figures"].items()]
+        else:
+            lines.append(f"Not measured: {step.get('left') or 'it failed'}.")
+            if "error" in step:
+                lines += ["", "```", step["error"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_plain(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def main(
+    output: Path = Path("gpu.json"),
+    minutes: float = 9.0,
+    device: str = "cuda",
+    size: str = "small",
+    render: Path | None = None,
+    step: str | None = None,
+) -> None:
+    """Measure what fits the time, or write the page.
+
+    Args:
+        output: JSON file of the figures; one that is there is gone on with.
+        minutes: For the whole command.
+        device: ``cuda``; ``cpu`` tries the kit.
+        size: Of the model: ``small`` is GPT-2 124M; ``tiny`` tries the kit.
+        render: Write this page from the file, and measure nothing.
+        step: Take this step alone, and print its figures as JSON.
+    """
+    if render is not None:
+        write_text(render, rendered(json.loads(output.read_text())))
+        return
+    # here, since torch need not be imported for the page
+    from benchmarks.gpu_steps import STEPS, Setting
+
+    setting = Setting(device=device)
+    if size == "tiny":
+        setting = Setting(device, size, block_size=64, batch_sizes=(2, 4), steps=6, seconds=8.0)
+    if step is not None:
+        take, _ = STEPS[step]
+        print(json.dumps(take(setting)))
+        return
+    words = [f"--device={device}", f"--size={size}"]
+    needs = {name: seconds for name, (_, seconds) in STEPS.items()}
+    visit(needs, output, minutes, lambda name, left: in_a_process(words, name, left))
+    report = json.loads(output.read_text())
+    report["command"] = [f"--minutes {minutes:g}", *words]
+    write_text(output, json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
