@@ -13,6 +13,7 @@ from gpt2_lightning.model.gpt2 import (
     from_pretrained,
     from_scratch,
     fuse_gelu,
+    place,
     positions_of,
     set_dropout,
 )
@@ -124,3 +125,13 @@ def test_dropout_that_a_model_does_not_have_is_named() -> None:
     config = AutoConfig.for_model("llama")
     with pytest.raises(UsageError, match=r"--model.dropout 0.1: a model of type llama has no such"):
         set_dropout(config, {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.0})
+
+
+def test_auto_is_the_cpu_where_a_build_for_gpus_finds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def accelerator(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", accelerator)
+    model = from_scratch(SMALL, vocab_size=50, block_size=16, attention="sdpa", dropout={})
+    place(model, "auto")
+    assert model.device.type == "cpu"

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt2_lightning.model import loss
 from gpt2_lightning.model.loss import summed_nats, token_nats
 
 
@@ -33,8 +34,13 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("has_torchs_own", [True, False])
 @pytest.mark.parametrize("rows", [4, 512, 1100])  # below, at and above the size of a piece
-def test_equals_logits_and_cross_entropy(rows: int) -> None:
+def test_equals_logits_and_cross_entropy(
+    rows: int, has_torchs_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_torchs_own &= loss.HAS_LINEAR_CROSS_ENTROPY
+    monkeypatch.setattr(loss, "HAS_LINEAR_CROSS_ENTROPY", has_torchs_own)
     hidden, weight, targets = case(rows)
     nats = summed_nats(hidden, weight, targets)
     (3 * nats).backward()
@@ -43,10 +49,12 @@ def test_equals_logits_and_cross_entropy(rows: int) -> None:
     logits = hidden @ weight.T
     reference = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     (3 * reference).backward()
-    torch.testing.assert_close(nats, reference)
+    torch.testing.assert_close(nats, reference, rtol=1e-6, atol=1e-6)
     assert gradients[0] is not None
     torch.testing.assert_close(gradients[0], hidden.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradients[1], weight.grad, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(summed_nats(hidden, weight, targets), nats, rtol=1e-6, atol=0)
 
 
 def test_no_target_counts_nothing_and_moves_nothing() -> None:

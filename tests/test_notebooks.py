@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import cast
 
-import nbformat
 import pytest
+
+pytest.importorskip("nbclient", reason="nbclient, which runs notebooks, is not installed")
+
+import nbformat  # may be absent, as what follows
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
@@ -34,7 +37,6 @@ def test_both_have_the_same_code_and_no_output() -> None:
 def test_it_runs_to_the_end_without_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "configs").symlink_to(DOCS.parent / "configs")
     notebook = read(NAMES[0])
     cells = []
     for cell in notebook.cells:

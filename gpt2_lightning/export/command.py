@@ -1,17 +1,22 @@
 """``export``: a folder in Hugging Face format, verified, with a model card."""
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import Parser, summary
 from gpt2_lightning.startup import heavy_imports
+from gpt2_lightning.storage import disk_message
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from pathlib import Path
 
     from gpt2_lightning.export.model_card import Origin
     from gpt2_lightning.generate.text_model import TextModel
+
+# packages that write a format, each of an extra of its name
+WRITERS = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # the form of the Hub's identifiers
 
@@ -23,6 +28,7 @@ def export(
     to: str,
     which: Literal["best", "last"] = "best",
     dtype: Literal["fp32", "bf16"] = "fp32",
+    format: Literal["hf", "gguf", "onnx"] = "hf",
     card: str | None = None,
     license: str | None = None,
     language: str | None = None,
@@ -41,6 +47,8 @@ def export(
         to: The folder to write; one that holds anything else than an earlier export is refused.
         which: Checkpoint of a run folder: best (by --checkpoint.monitor of fit) or last.
         dtype: Type of the weights: fp32, or bf16 in half the size.
+        format: hf is the folder alone; gguf puts a file for llama.cpp into it (of the folder's
+            name), onnx one for ONNX Runtime (model.onnx).
         card: JSON that evaluate --output wrote, for the card's metrics; null takes card.json of the
             run folder, if there is one.
         license: Identifier from the Hub's list, such as apache-2.0; null leaves it to be filled in.
@@ -60,9 +68,23 @@ def export(
         if value is not None and not form.fullmatch(value.lower()):
             raise UsageError(f"{flag} {value}: give {example}.")
 
+    if format == "onnx" and dtype == "bf16":
+        raise UsageError("--dtype bf16: ONNX Runtime has few bf16 kernels. Leave the flag out.")
+    if missing := [name for name in WRITERS.get(format, ()) if find_spec(name) is None]:
+        raise UsageError(
+            f"--format {format}: {' and '.join(missing)} not installed. "
+            f'pip install "gpt2-lightning[{format}]" brings what it needs.'
+        )
     with heavy_imports():
-        from gpt2_lightning.export.hf_folder import check_destination, export_folder, push
+        from gpt2_lightning.export.hf_folder import (
+            check_destination,
+            export_folder,
+            push,
+            write_hf_folder,
+            write_record,
+        )
         from gpt2_lightning.export.model_card import find_origin
+        from gpt2_lightning.export.single_file import write_gguf, write_onnx
         from gpt2_lightning.logs import quieten
 
     folder = export_folder(to, overwrite=overwrite)
@@ -74,7 +96,20 @@ def export(
     name = push_to_hub or folder.name
     labels = {"license": license and license.lower(), "language": language and language.lower()}
     readme = _readme(name, loaded, origin, card, dtype, labels)
-    _write(folder, loaded, origin, readme, dtype, lambda: export_folder(to, overwrite=overwrite))
+
+    def finish(written: "Path") -> None:
+        (written / "README.md").write_text(readme, encoding="utf-8")
+        if format == "gguf":
+            write_gguf(written / f"{folder.name}.gguf", loaded.model, loaded.tokenizer)
+        elif format == "onnx":
+            write_onnx(written / "model.onnx", loaded.model)
+        write_record(written, {"dtype": dtype, "step": origin.step})
+        export_folder(to, overwrite=overwrite)  # once more: something may have come there meanwhile
+
+    try:
+        write_hf_folder(folder, loaded.model, loaded.tokenizer, origin.sampling, finish)
+    except OSError as error:
+        raise UsageError(f"--to {disk_message(error, folder)}") from error
     _tell(folder, loaded, origin, license)
     if push_to_hub is not None:
         print(f"Pushed: {push(folder, push_to_hub, private=private)}")
@@ -125,28 +160,6 @@ def _readme(
         language=labels["language"],
     )
     return model_card(exported, origin, cards)
-
-
-def _write(
-    folder: "Path",
-    loaded: "TextModel",
-    origin: "Origin",
-    readme: str,
-    dtype: str,
-    check: Any,
-) -> None:
-    from gpt2_lightning.export.hf_folder import write_hf_folder, write_record
-    from gpt2_lightning.storage import disk_message
-
-    def finish(written: "Path") -> None:
-        (written / "README.md").write_text(readme, encoding="utf-8")
-        write_record(written, {"dtype": dtype, "step": origin.step})
-        check()  # once more: something may have come there meanwhile
-
-    try:
-        write_hf_folder(folder, loaded.model, loaded.tokenizer, origin.sampling, finish)
-    except OSError as error:
-        raise UsageError(f"--to {disk_message(error, folder)}") from error
 
 
 def _tell(folder: "Path", loaded: "TextModel", origin: "Origin", license: str | None) -> None:

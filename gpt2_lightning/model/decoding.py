@@ -5,6 +5,7 @@ row, nor go on when the positions are full. The server is a thread and a queue o
 """
 
 from collections.abc import Callable, Generator, Sequence
+from inspect import signature
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -69,6 +70,9 @@ class Batch:
         self.lengths: list[int] = []  # columns of each that are filled
         self.end = 0  # the column of the next tokens
         self.cache: Cache | None = None
+        # transformers renamed it after 5.20, and warns of the old name
+        known = signature(model.base_model.forward).parameters
+        self.cache_parameter = "cache" if "cache" in known else "past_key_values"
 
     @property
     def begin(self) -> int:
@@ -160,7 +164,11 @@ class Batch:
 
     def _hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         output = self.model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self.cache_parameter: cache},
         )
         return cast(Tensor, output.last_hidden_state)
 

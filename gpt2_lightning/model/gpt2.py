@@ -524,7 +524,8 @@ def place(model: PreTrainedModel, device: str, dtype: DtypeName | None = None) -
 
 
 def _best() -> str:
-    found = torch.accelerator.current_accelerator()
+    # a build of torch for GPUs names one whether it is there or not
+    found = torch.accelerator.current_accelerator(check_available=True)
     if found is None:
         return "cpu"
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

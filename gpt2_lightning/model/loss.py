@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import LinearCrossEntropyOptions
-from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
+from torch.nn import functional
+from torch.nn.functional import cross_entropy, linear
 
 IGNORED = -100  # targets that are not counted
 
@@ -14,7 +14,7 @@ IGNORED = -100  # targets that are not counted
 # GPT-2's vocabulary; torch's automatic choice was four times slower.
 ROWS_AT_A_TIME = 512
 
-_OPTIONS = LinearCrossEntropyOptions(batch_chunk_size=ROWS_AT_A_TIME, chunking_method=None)
+HAS_LINEAR_CROSS_ENTROPY = hasattr(functional, "linear_cross_entropy")  # from torch 2.13 on
 
 
 def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -33,23 +33,26 @@ def summed_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         A scalar in fp32; 0 where no target counts.
     """
     rows, ids = hidden.flatten(0, -2), targets.flatten()
-    if torch.is_autocast_enabled(hidden.device.type):
-        if not torch.is_grad_enabled():
-            return token_nats(hidden, weight, targets).sum()
-        narrow = rows.to(torch.get_autocast_dtype(rows.device.type))
-        nats: Tensor = _SummedNatsInAutocast.apply(narrow, weight, ids)  # type: ignore[no-untyped-call]
-        return nats
-    return linear_cross_entropy(
-        rows.to(weight.dtype),
-        weight,
-        ids,
-        reduction="sum",
-        ignore_index=IGNORED,
-        options=_OPTIONS,
-    )
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    if not autocast and HAS_LINEAR_CROSS_ENTROPY:
+        return functional.linear_cross_entropy(
+            rows.to(weight.dtype),
+            weight,
+            ids,
+            reduction="sum",
+            ignore_index=IGNORED,
+            options=torch.nn.LinearCrossEntropyOptions(
+                batch_chunk_size=ROWS_AT_A_TIME, chunking_method=None
+            ),
+        )
+    if not torch.is_grad_enabled():
+        return token_nats(hidden, weight, targets).sum()
+    kind = torch.get_autocast_dtype(rows.device.type) if autocast else weight.dtype
+    nats: Tensor = _SummedNats.apply(rows.to(kind), weight, ids)  # type: ignore[no-untyped-call]
+    return nats
 
 
-class _SummedNatsInAutocast(torch.autograd.Function):
+class _SummedNats(torch.autograd.Function):
     """The sum and its gradients in one pass: the weight is cast once, no logits are made twice.
 
     `linear_cross_entropy` knows no autocast: given fp32 it multiplies in fp32, which is a GPU's
@@ -60,7 +63,8 @@ class _SummedNatsInAutocast(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
         of_rows = torch.empty_like(rows)
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        nats = torch.zeros((), device=rows.device)
+        kind = torch.promote_types(rows.dtype, torch.float32)
+        nats = torch.zeros((), device=rows.device, dtype=kind)
         narrow = weight.to(rows.dtype)
         pieces = zip(*(it.split(ROWS_AT_A_TIME) for it in (rows, ids, of_rows)), strict=True)
         with torch.autocast(rows.device.type, enabled=False):
@@ -82,7 +86,8 @@ def _add_gradients(
     """Return a piece's nats; write their gradient of the rows, add that of a trained weight."""
     counted = (targets != IGNORED).unsqueeze(1)
     index = targets.unsqueeze(1).where(counted, 0)
-    log_likelihoods = linear(rows, weight).float().log_softmax(1)
+    logits = linear(rows, weight)
+    log_likelihoods = logits.log_softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
     nats = -log_likelihoods.gather(1, index).where(counted, 0).sum()
     of_logits = log_likelihoods.exp_()
     of_logits.scatter_add_(1, index, of_logits.new_full(index.shape, -1))
