@@ -358,7 +358,8 @@ def generation(setting: Setting) -> Figures:
     """New tokens a second for several prompts at once, beside transformers' own generate."""
     module = build(setting, setting.size, compiled=False)
     module.configure_model()
-    model = module.model.to(setting.device).eval()
+    # transformers' own wrapper of `to` hides its types
+    model: Any = cast(Any, module.model).to(setting.device).eval()
     new = min(128, setting.block_size // 2)
     options = SamplingOptions(max_new_tokens=new, min_new_tokens=new, num_return_sequences=1)
     end = int(model.config.vocab_size) - 1

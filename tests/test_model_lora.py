@@ -127,7 +127,7 @@ def test_without_peft(
 ) -> None:
     monkeypatch.setattr(lora, "find_spec", lambda name: None)
     message = mistake("fit", *fine_tuning(wiki_folder, tiny_model), "--model.lora.rank=4")
-    assert '-e ".[lora]"' in message
+    assert 'pip install "gpt2-lightning[lora]"' in message
 
 
 def words(text: Path, model: Path) -> tuple[str, ...]:

@@ -195,8 +195,8 @@ def test_without_the_extra(missing: tuple[str, ...], opinionated_model: Path) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     found = re.fullmatch(
-        r"error: serve: (\w+) is not installed\. pip install -c constraints\.txt -e "
-        r'"\.\[serve\]" installs what it needs\.\n',
+        r"error: serve: (\w+) is not installed\. "
+        r'pip install "gpt2-lightning\[serve\]" installs what it needs\.\n',
         done.stderr,
     )
     assert found is not None, done.stderr

@@ -488,8 +488,8 @@ def of_lightnings_class(error: BaseException) -> UsageError | None:
             owner = type(frame.f_locals.get("self"))
             at_work = part and (part[1] == "loggers" or frame is frames[-1])
             if part and at_work and owner.__module__.startswith("lightning.pytorch."):
-                reason = f"{owner.__name__}: {one_line(found)[:400]}."
-                return UsageError(f"--trainer.{group.get(part[1], part[1])} {reason}")
+                why = f"{owner.__name__}: {one_line(found)[:400]}."
+                return UsageError(f"--trainer.{group.get(part[1], part[1])} {why}")
         found = found.__cause__ or found.__context__
     return None
 

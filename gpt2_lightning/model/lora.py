@@ -68,8 +68,7 @@ def check_installed() -> None:
     """
     if find_spec("peft") is None:
         raise UsageError(
-            "--model.lora: peft is missing, which comes with the extra lora: pip install -c "
-            'constraints.txt -e ".[lora]".'
+            '--model.lora: peft is not installed. pip install "gpt2-lightning[lora]" installs it.'
         )
 
 

@@ -81,7 +81,7 @@ def serve(
             raise
         raise UsageError(
             f"serve: {package} is not installed. "
-            'pip install -c constraints.txt -e ".[serve]" installs what it needs.'
+            'pip install "gpt2-lightning[serve]" installs what it needs.'
         ) from error
     from gpt2_lightning.generate.text_model import load_model
     from gpt2_lightning.logs import quieten
