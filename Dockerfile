@@ -1,8 +1,8 @@
 # docker build -t gpt2_lightning .                                   for CPUs
 # docker build -t gpt2_lightning --build-arg TORCH_BACKEND=cu130 .   for NVIDIA GPUs (run with --gpus all)
 #
-# docker run --rm -v "$PWD:/work" --user "$(id -u)" gpt2_lightning fit --config quickstart
-# docker run --rm -v "$PWD:/work" --user "$(id -u)" -p 127.0.0.1:8000:8000 gpt2_lightning \
+# docker run --rm -v "$PWD:/data" --user "$(id -u)" gpt2_lightning fit --config quickstart
+# docker run --rm -v "$PWD:/data" --user "$(id -u)" -p 127.0.0.1:8000:8000 gpt2_lightning \
 #   serve --model lightning_logs/version_0 --host 0.0.0.0
 FROM python:3.11-slim
 
@@ -16,7 +16,7 @@ RUN pip install --no-cache-dir uv==0.13.9 \
         --constraints constraints.txt ".[serve]"
 
 # the user of `docker run --user` has no home of their own
-ENV XDG_CACHE_HOME=/work/.cache HF_HOME=/work/.cache/huggingface
-WORKDIR /work
+ENV XDG_CACHE_HOME=/data/.cache HF_HOME=/data/.cache/huggingface
+WORKDIR /data
 ENTRYPOINT ["gpt2-lightning"]
 CMD ["--help"]
