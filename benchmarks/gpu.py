@@ -10,6 +10,8 @@ is, --device cpu --size tiny tries the kit itself.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -65,19 +67,22 @@ def visit(
 
 def in_a_process(words: list[str], name: str, seconds: float) -> Report:
     """Take a step in a fresh process, which is ended when its time is over."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu", *words, f"--step={name}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that its own processes can be ended with it
+    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu", *words, f"--step={name}"],
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return {"left": f"was not done within {seconds:.0f} s"}
-    if done.returncode:
-        return {"error": "\n".join(done.stderr.strip().splitlines()[-12:])}
-    return {"figures": json.loads(done.stdout.splitlines()[-1])}
+    if process.returncode:
+        return {"error": "\n".join(errors.strip().splitlines()[-12:])}
+    return {"figures": json.loads(output.splitlines()[-1])}
 
 
 def rendered(found: Report) -> str:
@@ -140,11 +145,15 @@ def main(
         print(json.dumps(take(setting)))
         return
     words = [f"--device={device}", f"--size={size}"]
+    before = json.loads(output.read_text()) if output.exists() else {}
+    if before.get("command", [f"--minutes {minutes:g}", *words])[1:] != words:
+        raise SystemExit(f"{output}: it is of {before['command'][1:]}. Give another --output.")
     needs = {name: seconds for name, (_, seconds) in STEPS.items()}
+    write_text(
+        output,
+        json.dumps({"steps": {}} | before | {"command": [f"--minutes {minutes:g}", *words]}),
+    )
     visit(needs, output, minutes, lambda name, left: in_a_process(words, name, left))
-    report = json.loads(output.read_text())
-    report["command"] = [f"--minutes {minutes:g}", *words]
-    write_text(output, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -155,3 +155,42 @@ def test_variables_of_the_environment(
     assert len(curves(tmp_path / "there/lightning_logs/version_0")["train/loss"]) == 2
     monkeypatch.setenv("PL_TRAINER_MAX_STEP", "9")
     assert "PL_TRAINER_MAX_STEP: there is no flag --trainer.max_step" in mistake("fit", *small)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--trainer.logger MLFlowLogger --trainer.logger.tracking_uri https://me:pw@host",
+            "set the variables MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        ),
+        (
+            "--trainer.logger CometLogger --trainer.logger.api_key k",
+            "set the variable COMET_API_KEY",
+        ),
+        (
+            "--early_stopping.min_delta 0.01",
+            "--early_stopping.min_delta 0.01: without --early_stopping.patience it does nothing",
+        ),
+    ],
+)
+def test_secrets_and_what_would_do_nothing(
+    words: str, message: str, small: list[str], mistake: Mistake
+) -> None:
+    assert message in mistake("fit", *small, *shlex.split(words))
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_class_of_ones_own_may_have_a_name_of_lightnings(small: list[str]) -> None:
+    main(["fit", *small, "--trainer.callbacks=tests.test_fit_lightning.LambdaCallback"])
+    assert LambdaCallback.began
+
+
+class LambdaCallback(callbacks.Callback):
+    """A callback of the user's own, named as one of Lightning's that is refused."""
+
+    began = False
+
+    def on_train_start(self, *args: Any) -> None:
+        """Note that it was called."""
+        LambdaCallback.began = True

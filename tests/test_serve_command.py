@@ -170,6 +170,7 @@ def test_mistakes(mistake: Mistake, opinionated_model: Path, tmp_path: Path) -> 
         ((*model, "--api_key=clé à"), "--api_key: it contains spaces"),
         ((*model, "--allowed_origin=https://A.org:443/x"), "such as https://a.org. Give that"),
         ((*model, "--allowed_origin=a.org"), "such as https://example.org. Give that"),
+        ((*model, "--allowed_origin=http://[::1"), "such as https://example.org. Give that"),
         ((*model, "--compare", str(opinionated_model)), "it is the same as --model"),
         (("serve", "--port=0", "--model", str(tmp_path)), "neither a model in Hugging Face"),
     ):

@@ -39,6 +39,9 @@ FREE_TO_CHANGE = {
     },
 }
 
+# What a callback may go by beside: the latter two with --model.averaging.
+ALSO_LOGGED = ("train/loss", "step", "val/raw_loss", "val/averaged_loss")
+
 # What `ModelCheckpoint` can go by.
 MONITORED = tuple(metric.name for metric in METRICS if metric.monitored)
 
@@ -424,17 +427,21 @@ def check_callbacks(callbacks: Any) -> None:
     Raises:
         UsageError: If one is such.
     """
-    names = [callback.class_path.rpartition(".")[2] for callback in callbacks or []]
-    lightnings = all(it.class_path.startswith("lightning.pytorch.") for it in callbacks or [])
-    for name, callback in zip(names, callbacks or [], strict=True):
-        if name in REFUSED_CALLBACKS:
+    all_of_lightning = all(map(_of_lightning, callbacks or []))  # another may log what it likes
+    for callback in callbacks or []:
+        name = callback.class_path.rpartition(".")[2]
+        if name in REFUSED_CALLBACKS and _of_lightning(callback):
             raise UsageError(f"--trainer.callbacks {name}: {REFUSED_CALLBACKS[name]}")
         monitor = (callback.get("init_args") or {}).get("monitor")
-        if monitor not in (None, "train/loss", *MONITORED) and lightnings:
+        if monitor not in (None, *ALSO_LOGGED, *MONITORED) and all_of_lightning:
             raise UsageError(
                 f"--trainer.callbacks {name}: monitor {monitor}: it is not measured. Measured are "
                 f"train/loss, {', '.join(MONITORED)}."
             )
+
+
+def _of_lightning(settings: Any) -> bool:
+    return str(settings.class_path).startswith("lightning.")
 
 
 def check_plugins(plugins: Any, accelerator: str) -> None:
@@ -449,7 +456,7 @@ def check_plugins(plugins: Any, accelerator: str) -> None:
     """
     for plugin in plugins if isinstance(plugins, list) else [plugins] if plugins else []:
         name = plugin.class_path.rpartition(".")[2]
-        if name in REFUSED_PLUGINS:
+        if name in REFUSED_PLUGINS and _of_lightning(plugin):
             raise UsageError(f"--trainer.plugins {name}: {REFUSED_PLUGINS[name]}")
         precision = str((plugin.get("init_args") or {}).get("precision"))
         if accelerator == "cpu" and precision.startswith("16-"):

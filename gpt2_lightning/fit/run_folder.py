@@ -7,6 +7,7 @@ from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import torch.distributed as dist
 import yaml
@@ -380,6 +381,30 @@ def hold(run: Path, named: str) -> None:
     _held.append(lock)
 
 
+def check_loggers(loggers: Any) -> None:
+    """Refuse loggers' settings that hold a secret: config.yaml and the report would keep it.
+
+    Args:
+        loggers: As the settings name them.
+
+    Raises:
+        UsageError: If one does.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        settings = (logger.get("init_args") if isinstance(logger, Namespace) else None) or {}
+        if settings.get("api_key") is not None:
+            raise UsageError(
+                "--trainer.logger: api_key would stand in config.yaml and in the report. Leave it "
+                "out, and set the variable COMET_API_KEY."
+            )
+        if urlsplit(str(settings.get("tracking_uri") or "")).password is not None:
+            raise UsageError(
+                "--trainer.logger: the password in tracking_uri (or MLFLOW_TRACKING_URI) would "
+                "stand in config.yaml and in the report. Leave it out, and set the variables "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            )
+
+
 _tracking: list[Logger] = []
 
 
@@ -392,8 +417,10 @@ def release() -> None:
     while _tracking:
         logger = _tracking.pop()
         end = {"WandbLogger": "finish", "CometLogger": "end"}.get(type(logger).__name__)
-        if end is not None and logger.version is not None:
-            getattr(cast(Any, logger).experiment, end)()
+        begun = getattr(logger, "_experiment", None)  # `experiment` would begin a run
+        if end is not None and begun is not None:
+            with suppress(Exception):  # a tracker that fails here keeps no other from its end
+                getattr(begun, end)()
     while _held:
         lock = _held.pop()
         with suppress(OSError):

@@ -39,7 +39,7 @@ from gpt2_lightning.fit.checks import (
 )
 from gpt2_lightning.fit.flags import LINKS
 from gpt2_lightning.fit.machine import accelerator_of, check_accelerator, check_precision, settle
-from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, named_folder
+from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, check_loggers, named_folder
 from gpt2_lightning.fit.samples import Samples
 from gpt2_lightning.fit.stop import EarlyStop
 from gpt2_lightning.logs import quieten
@@ -220,7 +220,8 @@ class CommandLine:
 
     Attributes:
         words: What is to be parsed: first the settings of the checkpoint's run.
-        typed: What the user typed.
+        given: What the user typed.
+        typed: The same, with the files of recipes for their names.
         checkpoint_file: What ``--ckpt_path`` means, if it was given.
         going_on: Run folder of the checkpoint, as it was spelled where the run began.
         run_name: The run's name, if ``--run_name`` gave one.
@@ -239,8 +240,10 @@ class CommandLine:
             UsageError: If a file is not there, or not what it should be.
         """
         self.verb = verb
-        self.typed = with_recipes(with_underscores(words))
-        self.words = [*from_environment(), *self.typed]
+        self.given = with_underscores(words)
+        self.typed = with_recipes(self.given)
+        environment = from_environment()
+        self.words = [*environment, *self.typed]
         check_config_files(self.typed, option_strings(parser))
         self.checkpoint_file: Path | None = None
         self.going_on: str | None = None
@@ -250,7 +253,7 @@ class CommandLine:
         if named == "auto":
             self._begin_or_go_on(parser)
         elif named is not None:
-            self.checkpoint_file = find_checkpoint(named, _root_of_runs(self.typed))
+            self.checkpoint_file = find_checkpoint(named, _root_of_runs(self.words))
             for flag in CARRIED:
                 if value_of(self.typed, flag) is not None:
                     raise UsageError(
@@ -261,7 +264,7 @@ class CommandLine:
             settings = self._own_settings(self.checkpoint_file, parser)
             # with auto the line is the one that began the run, whose settings hold its additions
             words = without_additions(self.typed) if named == "auto" else self.typed
-            self.words = [*from_environment(), "--config", settings, *words]
+            self.words = [*environment, "--config", settings, *words]
 
     @property
     def after_step(self) -> int | None:
@@ -369,6 +372,7 @@ class CommandLine:
         check_unsharded(config.model, config.trainer)
         check_trainer(config.trainer)
         check_callbacks(config.trainer.callbacks)
+        check_loggers(config.trainer.logger)
         check_plugins(config.trainer.plugins, accelerator_of(config.trainer))
         check_checkpoint(config.checkpoint, config.trainer.callbacks)
         check_numbers(config.model)

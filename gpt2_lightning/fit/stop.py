@@ -230,6 +230,11 @@ class EarlyStop(EarlyStopping):
             )
         if not 0 <= min_delta < math.inf:
             raise UsageError(f"--early_stopping.min_delta {min_delta}: must be >= 0.")
+        if patience is None and min_delta:
+            raise UsageError(
+                f"--early_stopping.min_delta {min_delta}: without --early_stopping.patience it "
+                "does nothing. Give both."
+            )
         self._given = patience, min_delta
         self._begin("val/loss", "min")
 

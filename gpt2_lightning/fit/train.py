@@ -204,7 +204,7 @@ class GPT2CLI(LightningCLI):
             Heartbeat(),
             HFFolder(),
             RunSummary(),
-            Facts([self.line.verb, *self.line.typed]),
+            Facts([self.line.verb, *self.line.given]),
             Report(),  # reads what those above have written
             Predictions(),
             RemoveFailedStart(),

@@ -141,7 +141,10 @@ def _check_origin(origin: str | None) -> None:
     """Raise UsageError for what no browser sends as an origin."""
     if origin is None or origin == "*":
         return
-    parts = urlsplit(origin.lower())
+    try:
+        parts = urlsplit(origin.lower())
+    except ValueError:  # such as a bracket that is not closed
+        parts = urlsplit("")
     host = parts.netloc.rpartition("@")[2]
     host = host.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
     sent = f"{parts.scheme}://{host}" if parts.scheme and host else "https://example.org"
