@@ -7,6 +7,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gpt2_lightning.cli import main
+from gpt2_lightning.export import hf_folder
+from gpt2_lightning.fit import finish
+from gpt2_lightning.storage import whole_file
+
 
 class SendSignal(Callback):
     """Sends a signal to one rank as a micro-batch begins."""
@@ -80,3 +85,22 @@ class KillOnce(Callback):
         if batch_idx in self.batches and trainer.global_rank == self.rank and not done.exists():
             done.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit_and_signal(number: int, during: str, words: list[str]) -> None:
+    """Run `fit`, and send a signal twice while it writes its results, once in a whole file.
+
+    Args:
+        number: The signal.
+        during: ``hf`` or ``report``: what is being written.
+        words: After ``fit``.
+    """
+
+    def interrupted(*given: Any) -> None:
+        signal.raise_signal(number)
+        with whole_file(Path("lightning_logs/version_0/report.html")):
+            signal.raise_signal(number)
+
+    place: Any = hf_folder if during == "hf" else finish
+    setattr(place, "_verify_model" if during == "hf" else "write_page", interrupted)
+    main(["fit", *words])

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,7 @@ import torch
 from gpt2_lightning.checkpoint import is_whole
 from gpt2_lightning.cli import main
 from gpt2_lightning.export import hf_folder
-from gpt2_lightning.fit import finish
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.storage import whole_file
 from tests.command_line import CALM, Mistake, curves, fine_tuning
 from tests.signals import SendSignal
 
@@ -148,27 +147,17 @@ def test_a_signal_while_the_results_are_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("during", ["hf", "report"])
+@pytest.mark.parametrize(("number", "during"), [(signal.SIGTERM, "hf"), (signal.SIGINT, "report")])
 def test_two_signals_while_the_results_are_written(
-    number: int, during: str, wiki_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, during: str, wiki_folder: Path, tiny_model: Path
 ) -> None:
-    def interrupted(*given: Any) -> Any:
-        signal.raise_signal(number)
-        with whole_file(RUN / "report.html"):
-            signal.raise_signal(number)
-
-    if during == "hf":
-        monkeypatch.setattr(hf_folder, "_verify_model", interrupted)
-    else:
-        monkeypatch.setattr(finish, "write_page", interrupted)
     words = [*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2"]
-    if (child := os.fork()) == 0:
-        try:
-            main(["fit", *words])
-        finally:
-            os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == number
+    code = (
+        f"from tests.signals import fit_and_signal; fit_and_signal({number}, {during!r}, {words})"
+    )
+    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | path, timeout=120)
+    assert -done.returncode == number
     assert (RUN / "hf").exists() == (during == "report")
     assert not (RUN / "report.html").exists()
     assert not list(RUN.rglob("*.partial"))
