@@ -1,6 +1,7 @@
 import tracemalloc
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from gpt2_lightning.data.batches import (
     TrainBatches,
 )
 from gpt2_lightning.data.token_store import Manifest, TokenStore
+from gpt2_lightning.errors import UsageError
+from gpt2_lightning.fit.checks import check_attend
 from gpt2_lightning.model.gpt2 import AttentionName
 from gpt2_lightning.model.module import GPT2Module
 
@@ -197,7 +200,9 @@ def test_attention_within_documents_is_one_document_a_row(
     both = [
         float(
             module.nats(
-                PackedBlocks(store(ids, [1, len(ids)]), 20, EOS, attend).batch(np.arange(1))
+                PackedBlocks(store([*ids, *ids[1:]], [1]), len(ids) - 1, EOS, attend).batch(
+                    np.arange(2)
+                )
             )
         )
         for attend in ("document", "block")
@@ -208,7 +213,7 @@ def test_attention_within_documents_is_one_document_a_row(
         )
         for it in texts
     ]
-    assert both[0] == pytest.approx(float(sum(alone)), rel=1e-6)
+    assert both[0] == pytest.approx(2 * float(sum(alone)), rel=1e-6)
     assert abs(both[1] - both[0]) > 0.01
 
 
@@ -295,3 +300,17 @@ def test_nothing_is_held_for_each_of_a_thousand_million_blocks() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30e6
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "message"),
+    [("opt", "sdpa", "type opt may mask"), ("gpt2", "flash_attention_2", "would mask nothing")],
+)
+def test_where_no_mask_would_be_built_it_is_refused(
+    kind: str, attention: str, message: str
+) -> None:
+    config = SimpleNamespace(model_type=kind, _attn_implementation=attention)
+    model = SimpleNamespace(config=config)
+    check_attend(model, "block")
+    with pytest.raises(UsageError, match=message):
+        check_attend(model, "document")

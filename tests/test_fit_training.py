@@ -377,7 +377,7 @@ def test_logging_and_clipping_can_be_off(wiki_folder: Path, tiny_model: Path) ->
         *fine_tuning(wiki_folder, tiny_model),
         "--trainer.max_steps=2",
         "--trainer.log_every_n_steps=0",
-        "--trainer.gradient_clip_algorithm=value",
+        "--trainer.gradient_clip_val=0",
     )
     assert set(curves(run)) == {
         "step",

@@ -15,6 +15,7 @@ from gpt2_lightning.model.lora import Lora, adapter_of, merge, save_adapter
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.optim import build_adamw
 from tests.command_line import Mistake, curves, fine_tuning, fit
+from tests.test_fit_distributed import NO_DROPOUT, TWO, run
 
 peft = pytest.importorskip("peft", reason="the extra lora is not installed")
 
@@ -174,3 +175,18 @@ def test_a_run_keeps_the_adapter_alone_and_goes_on_exactly(
         base.transformer.wpe.weight.add_(1e-3)
     base.save_pretrained(moved)
     assert "belongs to other weights" in mistake(*fit_on)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapter_of_one(wiki_folder: Path, tiny_model: Path) -> None:
+    words = (
+        *fine_tuning(wiki_folder, tiny_model),
+        *("--trainer.max_steps=4", "--samples.enabled=false", "--model.lora.rank=4"),
+        *NO_DROPOUT,
+    )
+    one = fit(*words, "--data.batch_size=4")
+    done = run("fit", *words, "--data.batch_size=2", *TWO)
+    assert done.returncode == 0, done.stderr
+    two = Path("lightning_logs/version_1")
+    assert curves(two)["train/loss"] == pytest.approx(curves(one)["train/loss"], rel=1e-5)
+    assert curves(two)["val/loss"] == pytest.approx(curves(one)["val/loss"], rel=1e-5)

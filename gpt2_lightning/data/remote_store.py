@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,12 +167,15 @@ class RemoteStores:
 
     def _write(self, name: str, file: str, source: Any, count: int) -> str:
         digest = hashlib.sha256()
-        with self.files.open(self._path(name, file), "wb") as target:
+        # beside it first: another machine may have published the same meanwhile
+        partial = self._path(name, f"{file}.{secrets.token_hex(4)}.partial")
+        with self.files.open(partial, "wb") as target:
             while count:
                 piece = source.read(min(count, COPIED_AT_ONCE))
                 digest.update(piece)
                 target.write(piece)
                 count -= len(piece)
+        self.files.mv(partial, self._path(name, file))
         return digest.hexdigest()
 
     def _path(self, name: str, file: str = "") -> str:

@@ -35,7 +35,7 @@ FREE_TO_CHANGE = {
     },
     "data": {
         *("prompts", "cache_dir", "remote_cache", "remote_cache_gb"),
-        *("tokenizer", "tokenizer_revision", "vocab_size"),
+        *("tokenizer", "tokenizer_revision", "vocab_size", "add_tokens"),
     },
 }
 
@@ -438,6 +438,31 @@ def check_callbacks(callbacks: Any) -> None:
                 f"--trainer.callbacks {name}: monitor {monitor}: it is not measured. Measured are "
                 f"train/loss, {', '.join(MONITORED)}."
             )
+
+
+def check_attend(model: Any, attend: str) -> None:
+    """Refuse to keep attention within documents where nothing would build that mask.
+
+    Args:
+        model: A transformers model.
+        attend: ``--data.attend``.
+
+    Raises:
+        UsageError: If the mask would be left out in silence.
+    """
+    if attend != "document":
+        return
+    implementation = model.config._attn_implementation  # no public name has it
+    if "flash" in str(implementation):
+        raise UsageError(
+            f"--data.attend document: --model.attention {implementation} would mask nothing in "
+            "batches of several blocks. --model.attention sdpa works."
+        )
+    if model.config.model_type != "gpt2":
+        raise UsageError(
+            f"--data.attend document: it was made for GPT-2, and a model of type "
+            f"{model.config.model_type} may mask nothing. Leave it out."
+        )
 
 
 def _of_lightning(settings: Any) -> bool:

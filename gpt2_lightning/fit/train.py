@@ -20,7 +20,7 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.averaging import WeightAverage
 from gpt2_lightning.fit.checkpoints import give_to_async, give_to_trainer
-from gpt2_lightning.fit.checks import in_flags, of_lightnings_class
+from gpt2_lightning.fit.checks import check_attend, in_flags, of_lightnings_class
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
 from gpt2_lightning.fit.processes import (
@@ -167,6 +167,7 @@ class GPT2CLI(LightningCLI):
             if (failed := of_lightnings_class(error)) is not None:
                 raise failed from error
             raise
+        check_attend(self.model.model, self.datamodule.attend)
 
     def after_fit(self) -> None:
         """End as a signal asked that came while the results were written."""
