@@ -7,6 +7,11 @@
 FROM python:3.11-slim
 
 ARG TORCH_BACKEND=cpu
+# Triton, with which torch compiles for GPUs, calls a C compiler
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY configs configs
