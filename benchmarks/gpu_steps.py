@@ -22,7 +22,6 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.memory import high_water
@@ -448,7 +447,7 @@ def host_syncs(setting: Setting) -> Figures:
     steps = setting.steps - WARM_UP
     counts = {it.key: round(it.count / steps, 2) for it in events if it.key in SYNCS}
     # the operations that launch a kernel carry its time, too
-    kernels = [it for it in events if it.device_type == DeviceType.CUDA]
+    kernels = [it for it in events if it.device_type.name == "CUDA"]
     busy = sum(it.self_device_time_total for it in kernels) / 1e6
     return {"a step": counts, "busy share": round(busy / watched.seconds, 3)}
 
