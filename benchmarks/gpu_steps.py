@@ -150,11 +150,8 @@ def build(setting: Setting, size: str, compiled: bool, checkpointing: bool = Fal
     )
 
 
-def train_ours(
-    setting: Setting, size: str, blocks: int, compiled: bool, checkpointing: bool = False
-) -> float:
-    """Return tokens a second of a run with this project's module and datamodule."""
-    clock = Clock(setting)
+def fit_with(setting: Setting, callback: Callback, module: GPT2Module, blocks: int) -> None:
+    """Train a module of this project by Lightning, with nothing beside it but a callback."""
     with corpus() as source:
         Trainer(
             accelerator=setting.device,
@@ -168,8 +165,16 @@ def train_ours(
             enable_progress_bar=False,
             enable_model_summary=False,
             logger=False,
-            callbacks=[clock],
-        ).fit(build(setting, size, compiled, checkpointing), prepared(setting, blocks, source))
+            callbacks=[callback],
+        ).fit(module, prepared(setting, blocks, source))
+
+
+def train_ours(
+    setting: Setting, size: str, blocks: int, compiled: bool, checkpointing: bool = False
+) -> float:
+    """Return tokens a second of a run with this project's module and datamodule."""
+    clock = Clock(setting)
+    fit_with(setting, clock, build(setting, size, compiled, checkpointing), blocks)
     return clock.rate(blocks)
 
 
@@ -425,24 +430,8 @@ SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 def host_syncs(setting: Setting) -> Figures:
     """How often the host waits for the GPU in a step, and the share in which the GPU is busy."""
     watched = Profiled(setting)
-    with corpus() as source:
-        Trainer(
-            accelerator=setting.device,
-            devices=1,
-            max_steps=setting.steps,
-            precision=cast(Any, setting.precision),
-            gradient_clip_val=1.0,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=False,
-            callbacks=[watched],
-        ).fit(
-            build(setting, setting.size, compiled=False),
-            prepared(setting, setting.batch_sizes[0], source),
-        )
+    module = build(setting, setting.size, compiled=False)
+    fit_with(setting, watched, module, setting.batch_sizes[0])
     events = watched.profiler.key_averages()
     steps = setting.steps - WARM_UP
     counts = {it.key: round(it.count / steps, 2) for it in events if it.key in SYNCS}

@@ -17,8 +17,7 @@ from gpt2_lightning.data.batches import (
 )
 from gpt2_lightning.data.token_store import Manifest, TokenStore
 from gpt2_lightning.errors import UsageError
-from gpt2_lightning.fit.checks import check_attend
-from gpt2_lightning.model.gpt2 import AttentionName
+from gpt2_lightning.model.gpt2 import AttentionName, check_attend
 from gpt2_lightning.model.module import GPT2Module
 
 X = -100

@@ -85,7 +85,7 @@ def test_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the other side's libraries, with which we compare
-@pytest.mark.parametrize("name", ["machine", "ours", "bare loop", "generate", "xl"])
+@pytest.mark.parametrize("name", ["machine", "ours", "bare loop", "host syncs", "generate", "xl"])
 def test_a_step_runs_on_a_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,3 +109,4 @@ def test_a_step_in_a_process_of_its_own() -> None:
     measure = partial(in_a_process, ["--device=cpu", "--size=tiny"])
     assert measure("machine", 100.0)["figures"]["torch"]
     assert measure("machine", 0.1) == {"left": "was not done within 0 s"}
+    assert "KeyError: 'no such step'" in measure("no such step", 100.0)["error"]

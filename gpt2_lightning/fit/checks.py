@@ -440,31 +440,6 @@ def check_callbacks(callbacks: Any) -> None:
             )
 
 
-def check_attend(model: Any, attend: str) -> None:
-    """Refuse to keep attention within documents where nothing would build that mask.
-
-    Args:
-        model: A transformers model.
-        attend: ``--data.attend``.
-
-    Raises:
-        UsageError: If the mask would be left out in silence.
-    """
-    if attend != "document":
-        return
-    implementation = model.config._attn_implementation  # no public name has it
-    if "flash" in str(implementation):
-        raise UsageError(
-            f"--data.attend document: --model.attention {implementation} would mask nothing in "
-            "batches of several blocks. --model.attention sdpa works."
-        )
-    if model.config.model_type != "gpt2":
-        raise UsageError(
-            f"--data.attend document: it was made for GPT-2, and a model of type "
-            f"{model.config.model_type} may mask nothing. Leave it out."
-        )
-
-
 def _of_lightning(settings: Any) -> bool:
     return str(settings.class_path).startswith("lightning.")
 

@@ -20,7 +20,7 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.averaging import WeightAverage
 from gpt2_lightning.fit.checkpoints import give_to_async, give_to_trainer
-from gpt2_lightning.fit.checks import check_attend, in_flags, of_lightnings_class
+from gpt2_lightning.fit.checks import in_flags, of_lightnings_class
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
 from gpt2_lightning.fit.processes import (
@@ -52,6 +52,7 @@ from gpt2_lightning.fit.settings import (
 from gpt2_lightning.fit.stop import EarlyStop, Stop, Stopped, StopWhileFinishing
 from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.logs import quieten, say
+from gpt2_lightning.model.gpt2 import check_attend
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.parser import bound_yaml, code_named_in
 from gpt2_lightning.run_folder import Run, run_of

@@ -530,3 +530,28 @@ def _best() -> str:
         return "cpu"
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     return found.type if found.type == "mps" else f"{found.type}:{local_rank}"
+
+
+def check_attend(model: Any, attend: str) -> None:
+    """Refuse to keep attention within documents where nothing would build that mask.
+
+    Args:
+        model: A transformers model.
+        attend: ``--data.attend``.
+
+    Raises:
+        UsageError: If the mask would be left out in silence.
+    """
+    if attend != "document":
+        return
+    implementation = model.config._attn_implementation  # no public name has it
+    if "flash" in str(implementation):
+        raise UsageError(
+            f"--data.attend document: --model.attention {implementation} would mask nothing in "
+            "batches of several blocks. --model.attention sdpa works."
+        )
+    if model.config.model_type != "gpt2":
+        raise UsageError(
+            f"--data.attend document: it was made for GPT-2, and a model of type "
+            f"{model.config.model_type} may mask nothing. Leave it out."
+        )
