@@ -3,7 +3,12 @@ from typing import Any
 
 import torch
 
-from gpt2_lightning.model.optim import MuonWithAdamW, build_adamw, orthogonalized
+from gpt2_lightning.model.optim import (
+    NEWTON_SCHULZ,
+    MuonWithAdamW,
+    build_adamw,
+    orthogonalized,
+)
 
 
 def test_matrices_decay_also_where_a_strategy_has_flattened_them() -> None:
@@ -91,6 +96,19 @@ def test_singular_values_come_near_one() -> None:
         values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
         assert values.min() > 0.3
         assert values.max() < 1.3
+
+
+def test_singular_values_are_those_of_the_iteration() -> None:
+    torch.manual_seed(0)
+    a, b, c = NEWTON_SCHULZ
+    for rows, columns in ((8, 24), (24, 8), (8, 10)):
+        matrix = torch.randn(1, rows, columns, dtype=torch.float64)
+        matrix *= torch.logspace(0, -4, rows)[:, None]  # some of them never come near one
+        expected = torch.linalg.svdvals(matrix) / matrix.norm()
+        for _ in range(5):
+            expected = a * expected + b * expected**3 + c * expected**5
+        found = torch.linalg.svdvals(orthogonalized(matrix).double())
+        torch.testing.assert_close(found, expected.sort(descending=True).values, rtol=0, atol=1e-4)
 
 
 def test_muon_goes_on_exactly_from_its_state() -> None:
