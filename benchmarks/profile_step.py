@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.report import matrix_product_rate, versions
 from gpt2_lightning.cli import main as command
 from gpt2_lightning.fit.checkpoints import typed
+from gpt2_lightning.model.dropout import seed_dropout
 from gpt2_lightning.model.gpt2 import (
     Architecture,
     count_parameters,
@@ -80,7 +81,7 @@ class BareLoop:
         while not ends:
             batch: dict[str, Any] = next(self.batches)
             ends = batch["ends_step"]
-            self.module.seed_dropout(batch["position"])
+            seed_dropout(self.module.seed, 0, batch["position"], self.module.device)
             with self._precision():
                 of_batch = self.module.nats(batch)
             (of_batch / batch["step_targets"]).backward()

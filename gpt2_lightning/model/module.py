@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, Protocol, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -21,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt2_lightning.checkpoint import FORMAT, take_up, trainer_settings, upgrade
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.decoding import Assembler, generate
+from gpt2_lightning.model.dropout import replace_dropout, seed_dropout
 from gpt2_lightning.model.gpt2 import (
     Architecture,
     AttentionName,
@@ -190,6 +190,7 @@ class GPT2Module(LightningModule):
         self.base_digest = adapt(self.model, lora)
         self.strict_loading = not lora.rank  # a checkpoint has the adapter alone
         fuse_gelu(self.model)
+        replace_dropout(self.model)
         # by name, while each parameter is whole: a strategy may flatten what it shards
         self.decayed = {name for name, it in self.named_parameters() if it.dim() >= 2}
         if gradient_checkpointing:
@@ -353,7 +354,7 @@ class GPT2Module(LightningModule):
         The loss of an optimizer step is summed nats over the targets of its whole global batch;
         Lightning divides by the accumulation and averages over ranks, which is undone here.
         """
-        self.seed_dropout(batch["position"])
+        seed_dropout(self.seed, self.global_rank, batch["position"], self.device)
         nats = self.nats(batch)
         detached = nats.detach()
         self._step_nats = detached if self._step_nats is None else self._step_nats + detached
@@ -365,19 +366,6 @@ class GPT2Module(LightningModule):
         share: float = trainer.accumulate_grad_batches * trainer.world_size / batch["step_targets"]
         # An infinite loss can have finite gradients. So they are none either, on any rank.
         return nats * share * torch.where(detached.isfinite(), 1.0, math.nan)
-
-    def seed_dropout(self, position: int) -> None:
-        """Make dropout a function of seed, rank and position, wherever the run was interrupted.
-
-        Args:
-            position: Micro-batches of this rank before this one.
-        """
-        place = np.random.SeedSequence([self.seed, self.global_rank, position])
-        seed = int(place.generate_state(1, np.uint64)[0] >> 1)
-        # torch.manual_seed would note a traceback for each kind of device that is not there
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
 
     def on_train_start(self) -> None:
         """Find the run's last step, and the steps of an epoch, once: both take a loader."""
