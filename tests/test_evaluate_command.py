@@ -115,7 +115,10 @@ def test_what_is_no_card_is_refused(change: dict[str, Any], told: str, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", [(), ("--data.blocks=pad", "--data.cleaning=tutorial")])
+@pytest.mark.parametrize(
+    "blocks",
+    [(), ("--data.blocks=pad", "--data.cleaning=tutorial"), ("--data.attend=document",)],
+)
 def test_training_protocol_is_what_the_run_validated(
     blocks: tuple[str, ...], wiki_folder: Path, tiny_model: Path
 ) -> None:
@@ -125,7 +128,11 @@ def test_training_protocol_is_what_the_run_validated(
     card = evaluate(f"--model={run}", "--protocol=training", "--split=validation")
     wanted = curves(run)
     assert card["token_perplexity"] == pytest.approx(min(wanted["val/perplexity"]), rel=1e-6)
-    if blocks:
+    if "--data.attend=document" in blocks:
+        assert "--data.attend document" in card["reading"]
+        card = evaluate(f"--model={run}", "--protocol=disjoint", "--split=validation")
+        assert "attention across documents" in card["reading"]
+    elif blocks:
         assert card["bits_per_byte"] is None
         assert "--data.cleaning tutorial has changed the text" in card["comparable"]
     else:

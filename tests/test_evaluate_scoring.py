@@ -174,9 +174,20 @@ def test_rolling_windows_of_a_short_article() -> None:
 
 
 def test_blocks_predict_every_id_but_the_leading_end_of_text() -> None:
-    assert list(block_windows(10, block_size=4)) == [
+    ids = np.arange(10)
+    assert list(block_windows(ids, block_size=4)) == [
         Window(0, 1, 5),
         Window(4, 5, 9),
         Window(8, 9, 10),
     ]
-    assert list(block_windows(9, block_size=4)) == [Window(0, 1, 5), Window(4, 5, 9)]
+    assert list(block_windows(ids[:9], block_size=4)) == [Window(0, 1, 5), Window(4, 5, 9)]
+    # an end-of-text (0) begins a document; the token after a document's last is its last target
+    ids = np.asarray([0, 1, 1, 0, 1, 1, 0, 0, 1, 0])
+    assert list(block_windows(ids, block_size=4, begins=0)) == [
+        Window(0, 1, 4),
+        Window(3, 4, 5),
+        Window(4, 5, 7),
+        Window(6, 7, 8),
+        Window(7, 8, 9),
+        Window(8, 9, 10),
+    ]

@@ -13,6 +13,7 @@ from gpt2_lightning import load
 from gpt2_lightning.cli import main
 from gpt2_lightning.fit import monitoring
 from gpt2_lightning.generate.text_model import load_checkpoint
+from gpt2_lightning.model.gpt2 import grow
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.report.tables import figure
 from gpt2_lightning.run_folder import read_scalars
@@ -442,11 +443,15 @@ def test_added_tokens_have_rows_of_their_own(
     text.write_text(("<|speaker|> said zyxwv again. " * 40 + "\n") * 30, encoding="utf-8")
     flags = (*fine_tuning(text, tiny_model), f"--data.add_tokens={words}")
     before = GPT2LMHeadModel.from_pretrained(tiny_model).transformer.wte.weight
-    grown = GPT2Module(str(tiny_model), vocab_size=302, add_tokens=str(words)).model
+    grown = GPT2Module(str(tiny_model), vocab_size=302, added_tokens=2).model
     weight = grown.get_input_embeddings().weight
     assert weight is grown.get_output_embeddings().weight
     assert torch.equal(weight[:300], before)
     torch.testing.assert_close(weight[300:], before.mean(0).expand(2, -1))
+    grow(padded := GPT2LMHeadModel.from_pretrained(tiny_model), 298, 3)  # 5 rows were to spare
+    trained = before[:295].mean(0)
+    torch.testing.assert_close(padded.lm_head.weight[295:298], trained.expand(3, -1))
+    assert torch.equal(padded.lm_head.weight[298:], before[298:])
 
     run = fit(*flags, "--trainer.max_steps=4", "--model.schedule_steps=4")
     part = fit(*flags, "--trainer.max_steps=2", "--model.schedule_steps=4")

@@ -144,12 +144,14 @@ def _read_blocks(data: WikiTextDataModule, split: SplitName) -> tuple[ScoredText
     store = data.stores[split]
     match data.blocks:
         case "pack":
-            windows = list(block_windows(len(store.ids), block_size=data.block_size))
+            begins = data.tokenizer.eos_token_id if data.attend == "document" else None
+            windows = list(block_windows(store.ids, block_size=data.block_size, begins=begins))
         case "pad":
             windows = list(_padded_windows(store.starts, data.block_size))
     if not windows:
         raise UsageError(f"--split {split}: there is nothing to predict in it.")
     how = f"blocks of {data.block_size} tokens, --data.blocks {data.blocks}"
+    how += f", --data.attend {data.attend}" if data.attend == "document" else ""
     tokens = np.asarray([len(store.ids) - (data.blocks == "pack")])
     counts = count_text(data.splits([split])[split], by_article=False, store=store.folder)
     lost = store.manifest.lost
@@ -202,7 +204,8 @@ def _card(
         text=known,
         sha256=counts.sha256,
         reading=text.reading
-        + (", held out of the training text here" if split in data.held_out_from_train else ""),
+        + (", held out of the training text here" if split in data.held_out_from_train else "")
+        + _attends_otherwise(protocol, data),
         cleaning=data.cleaner.name,
         protocol=protocol.name,
         context=data.block_size if training else protocol.context or 0,
@@ -241,6 +244,12 @@ def _card(
         ),
         **numbers,
     )
+
+
+def _attends_otherwise(protocol: Protocol, data: WikiTextDataModule) -> str:
+    if data.attend == "document" and protocol.name in ("disjoint", "sliding"):
+        return ", attention across documents (--data.attend document kept it within them)"
+    return ""
 
 
 def _first_token(protocol: Protocol, data: WikiTextDataModule) -> str:

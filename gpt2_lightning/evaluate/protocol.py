@@ -17,7 +17,7 @@ _TEST = "WikiText-2 raw, test"
 _HUB_PAGE = "https://huggingface.co/docs/transformers/perplexity"
 
 # settings of a run that also apply to another text, and those that say where its own text is
-FORMAT_SETTINGS = ("cleaning", "documents", "blocks", "block_size")
+FORMAT_SETTINGS = ("cleaning", "documents", "blocks", "block_size", "attend")
 SOURCE_SETTINGS = (
     *("source", "subset", "revision", "text_column"),
     *("validation_source", "test_source"),
@@ -26,6 +26,7 @@ CHOICES = {
     "cleaning": get_args(CleaningName),
     "documents": ("file", "line"),
     "blocks": ("pack", "pad"),
+    "attend": ("block", "document"),
 }
 
 
@@ -207,6 +208,7 @@ class EvaluatedText:
             all punctuation.
         blocks: For --protocol training: pack fills every block, pad puts one row in each.
         block_size: For --protocol training: tokens in a block.
+        attend: For --protocol training: block, or document, which keeps attention within documents.
         cache_dir: Folder of the token stores, by default ~/.cache/gpt2_lightning.
     """
 
@@ -220,6 +222,7 @@ class EvaluatedText:
     cleaning: CleaningName | None = None
     blocks: Literal["pack", "pad"] | None = None
     block_size: int | None = None
+    attend: Literal["block", "document"] | None = None
     cache_dir: str | None = None
 
     def given(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,15 +145,21 @@ def rolling_windows(begin: int, end: int, *, context: int, unit: int = 0) -> Ite
         yield Window(max(begin, stop - 1 - context), first, stop, unit)
 
 
-def block_windows(ids: int, *, block_size: int) -> Iterator[Window]:
+def block_windows(
+    ids: npt.NDArray[Any], *, block_size: int, begins: int | None = None
+) -> Iterator[Window]:
     """Cut a run of ids into the blocks of training (``--data.blocks pack``).
 
     Args:
-        ids: Number of ids, the leading end-of-text counted.
+        ids: The ids, the leading end-of-text among them.
         block_size: Targets in a block.
+        begins: The end-of-text, with which a document begins, to keep attention within documents.
     """
-    for start in range(0, ids - 1, block_size):
-        yield Window(start, start + 1, min(start + block_size + 1, ids))
+    for start in range(0, len(ids) - 1, block_size):
+        end = min(start + block_size, len(ids) - 1)
+        cuts = [] if begins is None else np.flatnonzero(ids[start + 1 : end] == begins) + start + 1
+        for first, following in pairwise([start, *map(int, cuts), end]):
+            yield Window(first, first + 1, following + 1)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ FREE_TO_CHANGE = {
         "schedule_steps",
         "schedule_changes",
         "hf_config",
-        "add_tokens",
+        *("add_tokens", "added_tokens"),  # a checkpoint's model has them
     },
     "data": {
         *("prompts", "cache_dir", "remote_cache", "remote_cache_gb"),
@@ -160,8 +160,12 @@ def _check_ranges(group: str, settings: Any, ranges: Ranges) -> None:
             raise UsageError(f"--{group}.{name} {value}: must be {wanted}.")
 
 
-def check_numbers(model: Any) -> None:
+def check_numbers(model: Any, add_tokens: str | None) -> None:
     """Refuse settings of the model that are out of range.
+
+    Args:
+        model: Its settings.
+        add_tokens: ``--data.add_tokens``.
 
     Raises:
         UsageError: If one is.
@@ -172,10 +176,10 @@ def check_numbers(model: Any) -> None:
         raise UsageError(
             f"--model.betas [{first}, {second}]: both must be >= 0 and < 1. Try [0.9, 0.95]"
         )
-    _check_adapter(model)
+    _check_adapter(model, add_tokens)
 
 
-def _check_adapter(model: Any) -> None:
+def _check_adapter(model: Any, add_tokens: str | None) -> None:
     lora = model.lora
     if not lora.rank:
         for name, value in (("alpha", lora.alpha), ("dropout", lora.dropout)):
@@ -186,9 +190,9 @@ def _check_adapter(model: Any) -> None:
                 )
         return
     check_lora(lora, model.pretrained)
-    if model.add_tokens is not None:
+    if add_tokens is not None:
         raise UsageError(
-            f"--data.add_tokens {model.add_tokens}: with --model.lora.rank {lora.rank} the "
+            f"--data.add_tokens {add_tokens}: with --model.lora.rank {lora.rank} the "
             "embedding is not trained, and the new tokens would mean nothing. --model.lora.rank 0 "
             "trains all weights."
         )

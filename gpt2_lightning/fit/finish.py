@@ -3,7 +3,6 @@
 import json
 import logging
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,7 +23,7 @@ from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
 from gpt2_lightning.logs import say
 from gpt2_lightning.model.gpt2 import from_config, weights_of
-from gpt2_lightning.model.lora import ADAPTER, adapter_of, merge, save_adapter
+from gpt2_lightning.model.lora import ADAPTER, adapter_of, add_adapter, merge, save_adapter
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.nonfinite import NotFinite
 from gpt2_lightning.report.page import write_page
@@ -70,8 +69,9 @@ class HFFolder(Callback):
             weights = whole_weights(module.model)
         if not trainer.is_global_zero:
             return
-        found = self._outcome(trainer, module, weights)
         kept = _kept(trainer)
+        adapter = _adapter(module, kept) if module.lora.rank else {}
+        found = self._outcome(trainer, module, weights, adapter)
         record = {
             "file": kept and kept.name,
             "step": step_of(kept) if kept else trainer.global_step,
@@ -79,24 +79,34 @@ class HFFolder(Callback):
 
         def finish(written: Path) -> None:
             (written / HF_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
-            if module.lora.rank:
-                own = weights_of(read_checkpoint(kept), str(kept)) if kept else {}
-                adapter = own or adapter_of(module.model)
+            if adapter:
                 base = module.hparams["pretrained"]
                 save_adapter(written / ADAPTER, found.model, module.lora, adapter, base)
 
         write_hf_folder(run.hf, found.model, found.tokenizer, module.sampling, finish)
 
     @staticmethod
-    def _outcome(trainer: Trainer, module: GPT2Module, weights: dict[str, Any]) -> TextModel:
-        if (kept := _kept(trainer)) is not None:
+    def _outcome(
+        trainer: Trainer, module: GPT2Module, weights: dict[str, Any], adapter: dict[str, Any]
+    ) -> TextModel:
+        kept = _kept(trainer)
+        if kept is not None and not adapter:
             return load_checkpoint(kept)
         model = from_config(module.model.config.to_dict(), attention="sdpa")
-        trained = module.model
-        if module.lora.rank:
-            merge(trained := deepcopy(trained))
-        model.load_state_dict(weights or trained.state_dict())
+        if adapter:  # its base may have been moved or removed since the run began
+            add_adapter(model, module.lora)
+        model.load_state_dict(weights or module.model.state_dict())
+        if adapter:
+            model.load_state_dict(adapter, strict=False)
+            merge(model)
         return TextModel(model, typed(trainer).datamodule.tokenizer)
+
+
+def _adapter(module: GPT2Module, kept: Path | None) -> dict[str, Any]:
+    """Return the weights of the LoRA adapter that stands for the run, by their names."""
+    if kept is None:
+        return adapter_of(module.model)
+    return weights_of(read_checkpoint(kept), str(kept))
 
 
 def _kept(trainer: Trainer) -> Path | None:

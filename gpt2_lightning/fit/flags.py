@@ -27,7 +27,7 @@ GROUPS = {
 LINKS = {
     "model.block_size": "data.block_size",
     "model.vocab_size": "data.vocab_size",
-    "model.add_tokens": "data.add_tokens",
+    "model.added_tokens": "data.add_tokens",
     "data.seed": "seed_everything",
     "model.seed": "seed_everything",
 }

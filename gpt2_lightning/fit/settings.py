@@ -91,6 +91,12 @@ DEFAULTS = {
     "checkpoint.enable_version_counter": False,
 }
 
+# What is not linked as it is; how many tokens are new is known when the tokenizer has been read.
+COMPUTED: dict[str, Callable[[Any], int]] = {
+    "seed_everything": whole_number,
+    "data.add_tokens": lambda file: 0,
+}
+
 # What a checkpoint brings with it.
 CARRIED = (
     *("--data.tokenizer", "--data.tokenizer_revision", "--data.vocab_size"),
@@ -155,8 +161,7 @@ def add_flags(parser: LightningArgumentParser) -> None:
     )
     parser.set_defaults(DEFAULTS)
     for target, source in LINKS.items():
-        number = whole_number if source == "seed_everything" else None
-        parser.link_arguments(source, target, compute_fn=number)
+        parser.link_arguments(source, target, compute_fn=COMPUTED.get(source))
 
 
 def name_after_verb(parser: LightningArgumentParser, verb: str) -> None:
@@ -375,7 +380,7 @@ class CommandLine:
         check_loggers(config.trainer.logger)
         check_plugins(config.trainer.plugins, accelerator_of(config.trainer))
         check_checkpoint(config.checkpoint, config.trainer.callbacks)
-        check_numbers(config.model)
+        check_numbers(config.model, config.data.add_tokens)
         if config.model.pretrained is not None:
             config.model.pretrained = model_of(config.model.pretrained)
         if self.checkpoint_file is None and not config.get("ckpt_path"):
@@ -398,7 +403,9 @@ class CommandLine:
                 config.data.tokenizer = config.model.pretrained
                 config.data.tokenizer_revision = config.model.revision
             if config.data.add_tokens is not None:
-                config.data.vocab_size = _tokens_of(config.data)
+                config.data.vocab_size = tokens = _tokens_of(config.data)
+                own = load_tokenizer(config.data.tokenizer, config.data.tokenizer_revision)
+                config.model.added_tokens = tokens - len(own)
         elif config.data.tokenizer is not None:
             check_unused(self.typed, f"--data.tokenizer {config.data.tokenizer}", FROM_SCRATCH[:1])
             config.data.vocab_size = _tokens_of(config.data)
@@ -515,7 +522,7 @@ class CommandLine:
             config.trainer.precision = before
         config.model.hf_config = checkpoint["hf_config"]
         config.data.tokenizer_revision = None
-        config.data.add_tokens = config.model.add_tokens = None  # its tokenizer has them
+        config.data.add_tokens = None  # its tokenizer has them
         cache = cache_folder(config.data.cache_dir)
         config.data.tokenizer = str(cache_tokenizer(checkpoint["tokenizer_files"], cache))
         if self.verb == "validate":
@@ -562,7 +569,7 @@ def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     model = dict(checkpoint.get("hyper_parameters") or {})
     data = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     # linked, or brought by the checkpoint
-    for name in ("hf_config", "block_size", "vocab_size", "seed", "add_tokens"):
+    for name in ("hf_config", "block_size", "vocab_size", "seed", "add_tokens", "added_tokens"):
         model.pop(name, None)
     data.pop("add_tokens", None)
     return {"seed_everything": data.pop("seed", None), "model": model, "data": data}

@@ -81,7 +81,7 @@ def build(
     attention: AttentionName,
     dropout: Mapping[str, float],
     reads_base: bool,
-    grows: bool,
+    added_tokens: int,
 ) -> PreTrainedModel:
     """Build the model that flags ask for.
 
@@ -95,15 +95,15 @@ def build(
         attention: Attention implementation.
         dropout: Overrides of the probabilities, by the configuration's names.
         reads_base: Whether a checkpoint lacks the pretrained weights, since it has but an adapter.
-        grows: Whether a pretrained model's embedding gets rows for added tokens.
+        added_tokens: How many of these tokens were added to those of a pretrained model.
 
     Raises:
         UsageError: If there is no such model.
     """
     if pretrained is not None and (hf_config is None or reads_base):
         model = from_pretrained(pretrained, revision, attention=attention, dropout=dropout)
-        if grows:
-            grow(model, vocab_size or 0)
+        if added_tokens:
+            grow(model, vocab_size or 0, added_tokens)
         return model
     if hf_config is not None:
         return from_config(hf_config, attention=attention)
@@ -287,6 +287,9 @@ def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTr
     return _built(AutoConfig.for_model(model_type, **config), attention)
 
 
+_HAS_BASE = "Put it back as it was; or, where the run has ended, its folder hf/ has the two merged."
+
+
 def from_checkpoint(checkpoint: dict[str, Any], said: str) -> PreTrainedModel:
     """Build the model of a checkpoint; one that holds a LoRA adapter alone is added to its base.
 
@@ -306,9 +309,10 @@ def from_checkpoint(checkpoint: dict[str, Any], said: str) -> PreTrainedModel:
             )
         except UsageError as error:
             raise UsageError(
-                f"{said}: it holds a LoRA adapter, not its base model. {error}"
+                f"{said}: it holds a LoRA adapter of {flags['pretrained']}, which cannot be read. "
+                f"{_HAS_BASE}"
             ) from error
-        check_base(checkpoint, digest_of(base), said)
+        check_base(checkpoint, digest_of(base), said, _HAS_BASE)
         add_adapter(base, lora)
         base.load_state_dict(weights, strict=False)
         merge(base)
@@ -400,18 +404,23 @@ def _check_attention(config: PreTrainedConfig, attention: AttentionName) -> None
 
 
 @torch.no_grad()
-def grow(model: PreTrainedModel, rows: int) -> None:
-    """Give embedding and head so many rows, in place, unless they have more.
+def grow(model: PreTrainedModel, tokens: int, added: int) -> None:
+    """Give added tokens rows of embedding and head, in place.
 
-    New rows are the mean of the others: a token of which nothing is known.
+    They are the mean of the others: tokens of which nothing is known. A model that was padded has
+    rows for some of them, which no text has trained.
+
+    Args:
+        model: The model.
+        tokens: Tokens of the vocabulary.
+        added: How many of them, at its end, are new.
     """
-    before = int(model.config.vocab_size)
-    if rows <= before:
-        return
-    model.resize_token_embeddings(rows, mean_resizing=False)  # its own draws around the mean
+    before = tokens - added
+    if tokens > int(model.config.vocab_size):
+        model.resize_token_embeddings(tokens, mean_resizing=False)  # its own draws around the mean
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # perhaps tied
         weight = cast(torch.Tensor, layer.weight)
-        weight[before:] = weight[:before].mean(0)
+        weight[before:tokens] = weight[:before].mean(0)
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:

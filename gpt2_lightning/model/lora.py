@@ -25,6 +25,8 @@ ADAPTER = "adapter"  # folder in hf/, in peft's format
 
 OWN = ".lora_"  # in the names of an adapter's weights
 
+HAS_BASE = "Put those back, or name the folder that has them: --model.pretrained FOLDER."
+
 
 @dataclass
 class Lora:
@@ -188,13 +190,14 @@ def digest_of(model: PreTrainedModel) -> str:
     return found.hexdigest()
 
 
-def check_base(checkpoint: Mapping[str, Any], digest: str, said: str) -> None:
+def check_base(checkpoint: Mapping[str, Any], digest: str, said: str, instead: str) -> None:
     """See that a base model is the one that a checkpoint's adapter was trained beside.
 
     Args:
         checkpoint: The checkpoint.
         digest: Of the base model at hand.
         said: How it was asked for, for messages.
+        instead: What would work.
 
     Raises:
         UsageError: If it is not.
@@ -203,6 +206,5 @@ def check_base(checkpoint: Mapping[str, Any], digest: str, said: str) -> None:
         name = checkpoint["hyper_parameters"].get("pretrained")
         raise UsageError(
             f"{said}: its LoRA adapter belongs to other weights than {name} has now (SHA-256 "
-            f"{str(noted)[:12]}, found {digest[:12]}). Put those back, or name the folder that has "
-            "them: fit --ckpt_path RUN --model.pretrained FOLDER."
+            f"{str(noted)[:12]}, found {digest[:12]}). {instead}"
         )

@@ -31,7 +31,7 @@ from gpt2_lightning.model.gpt2 import (
     positions_of,
     shard,
 )
-from gpt2_lightning.model.lora import Lora, adapt, check_base, check_lora, keep_adapter
+from gpt2_lightning.model.lora import HAS_BASE, Lora, adapt, check_base, check_lora, keep_adapter
 from gpt2_lightning.model.loss import IGNORED, summed_nats
 from gpt2_lightning.model.metrics import split_metrics
 from gpt2_lightning.model.nonfinite import NonfiniteSteps, NotFinite
@@ -111,8 +111,8 @@ class GPT2Module(LightningModule):
         sampling: How ``predict`` and the samples at validation are drawn.
         vocab_size: Size of the vocabulary from scratch, or with tokens added; the command line sets
             it.
-        add_tokens: What the data adds to the vocabulary: the embedding of pretrained weights grows
-            to ``vocab_size`` rows; the command line sets it.
+        added_tokens: How many of ``vocab_size`` tokens the data adds to those of pretrained
+            weights, whose embedding grows; the command line sets it.
         block_size: Tokens in a block; the command line sets it.
         seed: Decides dropout; the command line sets it to ``seed_everything``.
         hf_config: A Hugging Face configuration to build the model from, without weights; a
@@ -146,7 +146,7 @@ class GPT2Module(LightningModule):
         on_nonfinite: Literal["stop", "skip"] = "stop",
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - read-only; shown by --help
         vocab_size: int | None = None,
-        add_tokens: str | None = None,
+        added_tokens: int = 0,
         block_size: int = 1024,
         seed: int = 0,
         hf_config: dict[str, Any] | None = None,
@@ -185,7 +185,7 @@ class GPT2Module(LightningModule):
             attention=attention,
             dropout=dropouts(dropout, attention_dropout),
             reads_base=lora.rank > 0,
-            grows=add_tokens is not None,
+            added_tokens=added_tokens,
         )
         self.base_digest = adapt(self.model, lora)
         self.strict_loading = not lora.rank  # a checkpoint has the adapter alone
@@ -571,7 +571,7 @@ class GPT2Module(LightningModule):
         """
         upgrade(checkpoint)  # first of all that read it: the callbacks' states are taken up later
         if self.base_digest is not None:
-            check_base(checkpoint, self.base_digest, "--ckpt_path")
+            check_base(checkpoint, self.base_digest, "--ckpt_path", HAS_BASE)
         self.trained_steps = checkpoint["global_step"]
         self.nonfinite.skipped = checkpoint["skipped_steps"]
         self.nonfinite.in_a_row = checkpoint["skipped_in_a_row"]

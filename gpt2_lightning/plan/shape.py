@@ -205,6 +205,6 @@ def _model(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> PreTra
             "openai-community/gpt2, or null to start from scratch."
         ) from error
     set_dropout(config, dropout)
-    if flags.get("add_tokens"):
+    if flags.get("added_tokens"):
         config.vocab_size = max(config.vocab_size, vocab_size)
     return from_config(config.to_dict(), attention="sdpa")
