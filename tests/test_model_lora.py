@@ -111,6 +111,7 @@ def test_merged_and_through_peft_it_computes_the_same(
         (("--model.optimizer=muon",), "--model.optimizer adamw works"),
         (("--trainer.strategy=fsdp2",), "--trainer.strategy ddp works"),
         (("--model.lora.rank=0", "--model.lora.alpha=16"), "Add --model.lora.rank 8"),
+        (("--data.add_tokens=words.txt",), "--model.lora.rank 0 trains all weights"),
         (("--model.lora.rank=-1",), "must be >= 0"),
         (("--model.lora.dropout=1.5",), "must be from 0 to 1"),
     ],

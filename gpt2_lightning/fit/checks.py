@@ -192,9 +192,9 @@ def _check_adapter(model: Any, add_tokens: str | None) -> None:
     check_lora(lora, model.pretrained)
     if add_tokens is not None:
         raise UsageError(
-            f"--data.add_tokens {add_tokens}: with --model.lora.rank {lora.rank} the "
-            "embedding is not trained, and the new tokens would mean nothing. --model.lora.rank 0 "
-            "trains all weights."
+            f"--model.lora.rank {lora.rank}: the embedding is not trained, and the tokens of "
+            f"--data.add_tokens {add_tokens} would mean nothing. --model.lora.rank 0 trains all "
+            "weights."
         )
     if model.optimizer == "muon":
         raise UsageError(
