@@ -5,8 +5,9 @@
 
 The steps of benchmarks.gpu_steps run one after the other, the cheapest and most valuable first,
 each in a fresh process. Every figure is in the file as soon as it is known; a step that would not
-end within the time is not begun, or is ended; a second call goes on with what is left. Where no GPU
-is, --device cpu --size tiny tries the kit itself.
+end within the time is not begun, or is ended; a second call goes on with what is left, last of all
+with what was ended; on another card or with another torch it refuses to. Where no GPU is,
+--device cpu --size tiny tries the kit itself.
 """
 
 import json
@@ -21,6 +22,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.storage import write_text
 
 SAVING = 2.0  # seconds for ending a process and writing what is known
@@ -50,7 +52,9 @@ def visit(
     """
     ends = clock() + minutes * 60
     found: Report = json.loads(output.read_text()) if output.exists() else {"steps": {}}
-    for name, seconds in needs.items():
+    # what was begun before without success would take the time of what was not begun yet
+    for name in sorted(needs, key=lambda name: "seconds" in found["steps"].get(name, {})):
+        seconds = needs[name]
         if "figures" in found["steps"].get(name, {}):
             continue
         left = ends - clock() - SAVING
@@ -61,8 +65,23 @@ def visit(
         found["steps"][name] = measure(name, left) | {"seconds": round(clock() - began, 1)}
         write_text(output, json.dumps(found, indent=2) + "\n")
         print(name, json.dumps(found["steps"][name]), flush=True)
+    found["steps"] = {name: found["steps"][name] for name in needs}
     write_text(output, json.dumps(found, indent=2) + "\n")
     return found
+
+
+def check_same_visit(before: Report, now: Report, output: Path) -> None:
+    """See that a file was begun with the same flags, card and torch, and so can be gone on with.
+
+    Raises:
+        UsageError: If it was not.
+    """
+    for key, value in now.items():
+        if key in before and before[key] != value:
+            raise UsageError(
+                f"--output {output}: its {key} is {before[key]}, and here it is {value}: figures "
+                "of both would lie in one file. Give another --output."
+            )
 
 
 def in_a_process(words: list[str], name: str, seconds: float) -> Report:
@@ -78,31 +97,48 @@ def in_a_process(words: list[str], name: str, seconds: float) -> Report:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return {"left": f"was not done within {seconds:.0f} s"}
+        output, _ = process.communicate()
+        found = [line for line in output.splitlines() if line.startswith("{")]
+        so_far = {"so far": json.loads(found[-1])} if found else {}
+        return {"left": f"was not done within {seconds:.0f} s"} | so_far
     if process.returncode:
         return {"error": "\n".join(errors.strip().splitlines()[-12:])}
     return {"figures": json.loads(output.splitlines()[-1])}
 
 
-def rendered(found: Report) -> str:
-    """Return the figures as a page of the documentation."""
+MEASURED = "## Measured"  # of the page: what stands before this heading is kept
+
+
+def rendered(found: Report, page: str) -> str:
+    """Return a page of the documentation with the figures at its end.
+
+    Args:
+        found: What `visit` returned.
+        page: The page so far.
+    """
     lines = [
-        "# On a GPU",
+        page.split(MEASURED)[0].rstrip(),
         "",
-        "Written by `python -m benchmarks.gpu --render docs/gpu.md` from what",
-        f"`python -m benchmarks.gpu {' '.join(found.get('command', []))}` measured.",
+        MEASURED,
+        "",
+        f"On {found.get('machine', 'an unknown machine')}, by",
+        f"`python -m benchmarks.gpu {' '.join(found.get('flags', []))}`.",
     ]
     for name, step in found["steps"].items():
-        lines += ["", f"## {name}", ""]
-        if "figures" in step:
+        lines += ["", f"### {name}", ""]
+        figures = step.get("figures") or step.get("so far")
+        if "figures" not in step:
+            lines += [f"Not measured{' whole' if figures else ''}: {_why(step)}.", ""]
+        if figures:
             lines += ["| | |", "|---|---|"]
-            lines += [f"| {key} | {_plain(value)} |" for key, value in step["figures"].items()]
-        else:
-            lines.append(f"Not measured: {step.get('left') or 'it failed'}.")
-            if "error" in step:
-                lines += ["", "```", step["error"], "```"]
-    return "\n".join(lines) + "\n"
+            lines += [f"| {key} | {_plain(value)} |" for key, value in figures.items()]
+        if "error" in step:
+            lines += ["```", step["error"], "```"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _why(step: Report) -> str:
+    return str(step.get("left") or "it failed")
 
 
 def _plain(value: Any) -> str:
@@ -132,7 +168,8 @@ def main(
         step: Take this step alone, and print its figures as JSON.
     """
     if render is not None:
-        write_text(render, rendered(json.loads(output.read_text())))
+        page = render.read_text(encoding="utf-8") if render.exists() else "# On a GPU\n"
+        write_text(render, rendered(json.loads(output.read_text()), page))
         return
     # here, since torch need not be imported for the page
     from benchmarks.gpu_steps import STEPS, Setting
@@ -145,16 +182,16 @@ def main(
         print(json.dumps(take(setting)))
         return
     words = [f"--device={device}", f"--size={size}"]
-    before = json.loads(output.read_text()) if output.exists() else {}
-    if before.get("command", [f"--minutes {minutes:g}", *words])[1:] != words:
-        raise SystemExit(f"{output}: it is of {before['command'][1:]}. Give another --output.")
+    begun = {"flags": words, "machine": setting.name()}
+    before = json.loads(output.read_text()) if output.exists() else {"steps": {}}
+    check_same_visit(before, begun, output)
+    write_text(output, json.dumps(before | begun))
     needs = {name: seconds for name, (_, seconds) in STEPS.items()}
-    write_text(
-        output,
-        json.dumps({"steps": {}} | before | {"command": [f"--minutes {minutes:g}", *words]}),
-    )
     visit(needs, output, minutes, lambda name, left: in_a_process(words, name, left))
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    try:
+        auto_cli(main, as_positional=False)
+    except UsageError as mistake:
+        raise SystemExit(str(mistake)) from None

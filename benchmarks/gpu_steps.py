@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -76,6 +77,11 @@ class Setting:
         bf16 = self.device == "cuda" and torch.cuda.is_bf16_supported()
         return "bf16-mixed" if bf16 else "32-true"
 
+    def name(self) -> str:
+        """Return the card and torch's version, by which figures can be compared."""
+        card = torch.cuda.get_device_name() if self.device == "cuda" else platform.machine()
+        return f"{card} with torch {torch.__version__}"
+
     def synchronize(self) -> None:
         """Wait for the device."""
         if self.device == "cuda":
@@ -89,10 +95,15 @@ class Setting:
 
 
 class Clock(Callback):
-    """Notes when the measured steps begin and end."""
+    """Notes when the measured steps begin and end, and ends a run of the Trainer at its time."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, limit: float = math.inf) -> None:
         self.setting, self.taken, self.begin, self.end = setting, 0, 0.0, 0.0
+        self.limit, self.made = limit, time.perf_counter()
+
+    def is_over(self) -> bool:
+        """Tell whether the time is."""
+        return time.perf_counter() - self.made > self.limit
 
     def tick(self) -> None:
         """Count a step."""
@@ -115,10 +126,11 @@ class Clock(Callback):
 
 
 @contextlib.contextmanager
-def corpus() -> Iterator[str]:
+def corpus(setting: Setting) -> Iterator[str]:
     """Give a text of some megabytes, in a folder that is the current one for the moment."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        write_text(Path("text.jsonl"), "builtin", None, COPIES)
+        copies = COPIES if setting.size != "tiny" else 1
+        write_text(Path("text.jsonl"), "builtin", None, copies)
         yield "text.jsonl"
 
 
@@ -152,7 +164,7 @@ def build(setting: Setting, size: str, compiled: bool, checkpointing: bool = Fal
 
 def fit_with(setting: Setting, callback: Callback, module: GPT2Module, blocks: int) -> None:
     """Train a module of this project by Lightning, with nothing beside it but a callback."""
-    with corpus() as source:
+    with corpus(setting) as source:
         Trainer(
             accelerator=setting.device,
             devices=1,
@@ -178,55 +190,71 @@ def train_ours(
     return clock.rate(blocks)
 
 
-def train_with_trainer(setting: Setting, blocks: int, compiled: bool) -> float:
-    """Return tokens a second of the transformers Trainer on packed blocks, its own defaults."""
-    from datasets import Dataset
-    from transformers import (
-        GPT2Config,
-        GPT2LMHeadModel,
-        TrainerCallback,
-        TrainingArguments,
-        default_data_collator,
-    )
-    from transformers import Trainer as HFTrainer
+def trainer_of(
+    setting: Setting,
+    model: Any,
+    data: WikiTextDataModule,
+    blocks: int,
+    ticks: Clock,
+    **settings: Any,
+) -> Any:
+    """Return the transformers Trainer of a model on packed blocks, its own defaults else.
 
-    clock = Clock(setting)
+    Args:
+        setting: Where it runs.
+        model: A model of transformers.
+        data: Whose training tokens are cut into rows.
+        blocks: Rows of a micro-batch.
+        ticks: Counts its steps.
+        settings: Further ones of its `TrainingArguments`.
+    """
+    from datasets import Dataset
+    from transformers import Trainer as HFTrainer
+    from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
     class Ticks(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            clock.tick()
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ticks.tick()
+            control.should_training_stop |= ticks.is_over()
 
+    ids, size = data.stores["train"].ids.tolist(), setting.block_size
+    rows = [ids[at : at + size] for at in range(0, len(ids) - size, size)]
+    return HFTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir="trainer",
+            per_device_train_batch_size=blocks,
+            bf16=setting.precision == "bf16-mixed",
+            max_grad_norm=1.0,
+            use_cpu=setting.device == "cpu",
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
+        data_collator=default_data_collator,
+        callbacks=[Ticks()],
+    )
+
+
+def train_with_trainer(setting: Setting, blocks: int, compiled: bool) -> float:
+    """Return tokens a second of the transformers Trainer on packed blocks, its own defaults."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    clock = Clock(setting)
     layers, heads, width = SIZES[setting.size]
-    with corpus() as source:
+    with corpus(setting) as source:
         data = prepared(setting, blocks, source)
-        ids = data.stores["train"].ids.tolist()
-        size = setting.block_size
-        rows = [ids[at : at + size] for at in range(0, len(ids) - size, size)]
         config = GPT2Config(
             vocab_size=len(data.tokenizer),
             n_layer=layers,
             n_head=heads,
             n_embd=width,
-            n_positions=size,
+            n_positions=setting.block_size,
         )
-        HFTrainer(
-            model=GPT2LMHeadModel(config),
-            args=TrainingArguments(
-                output_dir="trainer",
-                per_device_train_batch_size=blocks,
-                max_steps=setting.steps,
-                bf16=setting.precision == "bf16-mixed",
-                torch_compile=compiled,
-                max_grad_norm=1.0,
-                use_cpu=setting.device == "cpu",
-                report_to=[],
-                save_strategy="no",
-                disable_tqdm=True,
-            ),
-            train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
-            data_collator=default_data_collator,
-            callbacks=[Ticks()],
-        ).train()
+        settings = {"max_steps": setting.steps, "torch_compile": compiled}
+        trainer_of(setting, GPT2LMHeadModel(config), data, blocks, clock, **settings).train()
     return clock.rate(blocks)
 
 
@@ -291,9 +319,13 @@ def machine(setting: Setting) -> Figures:
 def correctness(setting: Setting) -> Figures:
     """The tests that are marked `gpu`: how many passed, and the names of the others."""
     root = Path(__file__).parents[1]
-    words = ["-m", "gpu", "-q", "-rfEs", "-p", "no:cacheprovider", "tests"]
+    words = ["-m", "gpu", "-q", "-rfEs", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], cwd=root, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", *words],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"GPU_TESTS_ON": setting.device},
     )
     lines = done.stdout.splitlines()
     kept = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
@@ -320,6 +352,7 @@ def training_speed(setting: Setting, who: Who, compiled: bool) -> Figures:
             rows[str(blocks)] = {"out of memory": True}
             break
         rows[str(blocks)] = {"tokens/s": round(rate), "GB": round(setting.peak_gb(), 2)}
+        print(json.dumps({"by micro-batch": rows}), flush=True)  # kept, should the time end
     module = build(setting, setting.size, compiled=False)
     module.configure_model()
     flops = training_flops_per_token(module.model, setting.block_size)
@@ -332,7 +365,7 @@ def larger_models(setting: Setting, size: str) -> Figures:
     blocks = 8 if setting.size != "tiny" else 2
     layers, heads, width = SIZES[size if setting.size != "tiny" else "tiny"]
     printed = io.StringIO()
-    with corpus() as source, contextlib.redirect_stdout(printed):
+    with corpus(setting) as source, contextlib.redirect_stdout(printed):
         command(
             [
                 "plan",
@@ -398,6 +431,7 @@ def generation(setting: Setting) -> Figures:
             draw()
             setting.synchronize()
             found[f"{name}, {count}"] = round(count * new / (time.perf_counter() - start))
+        print(json.dumps(found), flush=True)  # kept, should the time end
     return found
 
 
@@ -443,17 +477,10 @@ def host_syncs(setting: Setting) -> Figures:
 
 def time_to_quality(setting: Setting) -> Figures:
     """Validation nats of ours after equal seconds from scratch, and of the Trainer's model."""
-    from datasets import Dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        TrainerCallback,
-        TrainingArguments,
-        default_data_collator,
-    )
-    from transformers import Trainer as HFTrainer
+    from transformers import AutoModelForCausalLM
 
     blocks, size = setting.batch_sizes[0], setting.block_size
-    with corpus() as source:
+    with corpus(setting) as source:
         data = prepared(setting, blocks, source)
         module = build(setting, setting.size, compiled=False)
         module.configure_model()
@@ -477,40 +504,21 @@ def time_to_quality(setting: Setting) -> Figures:
                 "--samples.enabled=false",
             ]
         )
-        ids = data.stores["train"].ids.tolist()
-        rows = [ids[at : at + size] for at in range(0, len(ids) - size, size)]
-        began = time.monotonic()
-
-        class Ends(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if time.monotonic() - began > setting.seconds:
-                    control.should_training_stop = True
-
+        # the Trainer has no limit of time: its steps are those that fit by its own speed, so that
+        # its schedule, linear by default, comes to its end
+        rate = train_with_trainer(setting, blocks, compiled=False)
+        steps = max(1, int(setting.seconds * rate / (blocks * size)))
         other = AutoModelForCausalLM.from_pretrained("begin")
-        HFTrainer(
-            model=other,
-            args=TrainingArguments(
-                output_dir="trainer",
-                per_device_train_batch_size=blocks,
-                num_train_epochs=1000,
-                learning_rate=6e-4,
-                lr_scheduler_type="constant",
-                bf16=setting.precision == "bf16-mixed",
-                use_cpu=setting.device == "cpu",
-                report_to=[],
-                save_strategy="no",
-                disable_tqdm=True,
-            ),
-            train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
-            data_collator=default_data_collator,
-            callbacks=[Ends()],
-        ).train()
+        clock = Clock(setting, setting.seconds)
+        settings = {"max_steps": steps, "learning_rate": 6e-4}
+        trainer_of(setting, other, data, blocks, clock, **settings).train()
         (run,) = Path("lightning_logs").glob("*")
         held_out = torch.tensor(data.stores["validation"].ids[: 64 * size].astype("int64"))
         chosen = AutoModelForCausalLM.from_pretrained(run / "hf")
         return {
             "ours, nats a token": plain_nats(chosen, held_out, size, setting.device),
             "Trainer, nats a token": plain_nats(other, held_out, size, setting.device),
+            "Trainer, steps of its schedule": f"{clock.taken} of {steps}",
         }
 
 

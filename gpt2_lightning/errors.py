@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -29,7 +30,6 @@ def reason(error: BaseException) -> str:
         error: What a library raised, with its causes.
     """
     # needed where something has failed, and by then imported
-    import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -59,13 +59,25 @@ def reason(error: BaseException) -> str:
             "no folder here has this name, the cache does not hold it, and HF_HUB_OFFLINE=1 keeps "
             "the Hub out"
         )
-    if (broken := among(httpx2.TransportError, ConnectionError)) is not None:
+    if (broken := among(*transport_errors(), ConnectionError)) is not None:
         return (
             f"no folder here has this name, and {constants.ENDPOINT} cannot be reached: "
             f"{one_line(broken)}. HF_ENDPOINT names a mirror (https://hf-mirror.com, say); python "
             "-m gpt2_lightning fetch takes it from one, or from ModelScope"
         )
     return one_line(error)
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+    """Return what HTTP clients raise of a connection: httpx2, and that of huggingface_hub.
+
+    Its releases 1, which transformers up to 5.17 takes, request with httpx, of which httpx2 is a
+    continuation: the names of the errors are the same.
+    """
+    import httpx2
+
+    older = sys.modules.get("httpx")
+    return (httpx2.TransportError, *([older.TransportError] if older else []))
 
 
 def _pickled(links: list[BaseException]) -> str | None:

@@ -52,6 +52,7 @@ UNSAID = (
     # texts are scored unpadded, an end-of-text at their beginning
     "We strongly recommend passing in an `attention_mask`",
     "Tip: ",  # promotion
+    "that has Tensor Cores. To properly utilize them",  # the line of the chosen settings names TF32
     "TPU available: False",  # hardware that few have
     "`Trainer.fit` stopped: ",  # a line of our own says why a run ended
 )

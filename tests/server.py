@@ -79,14 +79,18 @@ def events_of(answer: httpx2.Response) -> list[dict[str, Any]]:
 
 
 def service_of(
-    *folders: Path, batch_size: int = 4, api_key: str | None = None, **limits: Any
+    *folders: Path,
+    batch_size: int = 4,
+    api_key: str | None = None,
+    device: str = "cpu",
+    **limits: Any,
 ) -> Service:
     """Return the service of models, not yet started, named by their folders."""
     allowed = Limits(**limits)
     models = [
         Served(
             folder.name,
-            load(str(folder), device="cpu"),
+            load(str(folder), device=device),
             batch_size=batch_size,
             max_queue=allowed.max_queue,
         )

@@ -146,6 +146,21 @@ def test_sizes_below_one(flag: str) -> None:
         WikiTextDataModule(**{flag: 0})  # type: ignore[arg-type] # one of two whole numbers
 
 
+def test_batches_go_to_a_gpu_by_way_of_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned, moved = [], []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda it: pinned.append(it) or it + 1)
+    hook = "lightning.pytorch.LightningDataModule.transfer_batch_to_device"
+    monkeypatch.setattr(hook, lambda self, batch, *place: moved.append(batch) or batch)
+    data = WikiTextDataModule("builtin")
+    batch = {"input_ids": torch.zeros(2, dtype=torch.long), "step_targets": 2}
+    data.transfer_batch_to_device(batch, torch.device("cuda"), 0)
+    data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert len(pinned) == 1
+    assert moved[0]["input_ids"].tolist() == [1, 1]
+    assert moved[0]["step_targets"] == 2
+    assert moved[1] is batch
+
+
 def test_the_checkpoint_state_is_plain(wiki_folder: Path, tiny_model: Path) -> None:
     state = ready(wiki_folder, tiny_model).state_dict()
     assert json.loads(json.dumps(state)) == state

@@ -1,11 +1,15 @@
 import itertools
+import sys
+from types import ModuleType
+from unittest.mock import Mock
 
 import httpx2
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from gpt2_lightning.errors import reason
+from gpt2_lightning.fetch.hubs import RepoRef, list_hub
 from tests.command_line import Mistake
 
 
@@ -26,6 +30,20 @@ def test_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     error = raised(COULD_NOT, NOT_HERE, httpx2.ConnectError("Connection refused"))
     said = "no folder here has this name, and http://127.0.0.1:9 cannot be reached: Connection "
     assert reason(error).startswith(said)
+
+
+def test_out_of_reach_by_the_older_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = ModuleType("httpx")
+    vars(older)["TransportError"] = TimeoutError  # any class of its own
+    monkeypatch.setitem(sys.modules, "httpx", older)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    late = TimeoutError("late")
+    assert " cannot be reached: late. HF_ENDPOINT" in reason(raised(COULD_NOT, late))
+    monkeypatch.setattr(HfApi, "model_info", raises := Mock(side_effect=late))
+    repo = RepoRef("model", "a/b", "hub", None, "http://127.0.0.1:9", 1.0)
+    with pytest.raises(httpx2.TransportError, match="late"):
+        list_hub(repo)
+    assert raises.called
 
 
 def test_told_not_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:

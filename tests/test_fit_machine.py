@@ -72,6 +72,18 @@ def test_a_gpu_goes_by_what_it_is(gpu: pytest.MonkeyPatch) -> None:
     assert settled() == ("32-true", False)
 
 
+def test_what_a_gpu_does_in_fp32_is_said(
+    gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger=machine.log.name)
+    settled()
+    assert "products in fp32 without TF32" in caplog.text
+    caplog.clear()
+    gpu.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    settled()
+    assert "TF32" not in caplog.text
+
+
 def test_what_is_given_stays(gpu: pytest.MonkeyPatch) -> None:
     values: Any = FitSettings("look", ["--trainer.precision=32"], look).values
     machine.settle(values)

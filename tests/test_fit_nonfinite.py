@@ -15,7 +15,7 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.logs import quieten
 from gpt2_lightning.model.module import GPT2Module
-from gpt2_lightning.model.nonfinite import NotFinite
+from gpt2_lightning.model.nonfinite import NotFinite, StepNorm
 from gpt2_lightning.run_folder import find_checkpoint
 from tests.command_line import CALM, curves, fine_tuning, fit
 from tests.test_fit_distributed import NO_DROPOUT, TWO, run
@@ -173,6 +173,43 @@ def test_a_step_is_left_out_whole(
     assert (facts["steps"]["skipped"], facts["ended"]) == (2, "finished")
     assert "2 steps left out" in (done / "report.html").read_text(encoding="utf-8")
     assert "Left out: 2 of 7 steps" in capsys.readouterr().out
+
+
+def test_a_device_leaves_a_step_out_before_the_host_knows(
+    wiki_folder: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), *STEPS, "--trainer.log_every_n_steps=50")
+    at_once = fit(*words, SKIP, spoil(3, 5))
+    seen = []
+
+    def read(norm: StepNorm) -> float:
+        seen.append((norm.step, newest))
+        return float(norm.value)
+
+    def waits_for(device: torch.device) -> bool:
+        nonlocal newest
+        newest += 1
+        return True
+
+    newest = 0
+    monkeypatch.setattr(StepNorm, "read", read)
+    monkeypatch.setattr("gpt2_lightning.model.nonfinite.waits_for", waits_for)
+    later = fit(*words, SKIP, spoil(3, 5))
+    # logged steps, and those that are saved, are read at once; others while the next is computed
+    assert seen == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)]
+    states = [content(run / "checkpoints/last.ckpt") for run in (at_once, later)]
+    assert_same(*states)
+    assert states[0]["skipped_steps"] == states[1]["skipped_steps"] == 2
+    for name in ("train/skipped_steps", "train/grad_norm", "val/loss"):
+        assert curves(later)[name] == curves(at_once)[name]
+    with pytest.raises(SystemExit) as stopped:
+        fit(*words, spoil(5))
+    assert stopped.value.code == 2
+    assert "error: step 5: the gradient norm is nan (train/loss nan" in capsys.readouterr().err
+    assert content(Path("lightning_logs/version_2/checkpoints/last.ckpt"))["global_step"] == 3
 
 
 def test_ten_steps_in_a_row_are_left_out_no_more(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import in_a_process, rendered, visit
+from benchmarks.gpu import check_same_visit, in_a_process, rendered, visit
 from benchmarks.gpu_steps import STEPS, Setting
+from gpt2_lightning.errors import UsageError
 
 NEEDS = {"a": 10.0, "b": 100.0, "c": 20.0}
 
@@ -54,6 +55,21 @@ def test_a_step_that_takes_too_long_is_ended_and_the_visit_with_it(tmp_path: Pat
     assert machine.now <= 180
     assert found["b"] == {"left": "was not done", "seconds": 173}
     assert found["c"] == {"left": "needs 20 s"}
+    machine.taken.clear()
+    found = machine(tmp_path / "gpu.json", minutes=3)
+    assert [name for name, _ in machine.taken] == ["c", "b"], "what was ended comes last"
+    assert list(found) == list(NEEDS)
+    assert found["c"]["figures"]
+
+
+def test_figures_of_two_machines_do_not_mix(tmp_path: Path) -> None:
+    before = {"flags": ["--device=cuda"], "machine": "card A with torch 2.11.0", "steps": {}}
+    check_same_visit({"steps": {}}, before, Path("gpu.json"))
+    check_same_visit(before, {**before}, Path("gpu.json"))
+    with pytest.raises(
+        UsageError, match=r"its machine is card A with torch 2\.11\.0, and here it is"
+    ):
+        check_same_visit(before, {"machine": "card B with torch 2.11.0"}, Path("gpu.json"))
 
 
 def test_a_killed_visit_keeps_what_it_knows(tmp_path: Path) -> None:
@@ -75,21 +91,35 @@ def test_the_page(tmp_path: Path) -> None:
     steps = {
         "machine": {"figures": {"card": "A", "by": {"8": {"tokens/s": 9}}, "not passed": []}},
         "xl": {"left": "needs 60 s"},
+        "Trainer": {"left": "was not done within 9 s", "so far": {"tokens/s": 5}},
         "ours": {"error": "OSError: no"},
     }
-    page = rendered({"steps": steps, "command": ["--minutes 9"]})
+    found = {"steps": steps, "flags": ["--device=cuda"], "machine": "A with torch 2.11"}
+    page = rendered(found, "# On a GPU\n\nHow to.\n\n## Measured\n\nof old\n")
+    assert page.startswith("# On a GPU\n\nHow to.\n\n## Measured\n\nOn A with torch 2.11, by\n")
+    assert "of old" not in page
     assert "| card | A |\n| by | 8: tokens/s: 9 |\n| not passed | none |" in page
-    assert "## xl\n\nNot measured: needs 60 s.\n" in page
-    assert "## ours\n\nNot measured: it failed.\n\n```\nOSError: no\n```" in page
+    assert "### xl\n\nNot measured: needs 60 s.\n" in page
+    assert (
+        "Not measured whole: was not done within 9 s.\n\n| | |\n|---|---|\n| tokens/s | 5 |" in page
+    )
+    assert "### ours\n\nNot measured: it failed.\n\n```\nOSError: no\n```" in page
+    assert rendered(found, page) == page
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for the text's tokens, which all steps read."""
+    return str(tmp_path_factory.mktemp("kit"))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the other side's libraries, with which we compare
 @pytest.mark.parametrize("name", ["machine", "ours", "bare loop", "host syncs", "generate", "xl"])
 def test_a_step_runs_on_a_cpu(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", cache)
     setting = Setting("cpu", "tiny", block_size=64, batch_sizes=(2,), steps=4)
     figures = STEPS[name][0](setting)
     json.dumps(figures)
@@ -109,4 +139,4 @@ def test_a_step_in_a_process_of_its_own() -> None:
     measure = partial(in_a_process, ["--device=cpu", "--size=tiny"])
     assert measure("machine", 100.0)["figures"]["torch"]
     assert measure("machine", 0.1) == {"left": "was not done within 0 s"}
-    assert "KeyError: 'no such step'" in measure("no such step", 100.0)["error"]
+    assert "Got value: x" in in_a_process(["--minutes=x"], "machine", 100.0)["error"]

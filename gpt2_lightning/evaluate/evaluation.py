@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_lightning import __version__
 from gpt2_lightning.data.articles import Rows, SplitName, as_articles
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.data.tokenizer import lost_by_tokens
@@ -225,9 +226,8 @@ def _card(
         processes=processes.count,
         batch_size=batch_size,
         versions={
-            **{
-                library: version(library) for library in ("gpt2-lightning", "torch", "transformers")
-            },
+            "gpt2-lightning": __version__ or "not installed",
+            **{library: version(library) for library in ("torch", "transformers")},
             "Python": platform.python_version(),
         },
         seconds=found.seconds,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from huggingface_hub import HfApi, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from gpt2_lightning import __version__
 from gpt2_lightning.data.sources import HUB_ID
 from gpt2_lightning.data.tokenizer import keeps_every_byte, set_model_max_length
 from gpt2_lightning.errors import UsageError
@@ -91,12 +91,8 @@ def write_record(folder: Path, about: dict[str, Any]) -> None:
         folder: The folder.
         about: What else to tell, in plain values.
     """
-    try:
-        ours: str | None = version("gpt2-lightning")
-    except PackageNotFoundError:  # run from its folder, not installed
-        ours = None
     files = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    record = {"written_by": AUTHOR, "version": ours, **about, "sha256": files}
+    record = {"written_by": AUTHOR, "version": __version__, **about, "sha256": files}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

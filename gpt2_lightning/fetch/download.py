@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import httpx2
 from filelock import FileLock, Timeout
 
+from gpt2_lightning import __version__
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fetch.hubs import Kind, Listing, RemoteFile, RepoRef
 from gpt2_lightning.fetch.transfer import (
@@ -130,11 +130,7 @@ def write_manifest(
         size=(earlier.size if earlier else {})
         | {name: file.stat().st_size for name, file in paths.items()},
     )
-    try:
-        ours: str | None = version("gpt2-lightning")
-    except PackageNotFoundError:  # run from its folder, not installed
-        ours = None
-    about = {"written_by": AUTHOR, "version": ours, **asdict(manifest)}
+    about = {"written_by": AUTHOR, "version": __version__, **asdict(manifest)}
     (folder / NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return manifest
 

@@ -18,7 +18,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 
-from gpt2_lightning.errors import UsageError, one_line
+from gpt2_lightning.errors import UsageError, one_line, transport_errors
 
 Kind = Literal["model", "data"]
 
@@ -298,6 +298,10 @@ def list_hub(repo: RepoRef) -> Listing:
     except HfHubHTTPError as error:
         check_status(error.response, repo)
         raise
+    except transport_errors() as error:
+        # of an older client than ours, perhaps: its errors have the same names
+        kind = getattr(httpx2, type(error).__name__, httpx2.TransportError)
+        raise kind(str(error)) from error
     commit = about.sha or repo.revision or "main"
     files = [
         RemoteFile(

@@ -57,7 +57,9 @@ class WeightAverage(Callback):
         batch_idx: int,
     ) -> None:
         """Follow an optimizer step, unless it was left out."""
-        if batch["ends_step"] and not cast(GPT2Module, pl_module).nonfinite.in_a_row:
+        module = cast(GPT2Module, pl_module)
+        module.read_norm()  # whether the step was left out
+        if batch["ends_step"] and not module.nonfinite.in_a_row:
             self.steps += 1
             share = 9 / (10 + self.steps)
             with torch.no_grad():

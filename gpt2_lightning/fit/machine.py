@@ -107,6 +107,8 @@ def settle(settings: Any) -> None:
     if model.compile == "auto":
         model.compile, reason = compile_for(accelerator_of(trainer), trainer)
         chosen.append(f"--model.compile {str(model.compile).lower()} ({reason})")
+    if accelerator_of(trainer) == "cuda" and torch.get_float32_matmul_precision() == "highest":
+        chosen.append("products in fp32 without TF32 (torch's own choice)")
     if chosen:
         log.info("Chosen for this machine: %s.", ", ".join(chosen))
 

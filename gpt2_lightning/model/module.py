@@ -34,7 +34,7 @@ from gpt2_lightning.model.gpt2 import (
 from gpt2_lightning.model.lora import HAS_BASE, Lora, adapt, check_base, check_lora, keep_adapter
 from gpt2_lightning.model.loss import IGNORED, summed_nats
 from gpt2_lightning.model.metrics import split_metrics
-from gpt2_lightning.model.nonfinite import NonfiniteSteps, NotFinite
+from gpt2_lightning.model.nonfinite import NonfiniteSteps, NotFinite, StepNorm, skips_itself
 from gpt2_lightning.model.optim import MuonWithAdamW, build_adamw, clip_gradient_norm
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.model.schedule import Change, Schedule, ScheduleName
@@ -203,7 +203,8 @@ class GPT2Module(LightningModule):
         self._step_nats: Tensor | None = None
         self._ended_step: tuple[Tensor, int] | None = None  # nats of this rank, targets of all
         self.nonfinite = NonfiniteSteps(on_nonfinite, learning_rate)
-        self._unlogged: tuple[Tensor, int, dict[str, float]] | None = None  # the newest step
+        self._unlogged: tuple[Tensor, int, dict[str, Any]] | None = None  # the newest step
+        self._norm: StepNorm | None = None  # of its gradients, until it is read
         self._last_step = 0  # that the run will take
         self._epoch_steps = 1
         self.trained_steps = 0  # of the checkpoint that was loaded
@@ -374,6 +375,7 @@ class GPT2Module(LightningModule):
 
     def on_train_end(self) -> None:
         """Log the last step, should the run have ended early."""
+        self.read_norm()
         self.log_last_step()
 
     def logs_step(self, step: int) -> bool:
@@ -403,7 +405,8 @@ class GPT2Module(LightningModule):
         self.last_loss = loss = float(total) / targets
         self.step_of_last_loss = step
         perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())  # math.exp would raise
-        self._to_loggers({"train/loss": loss, "train/perplexity": perplexity} | numbers, step)
+        values = {name: float(value) for name, value in numbers.items()}
+        self._to_loggers({"train/loss": loss, "train/perplexity": perplexity} | values, step)
         return loss
 
     def log_last_step(self) -> None:
@@ -428,24 +431,40 @@ class GPT2Module(LightningModule):
         """Clip in every precision and strategy, log the norm before, and see that it is finite.
 
         Lightning's own clipping refuses fused AdamW in mixed precision.
-
-        Raises:
-            NotFinite: If it is not, unless such steps are to be left out, and not yet many in a
-                row.
         """
+        self.read_norm()  # of the step before
         by_value = gradient_clip_algorithm == "value"
         limit = math.inf if by_value or not gradient_clip_val else gradient_clip_val
-        norm = float(clip_gradient_norm(self.parameters(), limit))  # of all ranks, on each
+        norm = clip_gradient_norm(self.parameters(), limit)  # of all ranks, on each
         if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        if self.logs_step(self.global_step + 1):
-            self._to_loggers({"train/grad_norm": norm})
+        is_logged = self.logs_step(self.global_step + 1)
+        if is_logged:
+            self._to_loggers({"train/grad_norm": float(norm)})
         elif self._unlogged is not None:
             self._unlogged[2]["train/grad_norm"] = norm
-        if math.isfinite(norm):
-            self.nonfinite.in_a_row = 0
-        else:
-            self._on_nonfinite_norm(optimizer, norm)
+        assert self._ended_step is not None
+        rate = optimizer.param_groups[0]["lr"]
+        self._norm = StepNorm(self.global_step + 1, norm, *self._ended_step, rate)
+        can_wait = skips_itself(self, optimizer, norm)
+        if (is_logged or not can_wait) and self.read_norm():
+            optimizer.zero_grad()  # to None: AdamW passes over what has no gradient, decay and all
+
+    def read_norm(self) -> bool:
+        """See that the newest step's gradients are finite, should nobody have seen it yet.
+
+        Returns:
+            Whether that step is left out.
+
+        Raises:
+            NotFinite: If they are not, unless such steps are to be left out, and not yet many in a
+                row; in each process.
+        """
+        norm, self._norm = self._norm, None
+        if norm is None or not self.nonfinite.leaves_out(self.trainer, norm):
+            return False
+        self._to_loggers({"train/skipped_steps": self.nonfinite.skipped}, norm.step)
+        return True
 
     def optimizer_step(
         self,
@@ -460,19 +479,6 @@ class GPT2Module(LightningModule):
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
-
-    def _on_nonfinite_norm(self, optimizer: Optimizer, norm: float) -> None:
-        """End the run before a step is taken, or leave the step out; all ranks come here."""
-        assert self._ended_step is not None
-        nats, targets = self._ended_step
-        loss = float(cast(Tensor, self.trainer.strategy.reduce(nats, reduce_op="sum"))) / targets
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if scaled and math.isfinite(loss):
-            return  # fp16's scaler finds it too: it leaves the step out and lowers its scale
-        rate = optimizer.param_groups[0]["lr"]
-        self.nonfinite.leave_out(self.trainer, self.global_step + 1, norm, loss, rate)
-        optimizer.zero_grad()  # to None: AdamW passes over what has no gradient, decay and all
-        self._to_loggers({"train/skipped_steps": self.nonfinite.skipped})
 
     # --- validation and test ------------------------------------------------------------------
 
@@ -510,6 +516,7 @@ class GPT2Module(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
+        self.read_norm()
         self._begin_eval("validation", "val/")
 
     def on_test_epoch_start(self) -> None:
@@ -550,6 +557,7 @@ class GPT2Module(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the configuration to the checkpoint, which so needs no folder beside it."""
+        self.read_norm()
         checkpoint["format"] = FORMAT
         # Lightning keeps the datamodule's state under the name of its class
         data = typed(self.trainer).datamodule

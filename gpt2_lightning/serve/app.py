@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -25,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gpt2_lightning import __version__
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.serve.middleware import COMPLETIONS, RequestGuard
 from gpt2_lightning.serve.protocol import (
@@ -102,7 +102,7 @@ def make_app(service: Service) -> ASGIApp:
     app = FastAPI(
         title="gpt2_lightning",
         summary="Completions of a base model, with the OpenAI completions protocol.",
-        version=version("gpt2-lightning"),
+        version=__version__ or "not installed",
         lifespan=lifespan,
         docs_url=None,  # that page loads scripts from other servers
         redoc_url=None,
