@@ -34,12 +34,13 @@ def take_step(side: Side, blocks: int, block_size: int) -> dict[str, float]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    from gpt2_lightning.model.gpt2 import checkpoint_activations
     from gpt2_lightning.model.loss import summed_nats
 
     torch.manual_seed(0)
     before = high_water()
     model = GPT2LMHeadModel(GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0))
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(0, 50257, (blocks, block_size + 1))

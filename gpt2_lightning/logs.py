@@ -23,6 +23,8 @@ SILENCED = [
     (r".*treespec, LeafSpec.*", Warning),
     # the loaders read memory-mapped tokens: workers would only copy them about
     (r".*does not have many workers.*", Warning),
+    # torch 2.9 says so of itself when it writes shards
+    (r"TypedStorage is deprecated.*", UserWarning),
     # transformers' fault: it says so of its own arguments
     (r".*Please use the new API settings to control TF32.*", Warning),
     # we go on in the same run folder on purpose

@@ -52,7 +52,9 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     os.environ.update(environment)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    logging.getLogger("gpt2_lightning").handlers.clear()  # they write to this test's screen
+    ours = logging.getLogger("gpt2_lightning")
+    ours.handlers.clear()  # they write to this test's screen
+    ours.propagate = True  # to caplog, in whatever order tests run
     torch.set_rng_state(state)
     random.setstate(random_state)
     if torch.distributed.is_initialized():

@@ -423,6 +423,16 @@ def grow(model: PreTrainedModel, tokens: int, added: int) -> None:
         weight[before:tokens] = weight[:before].mean(0)
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let each layer's activations be computed anew in the backward pass, not kept.
+
+    transformers up to 5.17 at least has the method by its earlier name, which later ones warn of.
+    """
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def fuse_gelu(model: PreTrainedModel) -> None:
     """Put torch's one-kernel tanh GELU in the place of the one written out in eight operations.
 

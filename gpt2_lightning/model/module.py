@@ -26,6 +26,7 @@ from gpt2_lightning.model.gpt2 import (
     AttentionName,
     block_matrices,
     build,
+    checkpoint_activations,
     dropouts,
     fuse_gelu,
     positions_of,
@@ -194,7 +195,7 @@ class GPT2Module(LightningModule):
         # by name, while each parameter is whole: a strategy may flatten what it shards
         self.decayed = {name for name, it in self.named_parameters() if it.dim() >= 2}
         if gradient_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(self.model)
         self.eval_metrics = MetricCollection({})
         self.eval_results: dict[str, float] = {}
         self.last_loss: float | None = None  # of the last step that was logged
