@@ -300,8 +300,8 @@ def list_hub(repo: RepoRef) -> Listing:
         raise
     except transport_errors() as error:
         # of an older client than ours, perhaps: its errors have the same names
-        kind = getattr(httpx2, type(error).__name__, httpx2.TransportError)
-        raise kind(str(error)) from error
+        same = getattr(httpx2, type(error).__name__, httpx2.TransportError)
+        raise same(str(error)) from error
     commit = about.sha or repo.revision or "main"
     files = [
         RemoteFile(
