@@ -72,16 +72,13 @@ def test_a_gpu_goes_by_what_it_is(gpu: pytest.MonkeyPatch) -> None:
     assert settled() == ("32-true", False)
 
 
-def test_what_a_gpu_does_in_fp32_is_said(
-    gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", logger=machine.log.name)
+def test_what_a_gpu_does_in_fp32_is_said(gpu: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    gpu.setattr(machine.log, "info", lambda line, *words: said.append(line % words))
     settled()
-    assert "products in fp32 without TF32" in caplog.text
-    caplog.clear()
     gpu.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     settled()
-    assert "TF32" not in caplog.text
+    assert ["products in fp32 without TF32" in line for line in said] == [True, False]
 
 
 def test_what_is_given_stays(gpu: pytest.MonkeyPatch) -> None:

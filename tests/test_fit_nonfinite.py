@@ -184,6 +184,7 @@ def test_a_device_leaves_a_step_out_before_the_host_knows(
     words = (*fine_tuning(wiki_folder, tiny_model), *STEPS, "--trainer.log_every_n_steps=50")
     at_once = fit(*words, SKIP, spoil(3, 5))
     seen = []
+    newest = 0
 
     def read(norm: StepNorm) -> float:
         seen.append((norm.step, newest))
@@ -194,7 +195,6 @@ def test_a_device_leaves_a_step_out_before_the_host_knows(
         newest += 1
         return True
 
-    newest = 0
     monkeypatch.setattr(StepNorm, "read", read)
     monkeypatch.setattr("gpt2_lightning.model.nonfinite.waits_for", waits_for)
     later = fit(*words, SKIP, spoil(3, 5))

@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_with_the_same_weights(wiki_folder: Path, tiny_model:
 
 
 def test_samples_of_a_seed_are_those_of_the_cpu(opinionated_model: Path) -> None:
-    texts = []
+    texts: list[list[str]] = []
     for device in ("cpu", DEVICE):
         words = ["--prompt=The river", "--prompt=A", "--seed=3", "--num_return_sequences=3"]
         output = Path(f"on_{device}_{len(texts)}.jsonl")
