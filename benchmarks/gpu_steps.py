@@ -319,7 +319,7 @@ def machine(setting: Setting) -> Figures:
 def correctness(setting: Setting) -> Figures:
     """The tests that are marked `gpu`: how many passed, and the names of the others."""
     root = Path(__file__).parents[1]
-    words = ["-m", "gpu", "-q", "-rfEs", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    words = ["-m", "gpu", "-rfEs", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=root,

@@ -120,7 +120,9 @@ def test_a_step_that_is_left_out_is_not_averaged(wiki_folder: Path, tiny_model: 
     assert last["averaging"]["steps"] == STEPS - 2
 
 
-def test_two_processes_take_the_steps_of_one(wiki_folder: Path, tiny_model: Path) -> None:
+def test_two_processes_take_the_steps_of_one(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = (
         *fine_tuning(wiki_folder, tiny_model),
         *("--trainer.max_steps=6", "--trainer.val_check_interval=6", "--samples.enabled=false"),
@@ -128,6 +130,7 @@ def test_two_processes_take_the_steps_of_one(wiki_folder: Path, tiny_model: Path
         *NO_DROPOUT,
     )
     one = fit(*words, "--data.batch_size=4")
+    assert "--model.optimizer muon on pretrained weights" in capsys.readouterr().err
     done = process("fit", *words, "--data.batch_size=2", *TWO)
     assert done.returncode == 0, done.stderr
     two = Path("lightning_logs/version_1")

@@ -157,8 +157,10 @@ def block_windows(
     """
     for start in range(0, len(ids) - 1, block_size):
         end = min(start + block_size, len(ids) - 1)
-        cuts = [] if begins is None else np.flatnonzero(ids[start + 1 : end] == begins) + start + 1
-        for first, following in pairwise([start, *map(int, cuts), end]):
+        cuts: list[int] = []
+        if begins is not None:
+            cuts = (np.flatnonzero(ids[start + 1 : end] == begins) + start + 1).tolist()
+        for first, following in pairwise([start, *cuts, end]):
             yield Window(first, first + 1, following + 1)
 
 
