@@ -11,10 +11,10 @@ LEVELS = 1 << 16  # probabilities are rounded to one part in so many
 class Dropout(nn.Dropout):
     """torch's dropout, with its random numbers from NumPy's SFC64 where a CPU runs the model.
 
-    On most CPUs torch draws one number after another, on one thread: twelve times as slow as this,
-    and a twentieth of a small model's step. torch's generator gives the seed of each draw, so
-    gradient checkpointing, which restores that generator, drops the same elements again. Compiled
-    code and other devices have quick generators of their own.
+    But on Intel's CPUs torch draws one number after another, on one thread, which takes several
+    times as long. torch's generator gives the seed of each draw, so gradient checkpointing, which
+    restores that generator, drops the same elements again. Compiled code and other devices have
+    quick generators of their own.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
