@@ -11,8 +11,8 @@ LEVELS = 1 << 16  # probabilities are rounded to one part in so many
 class Dropout(nn.Dropout):
     """torch's dropout, with its random numbers from NumPy's SFC64 where a CPU runs the model.
 
-    But on Intel's CPUs torch draws one number after another, on one thread, which takes several
-    times as long. torch's generator gives the seed of each draw, so gradient checkpointing, which
+    torch may draw one number after another, on one thread: on an AMD EPYC that took several times
+    as long. torch's generator gives the seed of each draw, so gradient checkpointing, which
     restores that generator, drops the same elements again. Compiled code and other devices have
     quick generators of their own.
     """
