@@ -147,12 +147,19 @@ def test_precisions_of_a_gpu(precision: str, small: list[str], tmp_path: Path) -
 
 
 def test_variables_of_the_environment(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Mistake
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: Mistake,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PL_TRAINER_DEFAULT_ROOT_DIR", "there")
     monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "9")  # the flag goes before
     main(["fit", *small])
     assert len(curves(tmp_path / "there/lightning_logs/version_0")["train/loss"]) == 2
+    said = capsys.readouterr().err
+    assert "PL_TRAINER_DEFAULT_ROOT_DIR=there: taken for --trainer.default_root_dir." in said
+    assert "PL_TRAINER_MAX_STEPS=9: overruled by --trainer.max_steps 2." in said
     monkeypatch.setenv("PL_TRAINER_MAX_STEP", "9")
     assert "PL_TRAINER_MAX_STEP: there is no flag --trainer.max_step" in mistake("fit", *small)
 

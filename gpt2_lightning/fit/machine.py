@@ -1,12 +1,18 @@
-"""Flags against the machine: what it cannot do is refused, what `auto` means is chosen for it."""
+"""Flags against the machine: what it cannot do is refused, what `auto` means is chosen for it.
+
+And the flags that come from its environment.
+"""
 
 import logging
+import os
 import statistics
 import time
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, cast
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -15,6 +21,8 @@ from gpt2_lightning.model.gpt2 import Architecture
 from gpt2_lightning.pretrained import load_config
 
 log = logging.getLogger(__name__)
+
+PREFIX = "PL_TRAINER_"  # of variables that stand for flags of the trainer
 
 # What `--trainer.strategy fsdp2` stands for. Lightning has no name for its own.
 FSDP2 = "gpt2_lightning.fit.sharding.FSDP2Strategy"
@@ -237,3 +245,35 @@ def _width(model: Any) -> int:
         return int(load_config(model.pretrained, model.revision, said=said).hidden_size)
     except OSError:  # it is not there: loading the model says so
         return Architecture().width
+
+
+def from_environment() -> list[tuple[str, str, str]]:
+    """Return Lightning's ``PL_TRAINER_*`` variables: variable, flag of the trainer, value.
+
+    Raises:
+        UsageError: If there is no such flag.
+    """
+    found = []
+    for variable, value in sorted(os.environ.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in signature(Trainer).parameters:
+            raise UsageError(f"{variable}: there is no flag --trainer.{name}. Unset the variable.")
+        found.append((variable, name, value))
+    return found
+
+
+def say_environment(trainer: Any) -> None:
+    """Say which of those variables are taken, and which are overruled by a flag or a recipe.
+
+    Args:
+        trainer: The trainer's settings, as they were parsed.
+    """
+    for variable, name, value in from_environment():
+        found = trainer[name]
+        is_plain = found is None or isinstance(found, str | int | float)
+        if is_plain and found != yaml.safe_load(value) and str(found) != value:
+            log.info("%s=%s: overruled by --trainer.%s %s.", variable, value, name, found)
+        else:
+            log.info("%s=%s: taken for --trainer.%s.", variable, value, name)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
@@ -38,7 +37,14 @@ from gpt2_lightning.fit.checks import (
     whole_number,
 )
 from gpt2_lightning.fit.flags import LINKS
-from gpt2_lightning.fit.machine import accelerator_of, check_accelerator, check_precision, settle
+from gpt2_lightning.fit.machine import (
+    accelerator_of,
+    check_accelerator,
+    check_precision,
+    from_environment,
+    say_environment,
+    settle,
+)
 from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, check_loggers, named_folder
 from gpt2_lightning.fit.samples import Samples
 from gpt2_lightning.fit.stop import EarlyStop
@@ -72,7 +78,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SEED = 1  # a run can be repeated unless asked otherwise
 
-PREFIX = "PL_TRAINER_"  # of variables that stand for flags of the trainer
 
 DEFAULT_EPOCHS = 3  # where no length is given; Lightning would take 1000
 
@@ -247,7 +252,7 @@ class CommandLine:
         self.verb = verb
         self.given = with_underscores(words)
         self.typed = with_recipes(self.given)
-        environment = from_environment()
+        environment = [f"--trainer.{name}={value}" for _, name, value in from_environment()]
         self.words = [*environment, *self.typed]
         check_config_files(self.typed, option_strings(parser))
         self.checkpoint_file: Path | None = None
@@ -367,6 +372,7 @@ class CommandLine:
         Raises:
             UsageError: If a setting says what cannot be.
         """
+        say_environment(config.trainer)
         if config.trainer.callbacks and not isinstance(config.trainer.callbacks, list):
             config.trainer.callbacks = [config.trainer.callbacks]  # one, as on a command line
         if config.minutes is not None:
@@ -528,24 +534,6 @@ class CommandLine:
         if self.verb == "validate":
             config.trainer.logger = False  # it would lie over a point of the run's own curve
         self.going_on = _own_run(checkpoint, file)
-
-
-def from_environment() -> list[str]:
-    """Return the flags that Lightning's ``PL_TRAINER_*`` variables stand for; others go before.
-
-    Raises:
-        UsageError: If there is no such flag.
-    """
-    words = []
-    for variable, value in sorted(os.environ.items()):
-        if not variable.startswith(PREFIX):
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        if name not in signature(Trainer).parameters:
-            raise UsageError(f"{variable}: there is no flag --trainer.{name}. Unset the variable.")
-        log.info("%s=%s of the environment: taken for --trainer.%s.", variable, value, name)
-        words.append(f"--trainer.{name}={value}")
-    return words
 
 
 def _tokens_of(data: Any) -> int:
