@@ -205,6 +205,8 @@ def check_agreement(trainer: Trainer) -> None:
 
 def cpu_has_bf16() -> bool:
     """Tell whether the processor has instructions for products in bf16."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.9, without public names for it
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     capabilities = torch.cpu.get_capabilities()
     return any(has for name, has in capabilities.items() if name.endswith("bf16"))
 
