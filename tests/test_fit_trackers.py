@@ -83,11 +83,11 @@ def of_comet() -> Curves:
             lines = archive.read("messages.json").decode().splitlines()
         for message in map(json.loads, lines):
             if message["type"] == "metric_msg":
-                metric, payload = message["payload"]["metric"], message["payload"]
+                metric = message["payload"]["metric"]
                 if "/" not in metric["metricName"]:  # of the machine, by Comet itself
                     continue
                 points = found.setdefault(run, {}).setdefault(metric["metricName"], [])
-                points.append((payload["step"], float(metric["metricValue"])))
+                points.append((metric["step"], float(metric["metricValue"])))
     return found
 
 

@@ -146,6 +146,8 @@ def _place_trackers(loggers: list[Any], beside: Path, going_on: str | None) -> N
                 place /= f"{datetime.now():%Y%m%d-%H%M%S-%f}"
                 place.mkdir(parents=True)
             more.setdefault("offline_directory", str(place))
+            # Comet would log what TensorBoard's writer beside it is given, each point a second time
+            more.setdefault("auto_metric_logging", False)
         same = next((it for it in known if it[0] == name), None)
         if same is not None and all(settings.get(it) is None for it in (TRACKERS[name], "version")):
             known.remove(same)
