@@ -47,7 +47,7 @@ from gpt2_lightning.fit.machine import (
 )
 from gpt2_lightning.fit.run_folder import DEFAULT_LOGGER, check_loggers, named_folder
 from gpt2_lightning.fit.samples import Samples
-from gpt2_lightning.fit.stop import EarlyStop
+from gpt2_lightning.fit.stop import EarlyStop, check_minimum
 from gpt2_lightning.logs import quieten
 from gpt2_lightning.model.gpt2 import weights_of
 from gpt2_lightning.model.lora import lora_of
@@ -394,6 +394,7 @@ class CommandLine:
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             timed = config.trainer.max_time is not None and config.model.schedule_steps is None
             config.trainer.max_epochs = -1 if timed else DEFAULT_EPOCHS
+        check_minimum(config.trainer)
         # a name is no setting: a repeat has its own
         self.run_name, config.run_name = config.run_name, None
         if config.get("ckpt_path") and self.checkpoint_file is None:  # from a YAML file

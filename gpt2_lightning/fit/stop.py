@@ -179,8 +179,15 @@ class Stop(Callback):
         ends = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
         if changes := cast(GPT2Module, pl_module).schedule_changes:
             ends |= trainer.global_step >= changes[-1][1]
+        loop = trainer.fit_loop
+        epochs = trainer.current_epoch + trainer.is_last_batch
+        enough = epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (
+            loop.min_steps or 0
+        )
         if self._put_off or ends:
             trainer.should_stop = True  # Lightning validates before such a stop
+        if ends or (trainer.should_stop and enough):  # but not while a minimum has not been met,
+            loop.min_epochs, loop.epoch_loop.min_steps = 0, None  # of epochs by their ends
         self._agree(trainer)
         if self.received is None:
             return
@@ -309,6 +316,31 @@ class EarlyStop(EarlyStopping):
             f"--early_stopping.patience {self.patience}: {self.wait_count} validation(s) without a "
             f"better {self.monitor} than {float(self.best_score):.4g}"
         )
+
+
+def check_minimum(trainer: Any) -> None:
+    """Refuse a minimum beyond the run's own end; it is for what ends a run early.
+
+    Args:
+        trainer: The flags of the trainer.
+
+    Raises:
+        UsageError: If a run could not keep it.
+    """
+    for unit in ("epochs", "steps"):
+        least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
+        if not least:
+            continue
+        if most is not None and 0 < most < least:
+            raise UsageError(
+                f"--trainer.min_{unit} {least}: the run ends by --trainer.max_{unit} {most}. Leave "
+                "one of the two out."
+            )
+        if trainer.max_time is not None:
+            raise UsageError(
+                f"--trainer.min_{unit} {least}: the run ends within --trainer.max_time "
+                f"{trainer.max_time} however few it takes. Leave one of the two out."
+            )
 
 
 class StopWhileFinishing(Callback):
