@@ -351,6 +351,10 @@ def test_variables_of_the_environment(
             "set the variable COMET_API_KEY",
         ),
         (
+            "--trainer.num_nodes 2",
+            "or set MASTER_ADDR, MASTER_PORT, NODE_RANK on each",
+        ),
+        (
             "--trainer.min_steps 3",
             "--trainer.min_steps 3: the run ends by --trainer.max_steps 2. Leave one of the two",
         ),

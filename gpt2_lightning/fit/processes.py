@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
@@ -22,6 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed h
 from torch.distributed import DistBackendError, DistNetworkError
 from torch.distributed.rendezvous import rendezvous
 
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.logs import say
 from gpt2_lightning.storage import undo
 
@@ -39,6 +41,37 @@ HEARTBEAT_TIMEOUT = 60  # seconds without a sign of life after which a process c
 
 
 # --- how they meet ----------------------------------------------------------------------------
+
+
+def check_meeting(trainer: Trainer) -> None:
+    """See that the processes of several machines know where to meet, and say where.
+
+    Args:
+        trainer: The run's, before its processes have met.
+
+    Raises:
+        UsageError: If nothing says it: each machine would wait for the others at a port of its own.
+    """
+    strategy = trainer.strategy
+    if trainer.num_nodes == 1 or not isinstance(strategy, ParallelStrategy):
+        return
+    environment = strategy.cluster_environment
+    assert environment is not None
+    wanted = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    lacking = [name for name in wanted if name not in os.environ]
+    if isinstance(environment, LightningEnvironment) and lacking:
+        raise UsageError(
+            f"--trainer.num_nodes {trainer.num_nodes}: nothing tells this process where "
+            "the machines meet. Start the command by torchrun or srun on each of them (the page on "
+            f"scaling has the line), or set {', '.join(lacking)} on each."
+        )
+    if environment.local_rank() == 0:
+        say(
+            f"{trainer.world_size} processes on {trainer.num_nodes} machines meet at "
+            f"{environment.main_address}:{environment.main_port}; node {environment.node_rank()} "
+            "waits there for the others.",
+            sys.stderr,
+        )
 
 
 def start_process_group(strategy: Strategy) -> None:

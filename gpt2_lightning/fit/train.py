@@ -25,6 +25,7 @@ from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
 from gpt2_lightning.fit.processes import (
     Heartbeat,
+    check_meeting,
     requeue,
     requeue_signals,
     slurm_environment,
@@ -227,6 +228,7 @@ class GPT2CLI(LightningCLI):
             RuntimeError,  # two callbacks whose states a checkpoint could not tell apart
         ) as error:
             raise UsageError(in_flags(str(error))) from error
+        check_meeting(trainer)
         start_process_group(trainer.strategy)
         give_to_trainer(trainer)
         again = self.line.begins_again is not None
