@@ -65,7 +65,7 @@ SETTINGS: dict[str, Any] = {
         "schedule_changes": [[int]],
         "betas": [NUMBER],
         "sampling": {"stop": [str], "*": NUMBER},
-        "lora": {"rank": int, "*": NUMBER},
+        "lora": {"rank": int, "quantize": str, "*": NUMBER},
     },
     "data": {
         **dict.fromkeys(("block_size", "batch_size", "vocab_size", "seed"), int),

@@ -195,6 +195,7 @@ def test_new_data_flags_are_held_to_what_they_were(
         if in_checkpoint:
             for name in names:
                 del checkpoint["datamodule_hyper_parameters"][name]
+            del checkpoint["hyper_parameters"]["lora"]["quantize"]
             torch.save(checkpoint, last)
             config = yaml.safe_load((run / "config.yaml").read_text())
             for name in names:

@@ -25,11 +25,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 IDS = torch.arange(2 * 16).reshape(2, 16)
 
 
-def adapted(folder: Path, *, checkpointing: bool = False) -> GPT2Module:
+RANK_4 = Lora(4)
+
+
+def adapted(
+    folder: Path, lora: Lora = RANK_4, *, checkpointing: bool = False, compile: bool = False
+) -> GPT2Module:
     """Return a module whose adapter is no update of 0."""
     torch.manual_seed(0)
     module = GPT2Module(
-        str(folder), lora=Lora(4), dropout=0.0, gradient_checkpointing=checkpointing
+        str(folder), lora=lora, dropout=0.0, gradient_checkpointing=checkpointing, compile=compile
     )
     with torch.no_grad():
         for weight in adapter_of(module.model).values():
@@ -111,6 +116,8 @@ def test_merged_and_through_peft_it_computes_the_same(
         (("--model.optimizer=muon",), "--model.optimizer adamw works"),
         (("--trainer.strategy=fsdp2",), "--trainer.strategy ddp works"),
         (("--model.lora.rank=0", "--model.lora.alpha=16"), "Add --model.lora.rank 8"),
+        (("--model.lora.rank=0", "--model.lora.quantize=nf4"), "Add --model.lora.rank 8"),
+        (("--model.lora.quantize=int8",), "nf4"),
         (("--data.add_tokens=words.txt",), "--model.lora.rank 0 trains all weights"),
         (("--model.lora.rank=-1",), "must be >= 0"),
         (("--model.lora.dropout=1.5",), "must be from 0 to 1"),
@@ -124,12 +131,30 @@ def test_mistakes(
     assert found in message
 
 
-def test_without_peft(
-    tiny_model: Path, wiki_folder: Path, mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("package", "words", "found"),
+    [
+        ("peft", (), "--model.lora: peft is not installed"),
+        (
+            "bitsandbytes",
+            ("--model.lora.quantize=nf4",),
+            "--model.lora.quantize nf4: bitsandbytes is not installed. pip install "
+            '"gpt2-lightning[qlora]"',
+        ),
+    ],
+)
+def test_without_its_packages(
+    package: str,
+    words: tuple[str, ...],
+    found: str,
+    tiny_model: Path,
+    wiki_folder: Path,
+    mistake: Mistake,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lora, "find_spec", lambda name: None)
-    message = mistake("fit", *fine_tuning(wiki_folder, tiny_model), "--model.lora.rank=4")
-    assert 'pip install "gpt2-lightning[lora]"' in message
+    monkeypatch.setattr(lora, "find_spec", lambda name: None if name == package else name)
+    message = mistake("fit", *fine_tuning(wiki_folder, tiny_model), "--model.lora.rank=4", *words)
+    assert found in message
 
 
 def words(text: Path, model: Path) -> tuple[str, ...]:

@@ -80,7 +80,8 @@ _NO_BATCH_NORM = "GPT-2 has no batch norm to synchronize. Leave it out."
 
 # The same of plugins.
 REFUSED_PLUGINS = {
-    "BitsandbytesPrecision": _NO_LINEAR,
+    "BitsandbytesPrecision": "it replaces torch's Linear layers, and GPT-2 has none but its head. "
+    "--model.lora.rank 8 --model.lora.quantize nf4 trains an adapter beside matrices in 4 bits.",
     "TransformerEnginePrecision": _NO_LINEAR,
     "DeepSpeedPrecision": "DeepSpeed is not supported. --trainer.strategy fsdp2 shards, too.",
     "FSDPPrecision": "torch's first FSDP is not supported. --trainer.strategy fsdp2 with "
@@ -182,10 +183,10 @@ def check_numbers(model: Any, add_tokens: str | None) -> None:
 def _check_adapter(model: Any, add_tokens: str | None) -> None:
     lora = model.lora
     if not lora.rank:
-        for name, value in (("alpha", lora.alpha), ("dropout", lora.dropout)):
-            if value:
+        for name in ("alpha", "dropout", "quantize"):
+            if value := lora[name]:
                 raise UsageError(
-                    f"--model.lora.{name} {value:g}: without a rank there is no adapter. Add "
+                    f"--model.lora.{name} {value}: without a rank there is no adapter. Add "
                     "--model.lora.rank 8."
                 )
         return
@@ -578,6 +579,8 @@ def check_unchanged(
     for name, before in (defaults | trained).items():
         if name in FREE_TO_CHANGE[group] or name not in given:
             continue
+        if isinstance(before, dict) and isinstance(defaults.get(name), dict):
+            before = defaults[name] | before
         now = list(given[name]) if isinstance(given[name], tuple) else given[name]
         if now != before:
             flag = "--seed_everything" if name == "seed" else f"--{group}.{name}"

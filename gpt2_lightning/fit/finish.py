@@ -22,8 +22,8 @@ from gpt2_lightning.fit.stop import EarlyStop, Stopped
 from gpt2_lightning.fit.time_limit import TimeLimit
 from gpt2_lightning.generate.text_model import TextModel, load_checkpoint
 from gpt2_lightning.logs import say
-from gpt2_lightning.model.gpt2 import from_config, weights_of
-from gpt2_lightning.model.lora import ADAPTER, adapter_of, add_adapter, merge, save_adapter
+from gpt2_lightning.model.gpt2 import from_config, merged, weights_of
+from gpt2_lightning.model.lora import ADAPTER, adapter_of, base_of, save_adapter
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.nonfinite import NotFinite
 from gpt2_lightning.report.page import write_page
@@ -92,13 +92,12 @@ class HFFolder(Callback):
         kept = _kept(trainer)
         if kept is not None and not adapter:
             return load_checkpoint(kept)
-        model = from_config(module.model.config.to_dict(), attention="sdpa")
+        config = module.model.config.to_dict()
         if adapter:  # its base may have been moved or removed since the run began
-            add_adapter(model, module.lora)
-        model.load_state_dict(weights or module.model.state_dict())
-        if adapter:
-            model.load_state_dict(adapter, strict=False)
-            merge(model)
+            model = merged(base_of(module.model), module.lora, adapter, config)
+        else:
+            model = from_config(config, attention="sdpa")
+            model.load_state_dict(weights or module.model.state_dict())
         return TextModel(model, typed(trainer).datamodule.tokenizer)
 
 

@@ -128,7 +128,7 @@ class StartSummary(Callback):
             "%s parameters%s; %s tokens to predict in %s blocks of %d; a step takes %s blocks (%s "
             "tokens), an epoch %s steps, the schedule %s.",
             f"{count_parameters(module.model):,}",
-            f", of which {trained:,} are trained (LoRA)" if module.lora.rank else "",
+            f", of which {trained:,} are trained ({_lora(module)})" if module.lora.rank else "",
             f"{batches.blocks.targets:,}",
             f"{len(batches.blocks):,}",
             data.block_size,
@@ -402,6 +402,11 @@ class Curves(Callback):
                 if logger.log_dir not in by_logger:
                     run, folder = current_run(trainer), Path(logger.log_dir)
                     write_metrics_csv(run if run and run.folder == folder else Run(folder))
+
+
+def _lora(module: GPT2Module) -> str:
+    kind = module.lora.quantize
+    return f"LoRA, beside matrices in {kind}" if kind else "LoRA"
 
 
 def write_metrics_csv(run: Run) -> None:

@@ -24,13 +24,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gpt2_lightning.errors import UsageError, one_line, reason
 from gpt2_lightning.model.lora import (
+    USE,
+    Lora,
+    adapt,
     adapter_of,
     add_adapter,
+    base_of,
     check_base,
-    digest_of,
+    check_installed,
     lora_of,
     merge,
 )
+from gpt2_lightning.model.quantized import numbers_in
 from gpt2_lightning.pretrained import check_settings, check_weights, load_config, load_weights
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT2Config's names
@@ -287,9 +292,6 @@ def from_config(config: Mapping[str, Any], *, attention: AttentionName) -> PreTr
     return _built(AutoConfig.for_model(model_type, **config), attention)
 
 
-_HAS_BASE = "Put it back as it was; or, where the run has ended, its folder hf/ has the two merged."
-
-
 def from_checkpoint(checkpoint: dict[str, Any], said: str) -> PreTrainedModel:
     """Build the model of a checkpoint; one that holds a LoRA adapter alone is added to its base.
 
@@ -300,25 +302,44 @@ def from_checkpoint(checkpoint: dict[str, Any], said: str) -> PreTrainedModel:
     Raises:
         UsageError: If its weights are not those of its configuration, or its base is not there.
     """
-    weights = weights_of(checkpoint, said)
-    if (lora := lora_of(checkpoint)) is not None:
-        flags = checkpoint["hyper_parameters"]
-        try:
-            base = from_pretrained(
-                str(flags["pretrained"]), flags.get("revision"), attention="sdpa", dropout={}
-            )
-        except UsageError as error:
-            raise UsageError(
-                f"{said}: it holds a LoRA adapter of {flags['pretrained']}, which cannot be read. "
-                f"{_HAS_BASE}"
-            ) from error
-        check_base(checkpoint, digest_of(base), said, _HAS_BASE)
-        add_adapter(base, lora)
-        base.load_state_dict(weights, strict=False)
-        merge(base)
-        weights = base.state_dict()
-    model = from_config(checkpoint["hf_config"], attention="sdpa")
-    model.load_state_dict(weights)
+    weights, config = weights_of(checkpoint, said), checkpoint["hf_config"]
+    if (lora := lora_of(checkpoint)) is None:
+        model = from_config(config, attention="sdpa")
+        model.load_state_dict(weights)
+        return model
+    check_installed(lora)
+    flags = checkpoint["hyper_parameters"]
+    try:
+        base = from_pretrained(
+            str(flags["pretrained"]), flags.get("revision"), attention="sdpa", dropout={}
+        )
+    except UsageError as error:
+        raise UsageError(
+            f"{said}: it holds a LoRA adapter of {flags['pretrained']}, which cannot be read. {USE}"
+        ) from error
+    check_base(checkpoint, adapt(base, lora), said, USE)
+    return merged(base_of(base), lora, weights, config)
+
+
+def merged(
+    base: Mapping[str, torch.Tensor],
+    lora: Lora,
+    adapter: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+) -> PreTrainedModel:
+    """Return the plain model that computes what a base and the adapter beside it do.
+
+    Args:
+        base: Weights, as `base_of` returns them.
+        lora: How the adapter was trained.
+        adapter: Its weights, as `adapter_of` returns them.
+        config: Of the model.
+    """
+    model = from_config(config, attention="sdpa")
+    model.load_state_dict(base)
+    add_adapter(model, lora)
+    model.load_state_dict(adapter, strict=False)
+    merge(model)
     return model
 
 
@@ -490,7 +511,7 @@ def positions_of(model: PreTrainedModel) -> int:
 
 def count_parameters(model: PreTrainedModel) -> int:
     """Return the number of parameters; tied ones, such as GPT-2's head, count once."""
-    return sum({id(p): p.numel() for p in model.parameters()}.values())
+    return sum(numbers_in(model).values())
 
 
 def training_flops_per_token(model: PreTrainedModel, block_size: int) -> float:
@@ -505,8 +526,8 @@ def training_flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     config = model.config
     positions = int(config.max_position_embeddings) * int(config.hidden_size)
     weights = count_parameters(model) - positions
-    frozen = {id(it): it.numel() for it in model.parameters() if not it.requires_grad}
-    idle = max(sum(frozen.values()) - positions, 0)
+    frozen = [count for it, count in numbers_in(model).items() if not it.requires_grad]
+    idle = max(sum(frozen) - positions, 0)
     width = int(config.num_hidden_layers) * int(config.hidden_size)
     return 6.0 * weights - 2.0 * idle + 12.0 * width * block_size
 

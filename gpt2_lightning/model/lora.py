@@ -1,6 +1,7 @@
 """LoRA through peft: pairs of narrow matrices beside those of the blocks, which alone are trained.
 
-A checkpoint holds the pairs and the SHA-256 of the base model's weights; ``hf/`` the sum of both.
+A checkpoint holds the pairs and the SHA-256 of the base model's weights, as they were before any
+were quantized; ``hf/`` the sum of both.
 """
 
 import hashlib
@@ -8,15 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gpt2_lightning.errors import UsageError
+from gpt2_lightning.model.quantized import QuantizedLinear, matrices, quantize
 
 if TYPE_CHECKING:  # peft is an extra
     from peft import LoraConfig
@@ -24,8 +26,11 @@ if TYPE_CHECKING:  # peft is an extra
 ADAPTER = "adapter"  # folder in hf/, in peft's format
 
 OWN = ".lora_"  # in the names of an adapter's weights
+BESIDE = ".base_layer"  # in the names of the weights that it stands beside
 
-HAS_BASE = "Put those back, or name the folder that has them: --model.pretrained FOLDER."
+# what helps where a base is missing: to train on, and to use what was trained
+TRAIN_ON = "Put those back, or name the folder that has them: --model.pretrained FOLDER."
+USE = "Put it back as it was; or, where the run has ended, its folder hf/ has the two merged."
 
 
 @dataclass
@@ -36,6 +41,8 @@ class Lora:
         rank: Rank of the update of each matrix of the blocks; 0 trains all weights instead.
         alpha: The update is scaled by alpha / rank; null is twice the rank.
         dropout: Dropout probability on the adapter's inputs.
+        quantize: ``nf4`` holds the matrices of the pretrained model in 4 bits while the adapter is
+            trained (QLoRA), and needs bitsandbytes; null as they are.
 
     Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
     https://arxiv.org/abs/2106.09685.
@@ -44,10 +51,11 @@ class Lora:
     rank: int = 0
     alpha: float | None = None
     dropout: float = 0.0
+    quantize: Literal["nf4"] | None = None
 
 
 def check_lora(lora: Lora, pretrained: str | None) -> None:
-    """See that there is something to adapt, and peft to do it.
+    """See that there is something to adapt, and the packages to do it.
 
     Raises:
         UsageError: If a rank is given, and one of them is missing.
@@ -59,23 +67,28 @@ def check_lora(lora: Lora, pretrained: str | None) -> None:
             f"--model.lora.rank {lora.rank}: an adapter belongs to a trained model. Give one with "
             "--model.pretrained, or leave the rank out to train all weights from scratch."
         )
-    check_installed()
+    check_installed(lora)
 
 
-def check_installed() -> None:
-    """See that peft is there.
+def check_installed(lora: Lora) -> None:
+    """See that peft is there, and bitsandbytes where it is needed.
 
     Raises:
-        UsageError: If it is not.
+        UsageError: If one is not.
     """
-    if find_spec("peft") is None:
-        raise UsageError(
-            '--model.lora: peft is not installed. pip install "gpt2-lightning[lora]" installs it.'
-        )
+    needed = [("peft", "--model.lora", "lora")]
+    if lora.quantize:
+        needed.append(("bitsandbytes", f"--model.lora.quantize {lora.quantize}", "qlora"))
+    for package, flag, extra in needed:
+        if find_spec(package) is None:
+            raise UsageError(
+                f"{flag}: {package} is not installed. pip install "
+                f'"gpt2-lightning[{extra}]" installs it.'
+            )
 
 
 def adapt(model: PreTrainedModel, lora: Lora) -> str | None:
-    """Add the adapter that flags ask for to a plain model, in place.
+    """Add the adapter that flags ask for to a plain model on the CPU, in place.
 
     Returns:
         The SHA-256 of the model's own weights; None without an adapter.
@@ -83,6 +96,8 @@ def adapt(model: PreTrainedModel, lora: Lora) -> str | None:
     if not lora.rank:
         return None
     digest = digest_of(model)
+    if lora.quantize:
+        quantize(model)
     add_adapter(model, lora)
     return digest
 
@@ -99,7 +114,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora) -> None:
     Raises:
         UsageError: If peft is missing.
     """
-    check_installed()
+    check_installed(lora)
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(_peft_config(model, lora), model)
@@ -108,18 +123,14 @@ def add_adapter(model: PreTrainedModel, lora: Lora) -> None:
 def _peft_config(model: PreTrainedModel, lora: Lora, **more: Any) -> "LoraConfig":
     from peft import LoraConfig
 
-    layers = {
-        name.rpartition(".")[2]: it
-        for name, it in model.base_model.named_modules()  # without the head
-        if isinstance(it, Conv1D | nn.Linear)
-    }
+    layers = matrices(model)
     alpha: Any = 2 * lora.rank if lora.alpha is None else lora.alpha  # declared as int; any will do
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
-        target_modules=sorted(layers),
+        target_modules=sorted({name.rpartition(".")[2] for name in layers}),
         fan_in_fan_out=any(isinstance(it, Conv1D) for it in layers.values()),  # GPT-2's layout
         **more,
     )
@@ -128,6 +139,15 @@ def _peft_config(model: PreTrainedModel, lora: Lora, **more: Any) -> "LoraConfig
 def adapter_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return an adapter's weights by their names in the model."""
     return {name: it for name, it in model.named_parameters() if OWN in name}
+
+
+def base_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the weights beside an adapter by a plain model's names; what was quantized in fp32."""
+    found = {name: it for name, it in model.state_dict().items() if OWN not in name}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            found[f"{name}.weight"] = layer.dequantized()
+    return {name.replace(BESIDE, ""): it for name, it in found.items()}
 
 
 def keep_adapter(checkpoint: dict[str, Any], digest: str) -> None:
@@ -178,7 +198,9 @@ def lora_of(checkpoint: Mapping[str, Any]) -> Lora | None:
     found = (checkpoint.get("hyper_parameters") or {}).get("lora") or {}
     if not found.get("rank"):
         return None
-    return Lora(found["rank"], found.get("alpha"), found.get("dropout") or 0.0)
+    return Lora(
+        found["rank"], found.get("alpha"), found.get("dropout") or 0.0, found.get("quantize")
+    )
 
 
 def digest_of(model: PreTrainedModel) -> str:

@@ -32,7 +32,7 @@ from gpt2_lightning.model.gpt2 import (
     positions_of,
     shard,
 )
-from gpt2_lightning.model.lora import HAS_BASE, Lora, adapt, check_base, check_lora, keep_adapter
+from gpt2_lightning.model.lora import TRAIN_ON, Lora, adapt, check_base, check_lora, keep_adapter
 from gpt2_lightning.model.loss import IGNORED, summed_nats
 from gpt2_lightning.model.metrics import split_metrics
 from gpt2_lightning.model.nonfinite import NonfiniteSteps, NotFinite, StepNorm, skips_itself
@@ -580,7 +580,7 @@ class GPT2Module(LightningModule):
         """
         upgrade(checkpoint)  # first of all that read it: the callbacks' states are taken up later
         if self.base_digest is not None:
-            check_base(checkpoint, self.base_digest, "--ckpt_path", HAS_BASE)
+            check_base(checkpoint, self.base_digest, "--ckpt_path", TRAIN_ON)
         self.trained_steps = checkpoint["global_step"]
         self.nonfinite.skipped = checkpoint["skipped_steps"]
         self.nonfinite.in_a_row = checkpoint["skipped_in_a_row"]

@@ -7,11 +7,13 @@ https://arxiv.org/abs/2205.05198, section 4, with the items of this package's ow
 kernel, attention in torch's fused one, dropout as the device does it.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gpt2_lightning.model.gpt2 import AttentionName
 from gpt2_lightning.model.loss import ROWS_AT_A_TIME
+from gpt2_lightning.model.quantized import bytes_in_4_bits
 from gpt2_lightning.plan.hardware import Hardware
 from gpt2_lightning.plan.shape import Precision, Shape
 
@@ -263,8 +265,13 @@ def per_parameter(
 
 
 def weights(setting: Setting) -> MemoryItem:
-    """Return the weights."""
-    return per_parameter(setting, "weights", setting.precision.weights)
+    """Return the weights, some perhaps in 4 bits; FSDP deals out none of those."""
+    wide, shape = setting.precision.weights, setting.shape
+    if not shape.quantized:
+        return per_parameter(setting, "weights", wide)
+    whole = (Counter(shape.tensors) - Counter(shape.quantized)).elements()
+    pieces = [wide * it for it in (*whole, *shape.adapter)]
+    return item_of("weights", [*pieces, *map(bytes_in_4_bits, shape.quantized)])
 
 
 def optimizer_state(setting: Setting) -> MemoryItem:
@@ -303,18 +310,33 @@ def casts(setting: Setting, *, of_layers: bool, of_head: bool) -> list[MemoryIte
     """Return the narrow copies of weights that mixed precision multiplies with."""
     if not setting.precision.mixed:
         return []
-    of_layers &= setting.hardware.strategy != "fsdp"  # which gathers them so
     shape, wide = setting.shape, setting.precision.products
+    of_layers &= setting.hardware.strategy != "fsdp"  # which gathers them so
+    of_layers &= not shape.quantized
     # a block's matrices are about of one size: a third of them each
     pieces = [wide * shape.layer_matrices // 3] * 3 * shape.layers if of_layers else []
     return [item_of("weights in half", [*pieces, *([wide * shape.embedding] if of_head else [])])]
 
 
+def dequantized(setting: Setting) -> list[MemoryItem]:
+    """Return a matrix of 4 bits in fp32 and in the type of products, as the backward pass needs it.
+
+    The forward pass needs it in that type alone.
+    """
+    if not setting.shape.quantized:
+        return []
+    narrow = setting.precision.products
+    each = [FP32, narrow] if narrow < FP32 else [FP32]
+    return [item_of("a dequantized matrix", [it * max(setting.shape.quantized) for it in each])]
+
+
 def loading(setting: Setting) -> Phase:
     """Return the start: weights beside the file that they come from, or the embedding's first.
 
-    Where they are to be sharded, each process of a CPU has them whole here.
+    Where they are to be sharded or quantized, each process of a CPU has them whole here.
     """
+    if setting.on_cpu:
+        setting = replace(setting, shape=replace(setting.shape, quantized=()))
     if setting.hardware.strategy == "fsdp" and setting.hardware.accelerator == "cpu":
         setting = replace(setting, hardware=setting.hardware.with_strategy("ddp"))
     file = [per_parameter(setting, "their file", FP32)] if setting.on_cpu else []  # in main memory
@@ -400,6 +422,7 @@ def _backward(setting: Setting) -> Phase:
         items.append(item_of("activations of a block", kept_by_a_layer(setting)))
     else:
         items += casts(setting, of_layers=True, of_head=False)
+    items += dequantized(setting)
     items.append(item_of("gradients of hidden states", gradients_on_the_way(setting)))
     items.append(_head_gradient(setting))
     return Phase("backward pass", tuple(items))

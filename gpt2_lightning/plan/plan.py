@@ -211,6 +211,7 @@ def as_document(plan: Plan) -> dict[str, Any]:
     """Return all figures of a plan as plain data: bytes, seconds, tokens and steps."""
     shape = asdict(plan.setting.shape)
     del shape["tensors"]
+    shape["quantized"] = sum(shape["quantized"])
     hardware: Hardware = plan.setting.hardware
     return {
         "text": plan.text,

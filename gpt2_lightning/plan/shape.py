@@ -19,6 +19,7 @@ from gpt2_lightning.model.gpt2 import (
     training_flops_per_token,
 )
 from gpt2_lightning.model.lora import Lora, adapter_of, add_adapter
+from gpt2_lightning.model.quantized import matrices, numbers_in
 from gpt2_lightning.pretrained import load_config
 
 
@@ -87,6 +88,7 @@ class Shape:
         dropout: Whether hidden states are dropped out.
         attention_dropout: Whether attention is.
         tensors: Numbers in each parameter, tied ones once.
+        quantized: Of these, those that are held in 4 bits.
         layer_matrices: Numbers in all matrices of one transformer block.
         layer_parameters: Numbers in one transformer block.
         adapter: Numbers in each matrix of a LoRA adapter, which alone is trained; else none.
@@ -106,6 +108,7 @@ class Shape:
     dropout: bool
     attention_dropout: bool
     tensors: tuple[int, ...]
+    quantized: tuple[int, ...]
     layer_matrices: int
     layer_parameters: int
     adapter: tuple[int, ...]
@@ -149,10 +152,12 @@ def shape_of(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> Shap
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     width = int(config.hidden_size)
     inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None)
-    tensors = tuple({id(p): p.numel() for p in model.parameters()}.values())
+    tensors = tuple(numbers_in(model).values())
     layer_matrices = sum(p.numel() for p in layer if p.dim() > 1)
     layer_parameters = sum(p.numel() for p in layer)
     lora = Lora(**flags["lora"])
+    held = matrices(model).values() if lora.quantize else ()
+    quantized = tuple(it.weight.numel() for it in held)
     if lora.rank:
         with torch.device("meta"):
             add_adapter(model, lora)
@@ -170,6 +175,7 @@ def shape_of(flags: Mapping[str, Any], block_size: int, vocab_size: int) -> Shap
             getattr(config, "attn_pdrop", getattr(config, "attention_dropout", 0.0))
         ),
         tensors=tensors,
+        quantized=quantized,
         layer_matrices=layer_matrices,
         layer_parameters=layer_parameters,
         adapter=tuple(it.numel() for it in adapter_of(model).values()),

@@ -295,6 +295,8 @@ def about(run: Run) -> list[str]:
         model = f"{pretrained}, fine-tuned" if pretrained else "GPT-2 from scratch"
         if rank := run.setting("model.lora.rank"):
             model += f" by LoRA of rank {rank}"
+            if kind := run.setting("model.lora.quantize"):
+                model += f" beside matrices in {kind}"
         if size := run.facts.get("model"):
             model += f", {size['parameters'] / 1e6:,.1f} million parameters"
         said.append(model)
