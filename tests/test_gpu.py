@@ -33,6 +33,7 @@ STEPS = 12
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.devices=1")
 NO_DROPOUT = ("--model.dropout=0.0", "--model.attention_dropout=0.0")
 MUON = "--model.optimizer=muon"
+QLORA = ("--model.lora.rank=4", "--model.lora.quantize=nf4")
 NOT_ON_A_CPU = (("--trainer.precision=16-mixed",), ("--model.compile=true",))
 
 
@@ -53,7 +54,7 @@ def train(text: Path, model: Path, device: str, *words: str) -> Path:
 
 
 def follows_the_cpu(text: Path, model: Path, words: tuple[str, ...], tolerance: float) -> None:
-    same = [word for word in words if word == MUON]
+    same = [word for word in words if word in (MUON, *QLORA)]
     one = train(text, model, "cpu", "--trainer.precision=32-true", *NO_DROPOUT, *same)
     precise = "--trainer.precision=32-true"  # unless the words say another
     other = train(text, model, DEVICE, precise, *NO_DROPOUT, *words)
@@ -71,6 +72,7 @@ def follows_the_cpu(text: Path, model: Path, words: tuple[str, ...], tolerance: 
         (("--trainer.precision=bf16-mixed",), 2e-2),
         (("--trainer.precision=16-mixed",), 1e-2),
         ((MUON,), 5e-2),  # its products are in bf16 on a GPU
+        (QLORA, 1e-3),
     ],
 )
 def test_losses_are_those_of_the_cpu(
@@ -78,6 +80,9 @@ def test_losses_are_those_of_the_cpu(
 ) -> None:
     if DEVICE == "cpu" and words in NOT_ON_A_CPU:
         pytest.skip("there is no fp16 on a CPU, and to compile takes minutes")
+    if words == QLORA:
+        pytest.importorskip("peft", reason="the extra lora is not installed")
+        pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
     follows_the_cpu(wiki_folder, tiny_model, words, tolerance)
 
 

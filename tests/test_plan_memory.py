@@ -2,14 +2,16 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from typing import Literal
 
 import pytest
 import torch
 from transformers import GPT2Config
 
 from gpt2_lightning.model.gpt2 import Architecture, AttentionName, count_parameters
-from gpt2_lightning.model.lora import Lora, add_adapter
+from gpt2_lightning.model.lora import Lora, adapt
 from gpt2_lightning.model.module import GPT2Module
+from gpt2_lightning.model.quantized import bytes_in_4_bits, numbers_in
 from gpt2_lightning.plan.hardware import Hardware
 from gpt2_lightning.plan.memory import (
     MemoryEstimate,
@@ -104,11 +106,13 @@ def test_activations_are_what_torch_keeps(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("dropout", "quantized"), [(0.0, None), (0.1, None), (0.0, "nf4")])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_activations_beside_an_adapter(precision: str, dropout: float, checkpointing: bool) -> None:
-    pytest.importorskip("peft", reason="the extra lora is not installed")
-    lora = Lora(4, dropout=dropout)
+def test_activations_beside_an_adapter(
+    precision: str, dropout: float, quantized: Literal["nf4"] | None, checkpointing: bool
+) -> None:
+    need_lora(quantized)
+    lora = Lora(4, dropout=dropout, quantize=quantized)
     run = replace(setting(precision=precision, lora=asdict(lora)), checkpointing=checkpointing)
     module = GPT2Module(
         architecture=ARCHITECTURE,
@@ -116,7 +120,7 @@ def test_activations_beside_an_adapter(precision: str, dropout: float, checkpoin
         block_size=BLOCK_SIZE,
         gradient_checkpointing=checkpointing,
     )
-    add_adapter(module.model, lora)
+    adapt(module.model, lora)
     measured = sum(kept_by(module, {"input_ids": torch.randint(0, 100, (BLOCKS, BLOCK_SIZE))}, run))
     each = kept_by_checkpointing(run) if checkpointing else kept_by_a_layer(run)
     # the first of the three layers keeps less: no gradient goes on to the embedding
@@ -124,7 +128,7 @@ def test_activations_beside_an_adapter(precision: str, dropout: float, checkpoin
 
 
 def test_an_adapter_alone_has_gradients_and_state() -> None:
-    pytest.importorskip("peft", reason="the extra lora is not installed")
+    need_lora()
     run = setting(precision="bf16-mixed", lora=asdict(Lora(8)))
     held = items(estimate_memory(run), UPDATE)
     own = 3 * 8 * (64 + 192 + 128 + 320 + 320)
@@ -136,14 +140,45 @@ def test_an_adapter_alone_has_gradients_and_state() -> None:
     assert 0.6 < run.shape.flops_per_token / setting().shape.flops_per_token < 1
 
 
-@pytest.mark.parametrize(("rank", "gigabytes"), [(0, 25.8), (8, 7.64)])
-def test_gpt2_xl_on_paper(rank: int, gigabytes: float) -> None:
+def need_lora(quantized: str | None = None) -> None:
     pytest.importorskip("peft", reason="the extra lora is not installed")
+    if quantized:
+        pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+
+
+@pytest.mark.parametrize(
+    ("lora", "gigabytes"), [(Lora(), 25.8), (Lora(8), 7.64), (Lora(8, quantize="nf4"), 2.5)]
+)
+def test_gpt2_xl_on_paper(lora: Lora, gigabytes: float) -> None:
+    need_lora(lora.quantize)
     config = GPT2Config(n_embd=1600, n_layer=48, n_head=25).to_dict()
-    shape = shape_of(MODEL | {"hf_config": config, "lora": asdict(Lora(rank))}, 1024, 50257)
+    shape = shape_of(MODEL | {"hf_config": config, "lora": asdict(lora)}, 1024, 50257)
     card = Hardware("cuda", 1, 1, "single", None, "")
     run = Setting(shape, precision_of("bf16-mixed"), card, 1, 1024, checkpointing=True)
     assert estimate_memory(run).needed / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+def test_weights_in_4_bits() -> None:
+    need_lora("nf4")
+    run = setting(GPUS, "bf16-mixed", lora=asdict(Lora(4, quantize="nf4")))
+    module = GPT2Module(architecture=ARCHITECTURE, vocab_size=100, block_size=BLOCK_SIZE)
+    adapt(module.model, Lora(4, quantize="nf4"))
+    parameters = sum(it.numel() * it.element_size() for it in module.parameters())
+    scales = sum(
+        bytes_in_4_bits(numbers) - numbers // 2
+        for weight, numbers in numbers_in(module).items()
+        if weight.dtype is torch.uint8
+    )
+    held = items(estimate_memory(run), UPDATE)["weights"]
+    assert held == parameters + scales
+    plain = setting(GPUS, "bf16-mixed", lora=asdict(Lora(4)))
+    assert held < 0.3 * items(estimate_memory(plain), UPDATE)["weights"]
+    # on a CPU they are whole before they are quantized
+    at_start = [
+        items(estimate_memory(replace(it, hardware=CPU)), "loading")["weights"]
+        for it in (run, plain)
+    ]
+    assert at_start[0] == at_start[1]
 
 
 def test_tied_weights_count_once() -> None:

@@ -317,7 +317,9 @@ def from_checkpoint(checkpoint: dict[str, Any], said: str) -> PreTrainedModel:
         raise UsageError(
             f"{said}: it holds a LoRA adapter of {flags['pretrained']}, which cannot be read. {USE}"
         ) from error
-    check_base(checkpoint, adapt(base, lora), said, USE)
+    digest = adapt(base, lora)
+    assert digest is not None
+    check_base(checkpoint, digest, said, USE)
     return merged(base_of(base), lora, weights, config)
 
 

@@ -90,5 +90,7 @@ def bytes_in_4_bits(numbers: int) -> int:
 def numbers_in(model: nn.Module) -> dict[nn.Parameter, int]:
     """Return how many numbers each parameter holds, tied ones once; in 4 bits two share a byte."""
     found = {it: it.numel() for it in model.parameters()}
-    packed = [it for it in model.modules() if isinstance(it, QuantizedLinear)]
-    return found | {it.weight: it.in_features * it.out_features for it in packed}
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear):
+            found[layer.weight] = layer.in_features * layer.out_features
+    return found
