@@ -98,6 +98,7 @@ def test_recomputed_activations_give_the_same_gradients(opinionated_model: Path)
     same_gradients(adapted(opinionated_model), adapted(opinionated_model, checkpointing=True))
 
 
+@pytest.mark.slow
 def test_compiled_it_has_the_same_gradients(opinionated_model: Path) -> None:
     same_gradients(adapted(opinionated_model), compiled(adapted(opinionated_model)))
 

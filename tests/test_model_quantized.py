@@ -83,6 +83,9 @@ def test_gradients_in_mixed_precision_before_and_after_a_validation(
         assert name not in biases or torch.equal(bias, biases[name])  # not rounded to bf16
 
 
+@pytest.mark.slow
+# torch's compiler makes an instance of bitsandbytes' function
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_and_recomputed_it_has_the_same_gradients(opinionated_model: Path) -> None:
     one, other = (adapted(opinionated_model, NF4, checkpointing=on) for on in (False, True))
     same_gradients(one, compiled(other))

@@ -4,7 +4,7 @@ Reference: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs",
 https://arxiv.org/abs/2305.14314.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,5 +92,5 @@ def numbers_in(model: nn.Module) -> dict[nn.Parameter, int]:
     found = {it: it.numel() for it in model.parameters()}
     for layer in model.modules():
         if isinstance(layer, QuantizedLinear):
-            found[layer.weight] = layer.in_features * layer.out_features
+            found[cast(nn.Parameter, layer.weight)] = layer.in_features * layer.out_features
     return found
