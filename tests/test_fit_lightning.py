@@ -1,5 +1,6 @@
 """docs/lightning.md: what its table says of each flag and class of Lightning's is so."""
 
+import gc
 import inspect
 import re
 import shlex
@@ -377,6 +378,25 @@ def test_secrets_and_what_would_do_nothing(
 ) -> None:
     assert message in mistake("fit", *small, *shlex.split(words))
     assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--trainer.profiler PyTorchProfiler",
+        "--trainer.logger CSVLogger --trainer.logger.save_dir .",
+        "--trainer.default_root_dir there",
+    ],
+)
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_text_that_is_refused_leaves_nothing(
+    words: str, small: list[str], tmp_path: Path, mistake: Mistake
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    message = mistake("fit", *small, "--data.source=empty.txt", *shlex.split(words))
+    assert message.startswith("error: --data.source empty.txt: the file is empty.")
+    gc.collect()
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", "text", "empty.txt"}
 
 
 def test_a_run_that_ends_by_its_steps_is_validated_whatever_its_minimum(small: list[str]) -> None:

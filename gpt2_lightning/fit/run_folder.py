@@ -487,10 +487,14 @@ class RemoveFailedStart(Callback):
 
     Whether model, data and checkpoint suit each other is known only when all are there, and by
     then the settings have been written and TensorBoard's writer is open.
+
+    Args:
+        root: Folder that holds ``lightning_logs``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
         self._trained = False
+        self._absent = [it for it in (Path(root) / LOGS, Path(root)) if not it.exists()]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note that there is something to keep."""
@@ -515,6 +519,9 @@ class RemoveFailedStart(Callback):
             found = {file for name in names for file in folder.glob(name)}
             if folder.is_dir() and found == set(folder.iterdir()):
                 _remove(trainer, folder, found)
+                folder.rmdir()
+        for folder in self._absent:
+            with suppress(OSError):  # it has become another run's, or was never made
                 folder.rmdir()
 
 

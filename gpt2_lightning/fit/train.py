@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as BarOfLightning
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -110,6 +111,10 @@ class GPT2CLI(LightningCLI):
             if self.stop.lost:
                 say(f"error: {self.stop.lost} ({one_line(error)[:300]})", sys.stderr)
             raise SystemExit(1) from error
+        finally:
+            profiler = getattr(getattr(self, "trainer", None), "profiler", None)
+            if isinstance(profiler, PyTorchProfiler) and _has_not_begun(profiler):
+                profiler.profiler = None  # Lightning would ask it for events when it is freed
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the flags beside those of trainer, model and data."""
@@ -210,7 +215,7 @@ class GPT2CLI(LightningCLI):
             Facts([self.line.verb, *self.line.given]),
             Report(),  # reads what those above have written
             Predictions(),
-            RemoveFailedStart(),
+            RemoveFailedStart(root),
         ]
         self.trainer_defaults = {"callbacks": callbacks}
         give_to_async(settings.plugins)
@@ -240,6 +245,11 @@ class GPT2CLI(LightningCLI):
         )
         trainer.callbacks.sort(key=_place)
         return trainer
+
+
+def _has_not_begun(profiler: PyTorchProfiler) -> bool:
+    """Tell whether a run has ended before torch's profiler began to record."""
+    return getattr(profiler.profiler, "profiler", None) is None
 
 
 def _place(callback: Callback) -> int:
