@@ -29,6 +29,16 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def test_a_run_that_made_the_model_worse_says_so(
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*fine_tuning(wiki_folder, tiny_model), "--trainer.max_steps=2")
+    for rate, worse in ((1e-4, False), (1.0, True)):
+        fit(*words, f"--model.learning_rate={rate}")
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("before: better than every validation since; a lower" in said) is worse
+
+
 def test_a_run_from_text_to_a_model(
     wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

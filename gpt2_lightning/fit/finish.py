@@ -352,6 +352,11 @@ def _table(
     notes = []
     if best is not None:
         notes.append(f"best: {chosen_by(best)}")
+    before, after = (rows.get(label, {}).get("val/loss") for label in ("before", "best"))
+    if before is not None and after is not None and before < after:
+        notes.append(
+            "before: better than every validation since; a lower --model.learning_rate may help"
+        )
     if rows.get("xz"):
         notes.append(
             "xz: a compressor that has seen the training text; hard to beat on little text"
