@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gpt2_lightning.cli import LIGHTNING_VERBS
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit import flags
 from gpt2_lightning.fit.flags import check_names, known_flags
@@ -44,8 +45,9 @@ def real() -> dict[str, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPT2CLI, "parse_arguments", keep)
         patch.setattr(CommandLine, "__init__", keep_own)
-        with pytest.raises(_Parsed):
-            run(["fit"])
+        for verb in LIGHTNING_VERBS:
+            with pytest.raises(_Parsed):
+                run([verb])
         own: dict[str, Callable[..., Any]] = {"plan": plan, "inspect": inspect}
         for verb, function in own.items():
             with pytest.raises(_Parsed):
