@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.data.tokenizer import train_tokenizer
-from tests.command_line import Mistake
-from tests.corpus import wiki_rows
+from tests.command_line import FitOnce, Mistake, fine_tuning, fit
+from tests.corpus import wiki_rows, write_wiki
 
 # they hold on to the screen as it was at the import, and would write to it in no test's name
 for library in ("lightning.pytorch", "lightning.fabric"):
@@ -112,12 +113,37 @@ def opinionated_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def wiki_folder(tmp_path: Path) -> Path:
     """A folder with wiki.train.raw, wiki.valid.raw and wiki.test.raw, 24, 4 and 5 articles."""
-    folder = tmp_path / "wiki"
-    folder.mkdir()
-    for name, articles, seed in (("train", 24, 0), ("valid", 4, 1), ("test", 5, 2)):
-        rows = "".join(wiki_rows(articles=articles, seed=seed))
-        (folder / f"wiki.{name}.raw").write_text(rows, encoding="utf-8")
-    return folder
+    return write_wiki(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _fitted(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> FitOnce:
+    text = write_wiki(tmp_path_factory.mktemp("text"))
+
+    @cache
+    def begin(*words: str) -> Path:
+        folder = tmp_path_factory.mktemp("fitted")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+            fit(*fine_tuning(text, tiny_model), *words)
+        return folder
+
+    return begin
+
+
+@pytest.fixture
+def fit_once(_fitted: FitOnce, tmp_path: Path) -> FitOnce:
+    """Fit as on `wiki_folder`, once for all tests that give the same flags: each has a copy."""
+
+    def run(*words: str) -> Path:
+        folder = _fitted(*words)
+        for name in ("lightning_logs", "cache"):
+            shutil.copytree(folder / name, tmp_path / name, dirs_exist_ok=True)
+        (begun,) = (folder / "lightning_logs").iterdir()
+        return begun.relative_to(folder)
+
+    return run
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Small made-up text in WikiText's manner."""
 
 import random
+from pathlib import Path
 
 WORDS = [
     "the",
@@ -76,3 +77,13 @@ def wiki_rows(*, articles: int, seed: int = 0, paragraphs: int = 3) -> list[str]
 def hub_rows(rows: list[str]) -> list[str]:
     """Return the same rows as the Hub's copy has them: blank ones empty."""
     return ["" if not row.strip() else row for row in rows]
+
+
+def write_wiki(where: Path) -> Path:
+    """Write the folder wiki: wiki.train.raw, wiki.valid.raw and wiki.test.raw; return it."""
+    folder = where / "wiki"
+    folder.mkdir()
+    for name, articles, seed in (("train", 24, 0), ("valid", 4, 1), ("test", 5, 2)):
+        rows = "".join(wiki_rows(articles=articles, seed=seed))
+        (folder / f"wiki.{name}.raw").write_text(rows, encoding="utf-8")
+    return folder

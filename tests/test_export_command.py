@@ -30,11 +30,10 @@ from gpt2_lightning.export import hf_folder
 from gpt2_lightning.generate.text_model import load_checkpoint
 from gpt2_lightning.run_folder import Run, find_checkpoint, run_of
 from gpt2_lightning.storage import whole_folder
-from tests.command_line import Mistake, fine_tuning, fit
+from tests.command_line import Mistake, fine_tuning, fit, run_forked
 from tests.corpus import wiki_rows
 from tests.hub import TOKEN, small_hub
 from tests.test_fit_distributed import TWO
-from tests.test_fit_distributed import run as run_in_processes
 
 QUICK = (
     "--trainer.max_steps=4",
@@ -144,7 +143,8 @@ def test_a_checkpoint_is_read_whole_once(run: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_from_a_run_of_two_processes(run: Path, wiki_folder: Path, tiny_model: Path) -> None:
-    done = run_in_processes("fit", *fine_tuning(wiki_folder, tiny_model), *QUICK, *TWO)
+    words = (*fine_tuning(wiki_folder, tiny_model), *QUICK, *TWO)
+    done = run_forked("fit", *words, processes=2)
     assert done.returncode == 0, done.stderr
     ddp = Path("lightning_logs/version_0")
     assert torch.equal(of(export(ddp)), logits(load_checkpoint(best(ddp)).model))

@@ -10,9 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from gpt2_lightning import load
 from gpt2_lightning.checkpoint import read_checkpoint
 from gpt2_lightning.cli import main
-from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
+from tests.command_line import CALM, Mistake, curves, fine_tuning, fit, run_forked
 from tests.test_fit_distributed import NO_DROPOUT, TWO
-from tests.test_fit_distributed import run as process
 from tests.test_fit_nonfinite import spoil
 
 pytestmark = pytest.mark.slow
@@ -131,7 +130,7 @@ def test_two_processes_take_the_steps_of_one(
     )
     one = fit(*words, "--data.batch_size=4")
     assert "--model.optimizer muon on pretrained weights" in capsys.readouterr().err
-    done = process("fit", *words, "--data.batch_size=2", *TWO)
+    done = run_forked("fit", *words, "--data.batch_size=2", *TWO, processes=2)
     assert done.returncode == 0, done.stderr
     two = Path("lightning_logs/version_1")
     for name in ("train/loss", "val/loss", "val/averaged_loss"):

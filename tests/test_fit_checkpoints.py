@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from gpt2_lightning.export.model_card import find_origin
 from gpt2_lightning.generate.text_model import load
 from gpt2_lightning.report.tables import figure
 from gpt2_lightning.run_folder import Run, find_checkpoint
-from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
+from tests.command_line import CALM, Mistake, curves, fine_tuning, fit, run_forked
 
 # four validations
 EVERY_3 = (
@@ -106,17 +103,7 @@ def test_a_killed_run_goes_on_after_its_newest_validation(
     words = (*words, "--data.batch_size=28", "--samples.enabled=false", *NEVER_BETTER)
     killer = f"{{class_path: tests.signals.SendSignal, init_args: {{number: {int(signal.SIGKILL)}, "
     killer += "batch: 5, epoch: 2}}"
-    killed = subprocess.run(
-        [sys.executable, "-m", "gpt2_lightning", "fit", *words, f"--trainer.callbacks=[{killer}]"],
-        env=os.environ
-        | {
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums depend on it
-        },
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
+    killed = run_forked("fit", *words, f"--trainer.callbacks=[{killer}]")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run = Path("lightning_logs/version_0")
     epoch = content(best_file(run))["global_step"]

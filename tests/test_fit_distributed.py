@@ -3,7 +3,6 @@
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,18 +15,12 @@ from torch._C._distributed_c10d import HashStore  # torch.distributed has it unt
 from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.fit import processes
 from gpt2_lightning.fit.processes import Heartbeat
-from tests.command_line import CALM, SMALL, curves, fit
+from tests.command_line import CALM, SMALL, curves, fit, free_port, run_forked
 
 pytestmark = pytest.mark.slow
 
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", *CALM)
 NO_DROPOUT = ("--model.dropout=0.0", "--model.attention_dropout=0.0")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -78,9 +71,10 @@ def test_validation_sees_each_block_once(wiki_folder: Path, tiny_model: Path) ->
     assert len(data.split_blocks("validation")) % 2 == 1
     words = ("validate", *flags(wiki_folder, tiny_model), "--trainer.logger=CSVLogger")
     figures = []
-    for number, more in enumerate(((), TWO)):
+    for number, more in ((1, ()), (2, TWO)):
         folder = Path(f"run{number}")
-        done = run(*words, *CALM, *more, f"--trainer.logger.save_dir={folder}")
+        save_dir = f"--trainer.logger.save_dir={folder}"
+        done = run_forked(*words, *CALM, *more, save_dir, processes=number)
         assert done.returncode == 0, done.stderr
         with next(folder.rglob("metrics.csv")).open(encoding="utf-8", newline="") as stream:
             figures.append(next(csv.DictReader(stream)))
@@ -94,9 +88,9 @@ def test_prompts_keep_their_order(tmp_path: Path, tiny_model: Path) -> None:
         prompts = "--data.prompts=prompts.txt"
         words = ("predict", f"--model.pretrained={tiny_model}", *SMALL, prompts)
         outputs = []
-        for more in ((), TWO):
+        for number, more in ((1, ()), (2, TWO)):
             before = set(Path("lightning_logs").glob("*"))
-            done = run(*words, *CALM, *more)
+            done = run_forked(*words, *CALM, *more, processes=number)
             assert done.returncode == 0, done.stderr
             (folder,) = set(Path("lightning_logs").glob("*")) - before
             outputs.append((folder / "predictions.jsonl").read_text())
@@ -110,12 +104,13 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(
     words = (f"--model.pretrained={tiny_model}", f"--data.source={wiki_folder}", *SMALL, *TWO)
     epoch = ("--trainer.max_epochs=1", "--data.batch_size=16", "--samples.enabled=false")
     sender = "{class_path: tests.signals.SendSignal, init_args: {number: 15, batch: 4, rank: 1}}"
-    whole = run("fit", *words, *epoch)
+    whole = run_forked("fit", *words, *epoch, processes=2)
     assert whole.returncode == 0, whole.stderr
-    stopped = run("fit", *words, *epoch, f"--trainer.callbacks=[{sender}]")
+    stopped = run("fit", *words, *epoch, f"--trainer.callbacks=[{sender}]")  # by Lightning
     assert stopped.returncode == 143, stopped.stderr
     assert Path("lightning_logs/version_1/hf/model.safetensors").is_file()
-    gone_on = run("fit", "--ckpt_path=last", "--trainer.callbacks=null", *TWO)
+    again = ("fit", "--ckpt_path=last", "--trainer.callbacks=null", *TWO)
+    gone_on = run_forked(*again, processes=2)
     assert gone_on.returncode == 0, gone_on.stderr
     ours, theirs = (
         torch.load(f"lightning_logs/version_{n}/checkpoints/last.ckpt", weights_only=True)

@@ -198,7 +198,8 @@ def test_runs_are_compared_in_tensorboard(wiki_folder: Path, tiny_model: Path) -
     words = [*fine_tuning(wiki_folder, tiny_model), *CALM, *STEPS]
     main(["fit", *words, "--checkpoint.monitor=val/perplexity", "--model.learning_rate=1e-3"])
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=4", *CALM])
-    main(["fit", *words[1:], "--data.vocab_size=300"])  # from scratch
+    small = "--model.architecture={layers: 1, heads: 1, width: 8}"
+    main(["fit", *words[1:], "--data.vocab_size=300", small])  # from scratch
     assert len(list(RUN.rglob("events.*"))) == 2  # and no folder of their own
     assert len(list(RUN.glob("events.*"))) == 2
     tuned, scratch = (events_of(RUN.with_name(name)) for name in ("version_0", "version_1"))

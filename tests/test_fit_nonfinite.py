@@ -17,7 +17,7 @@ from gpt2_lightning.logs import quieten
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.nonfinite import NotFinite, StepNorm
 from gpt2_lightning.run_folder import find_checkpoint
-from tests.command_line import CALM, curves, fine_tuning, fit
+from tests.command_line import CALM, curves, fine_tuning, fit, run_forked
 from tests.test_fit_distributed import NO_DROPOUT, TWO, run
 
 pytestmark = pytest.mark.slow
@@ -284,7 +284,8 @@ def test_what_fp16_has_scaled_too_far_is_left_to_its_scaler(
 @pytest.mark.parametrize("mode", ["stop", "skip"])
 def test_two_processes_agree(mode: str, wiki_folder: Path, tiny_model: Path) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), *NO_DROPOUT, *STEPS, *TWO)
-    done = run("fit", *words, f"--model.on_nonfinite={mode}", spoil(5, rank=1))
+    words = ("fit", *words, f"--model.on_nonfinite={mode}", spoil(5, rank=1))
+    done = run(*words) if mode == "stop" else run_forked(*words, processes=2)
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     checkpoint = content(RUN / "checkpoints/last.ckpt")

@@ -14,12 +14,22 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._C._distributed_c10d import HashStore  # torch.distributed has it untyped
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from gpt2_lightning.cli import main
 from gpt2_lightning.fit.processes import agree_on_prefix
 from gpt2_lightning.parser import without_additions
 from gpt2_lightning.run_folder import read_scalars
-from tests.command_line import CALM, SMALL, Mistake, fine_tuning
+from tests.command_line import (
+    CALM,
+    SMALL,
+    FitOnce,
+    Mistake,
+    fine_tuning,
+    run_forked,
+    run_here,
+)
 
 RUN = Path("lightning_logs/mine")
 NAMED = ("--run_name=mine", "--ckpt_path=auto")
@@ -51,10 +61,10 @@ def sender(number: int, batch: int) -> str:
 
 @pytest.mark.slow
 def test_the_same_line_begins_a_run_and_goes_on_with_it(
-    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], fit_once: FitOnce
 ) -> None:
     line = ["fit", *fine_tuning(wiki_folder, tiny_model), *SIX_STEPS, *CALM]
-    main([*line, "--run_name=whole"])
+    fit_once(*SIX_STEPS, "--run_name=whole")
     with pytest.raises(SystemExit):
         main([*line, *NAMED, sender(signal.SIGTERM, 2)])
     main([*line, *NAMED])
@@ -69,10 +79,10 @@ def test_the_same_line_begins_a_run_and_goes_on_with_it(
 
 @pytest.mark.slow
 def test_a_start_without_a_checkpoint_begins_again(
-    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    wiki_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], fit_once: FitOnce
 ) -> None:
     line = ["fit", *fine_tuning(wiki_folder, tiny_model), *SIX_STEPS, *CALM]
-    main([*line, "--run_name=whole"])
+    fit_once(*SIX_STEPS, "--run_name=whole")
     shutil.copytree("lightning_logs/whole", RUN)  # killed before its first checkpoint was whole
     for name in ("facts.json", "report.html"):
         (RUN / name).unlink()
@@ -195,9 +205,10 @@ def test_slurm_is_asked_once_for_a_requeue(
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    fit_once: FitOnce,
 ) -> None:
     line = ["fit", *fine_tuning(wiki_folder, tiny_model), *SIX_STEPS, *CALM]
-    main([*line, "--run_name=whole"])
+    fit_once(*SIX_STEPS, "--run_name=whole")
     notes = stub_scontrol(tmp_path, monkeypatch)
     signalled = "--trainer.callbacks=[{class_path: tests.signals.SendSignalIn, init_args: "
     signalled += f"{{number: {int(signal.SIGUSR1)}, place: {where}}}}}]"
@@ -234,19 +245,11 @@ def test_a_requeue_that_fails_is_said(
     assert "scontrol requeue 12_3 failed (code 1: no such job)" in capsys.readouterr().err
 
 
-def torchrun(*words: str, processes: int, restarts: int = 0) -> "subprocess.CompletedProcess[str]":
+def torchrun(*words: str, processes: int) -> "subprocess.CompletedProcess[str]":
     root = Path(__file__).parents[1]
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
     return subprocess.run(
-        [
-            sys.executable,
-            *launcher,
-            "--max-restarts",
-            str(restarts),
-            "-m",
-            "gpt2_lightning",
-            *words,
-        ],
+        [sys.executable, *launcher, "-m", "gpt2_lightning", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
@@ -255,25 +258,44 @@ def torchrun(*words: str, processes: int, restarts: int = 0) -> "subprocess.Comp
     )
 
 
+def restarting_agent(*words: str, restarts: int, logs: Path) -> str:
+    """Run a command in two processes, forked by the agent that torchrun is a command line of.
+
+    Returns:
+        What they have said on standard error.
+    """
+    settings = LaunchConfig(
+        *(1, 1, 2),  # nodes, and processes of each
+        run_id="test",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=restarts,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL),
+    )
+    elastic_launch(settings, run_here)(main, words, dict(os.environ), str(Path.cwd()))
+    return "".join(file.read_text(encoding="utf-8") for file in logs.rglob("stderr.log"))
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_whose_process_was_killed(
-    wiki_folder: Path, tiny_model: Path
+    wiki_folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     two = (*CALM, "--trainer.devices=2", "--trainer.strategy=ddp", *SMALL)
     given = (f"--model.pretrained={tiny_model}", f"--data.source={wiki_folder}", *SIX_STEPS)
     line = [*given, *two]
-    whole = torchrun("fit", *line, "--run_name=whole", processes=2)
+    whole = run_forked("fit", *line, "--run_name=whole", processes=2)
     assert whole.returncode == 0, whole.stderr
     killing = "{class_path: tests.signals.KillOnce, init_args: {batches: [1, 3, 4], rank: 1}}"
     line += ["--checkpoint.every_n_train_steps=2", f"--trainer.callbacks=[{killing}]"]
-    done = torchrun("fit", *line, *NAMED, processes=2, restarts=3)
-    assert done.returncode == 0, done.stderr
+    said = restarting_agent("fit", *line, *NAMED, restarts=3, logs=tmp_path / "logs")
     assert sorted(it.name for it in Path().glob("killed_*")) == ["killed_1", "killed_3", "killed_4"]
     events = EventAccumulator(str(RUN), size_guidance={"scalars": 0})
     events.Reload()
     steps = [event.step for event in events.Scalars("train/loss")]
     assert steps == [1, 2, 3, 4, 5, 6]  # none twice, though some were taken twice
-    assert "out of order" not in done.stderr
+    assert "Going on after step 4" in said
+    assert "out of order" not in said
     assert_equal(RUN, Path("lightning_logs/whole"))
     assert sorted(it.name for it in Path("lightning_logs").iterdir()) == ["mine", "whole"]
 

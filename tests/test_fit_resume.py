@@ -14,7 +14,7 @@ from gpt2_lightning import run_folder
 from gpt2_lightning.cli import main
 from gpt2_lightning.data.tokenizer import cache_folder
 from gpt2_lightning.run_folder import read_scalars
-from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
+from tests.command_line import CALM, FitOnce, Mistake, curves, fine_tuning, fit
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +53,9 @@ def assert_same(run: Path, whole: Path) -> None:
 
 
 @pytest.fixture
-def whole(wiki_folder: Path, tiny_model: Path) -> Path:
+def whole(fit_once: FitOnce) -> Path:
     """The run that was not stopped."""
-    return fit(*words(wiki_folder, tiny_model))
+    return fit_once(*EPOCHS, "--model.learning_rate=3e-3")
 
 
 def test_a_run_that_began_with_a_run(wiki_folder: Path, tiny_model: Path) -> None:

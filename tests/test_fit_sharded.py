@@ -4,6 +4,7 @@ import errno
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from traceback import StackSummary
 from typing import Any
@@ -22,7 +23,7 @@ from gpt2_lightning.cli import main
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit import sharding
 from gpt2_lightning.generate.text_model import load_checkpoint
-from tests.command_line import CALM, Mistake, curves, fine_tuning, fit
+from tests.command_line import CALM, Mistake, curves, fine_tuning, fit, run_forked
 from tests.corpus import wiki_rows
 from tests.test_fit_distributed import NO_DROPOUT, TWO, run
 
@@ -101,6 +102,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
     words = (*fine_tuning(folder / "wiki.txt", tiny_model), *STEPS)
     two = ("fit", *words, "--data.batch_size=3")
     found = Runs()
+    in_two = partial(run_forked, processes=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -110,10 +112,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
             "--trainer.strategy.save_distributed_checkpoint=true",
         )
         done = {
-            "ddp": run(*two, *TWO, "--run_name=ddp", callbacks()),
+            "ddp": in_two(*two, *TWO, "--run_name=ddp", callbacks()),
             "fsdp": run(*two, *SHARDED, "--run_name=fsdp", callbacks()),
-            "stopped": run(*two, *TWO, *in_shards, "--run_name=shards", callbacks(stop_at(25))),
-            "gone on": run("fit", f"--ckpt_path={found.shards}"),
+            "stopped": in_two(*two, *TWO, *in_shards, "--run_name=shards", callbacks(stop_at(25))),
+            "gone on": in_two("fit", f"--ckpt_path={found.shards}"),
         }
         for name, process in done.items():
             assert process.returncode == (143 if name == "stopped" else 0), process.stderr

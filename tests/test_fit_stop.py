@@ -1,9 +1,8 @@
 import io
 import json
-import os
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from gpt2_lightning.checkpoint import is_whole
 from gpt2_lightning.cli import main
 from gpt2_lightning.export import hf_folder
 from gpt2_lightning.model.module import GPT2Module
-from tests.command_line import CALM, Mistake, curves, fine_tuning
-from tests.signals import SendSignal
+from tests.command_line import CALM, Mistake, curves, fine_tuning, run_forked
+from tests.signals import SendSignal, fit_and_signal
 
 RUN = Path("lightning_logs/version_0")
 
@@ -151,12 +150,8 @@ def test_a_signal_while_the_results_are_written(
 def test_two_signals_while_the_results_are_written(
     number: int, during: str, wiki_folder: Path, tiny_model: Path
 ) -> None:
-    words = [*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2"]
-    code = (
-        f"from tests.signals import fit_and_signal; fit_and_signal({number}, {during!r}, {words})"
-    )
-    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | path, timeout=120)
+    words = (*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2")
+    done = run_forked(*words, call=partial(fit_and_signal, number, during))
     assert -done.returncode == number
     assert (RUN / "hf").exists() == (during == "report")
     assert not (RUN / "report.html").exists()

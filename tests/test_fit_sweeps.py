@@ -60,7 +60,7 @@ def test_twenty_runs_outside_the_main_thread_leave_nothing_behind(
             rate = 1e-2 if trial in (0, TRIALS - 1) else 1e-4 * (trial + 1)
             flags = (*fine_tuning(wiki_folder, tiny_model), *CALM, "--trainer.max_steps=2")
             words = (f"--run_name=trial_{trial}", f"--model.learning_rate={rate:g}")
-            main(["fit", *flags, *words])
+            main(["fit", *flags, *words, "--trainer.limit_val_batches=4"])
             figures = Run(Path("lightning_logs") / f"trial_{trial}").best_figures
             losses.append(figures["val/loss"])
             held.append(memory())

@@ -15,7 +15,7 @@ from gpt2_lightning.run_folder import (
     newest_checkpoint,
     newest_run,
 )
-from tests.command_line import CALM, Mistake, fine_tuning, fit
+from tests.command_line import CALM, FitOnce, Mistake
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +23,9 @@ LOGS = Path("lightning_logs")
 
 
 @pytest.fixture
-def run(wiki_folder: Path, tiny_model: Path) -> Path:
+def run(fit_once: FitOnce) -> Path:
     """A run of 6 steps, with last.ckpt of step 6 and the three best."""
-    return fit(
-        *fine_tuning(wiki_folder, tiny_model),
+    return fit_once(
         "--trainer.max_steps=6",
         "--trainer.val_check_interval=2",
         "--trainer.check_val_every_n_epoch=null",

@@ -14,8 +14,8 @@ from gpt2_lightning.model import lora
 from gpt2_lightning.model.lora import Lora, adapter_of, merge, save_adapter
 from gpt2_lightning.model.module import GPT2Module
 from gpt2_lightning.model.optim import build_adamw
-from tests.command_line import Mistake, curves, fine_tuning, fit
-from tests.test_fit_distributed import NO_DROPOUT, TWO, run
+from tests.command_line import Mistake, curves, fine_tuning, fit, run_forked
+from tests.test_fit_distributed import NO_DROPOUT, TWO
 
 peft = pytest.importorskip("peft", reason="the extra lora is not installed")
 
@@ -233,7 +233,7 @@ def test_two_processes_train_the_adapter_of_one(wiki_folder: Path, tiny_model: P
         *NO_DROPOUT,
     )
     one = fit(*words, "--data.batch_size=4")
-    done = run("fit", *words, "--data.batch_size=2", *TWO)
+    done = run_forked("fit", *words, "--data.batch_size=2", *TWO, processes=2)
     assert done.returncode == 0, done.stderr
     two = Path("lightning_logs/version_1")
     assert curves(two)["train/loss"] == pytest.approx(curves(one)["train/loss"], rel=1e-5)
