@@ -92,11 +92,13 @@ def run_forked(
             started[-1].start()
         for process in started:
             process.join(300)
+        ended = [process.exitcode for process in started]
         for process in started:
             process.kill()  # one that still runs
             process.join()
         said = [Path(file).read_text(encoding="utf-8") for file in screen]
-    code = started[0].exitcode
+    assert None not in ended, said
+    code = ended[0]
     assert code is not None
     return subprocess.CompletedProcess(words, code, *said)
 
