@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from gpt2_lightning import load
 from gpt2_lightning.checkpoint import read_checkpoint
 from gpt2_lightning.cli import main
+from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model import lora
 from gpt2_lightning.model.lora import Lora, adapter_of, merge, save_adapter
 from gpt2_lightning.model.module import GPT2Module
@@ -165,6 +166,11 @@ def test_without_its_packages(
     monkeypatch.setattr(lora, "find_spec", lambda name: None if name == package else name)
     message = mistake("fit", *fine_tuning(wiki_folder, tiny_model), "--model.lora.rank=4", *words)
     assert found in message
+
+
+def test_a_checkpoint_of_an_unknown_format() -> None:
+    with pytest.raises(UsageError, match="in this format, which is not known here"):
+        lora.lora_of({"hyper_parameters": {"lora": {"rank": 4, "quantize": "fp3"}}})
 
 
 def words(text: Path, model: Path) -> tuple[str, ...]:

@@ -194,13 +194,21 @@ def save_adapter(
 
 
 def lora_of(checkpoint: Mapping[str, Any]) -> Lora | None:
-    """Return how a checkpoint's adapter was trained; None where it holds a whole model."""
+    """Return how a checkpoint's adapter was trained; None where it holds a whole model.
+
+    Raises:
+        UsageError: If that was beside a base in a format that is not known here.
+    """
     found = (checkpoint.get("hyper_parameters") or {}).get("lora") or {}
     if not found.get("rank"):
         return None
-    return Lora(
-        found["rank"], found.get("alpha"), found.get("dropout") or 0.0, found.get("quantize")
-    )
+    quantize = found.get("quantize")
+    if quantize not in (None, "nf4"):
+        raise UsageError(
+            f"--model.lora.quantize {quantize}: a checkpoint's adapter was trained beside matrices "
+            "in this format, which is not known here. The folder hf/ of its run can be used."
+        )
+    return Lora(found["rank"], found.get("alpha"), found.get("dropout") or 0.0, quantize)
 
 
 def digest_of(model: PreTrainedModel) -> str:
