@@ -49,7 +49,8 @@ class QuantizedLinear(nn.Linear):
             dtype = torch.get_autocast_dtype(device)
         narrow = torch.float32 if dtype is torch.float64 else dtype  # its widest
         bias = None if self.bias is None else self.bias.to(narrow)
-        found: Tensor = matmul_4bit(input.to(narrow), self.weight, self.scales, bias=bias)
+        packed = self.weight.t()  # versions before 0.50 need it so, and later ones take both
+        found: Tensor = matmul_4bit(input.to(narrow), packed, self.scales, bias=bias)
         return found.to(dtype)
 
     def dequantized(self) -> Tensor:
