@@ -351,6 +351,33 @@ def test_variables_of_the_environment(
             "--trainer.logger CometLogger --trainer.logger.api_key k",
             "set the variable COMET_API_KEY",
         ),
+        ("--trainer.limit_train_batches 0.001", "0.001: of 19 batches that is less than one."),
+        ("--trainer.limit_val_batches 0.001", "--trainer.limit_val_batches 0.001: of 8 batches"),
+        ("--trainer.overfit_batches 0.1", "--trainer.overfit_batches 0.1: of 8 batches that is"),
+        (
+            "--trainer.callbacks EarlyStopping",
+            "--trainer.callbacks EarlyStopping: it needs monitor. --trainer.callbacks.monitor "
+            "val/loss after it would work.",
+        ),
+        (
+            "--trainer.plugins MixedPrecision",
+            "--trainer.plugins MixedPrecision: it needs precision and device. "
+            "--trainer.plugins.precision bf16-mixed --trainer.plugins.device cpu after it",
+        ),
+        (
+            "--trainer.callbacks ModelSummary --trainer.callbacks.max_depth x",
+            "--trainer.callbacks.max_depth: expected a value of type int. Found: x",
+        ),
+        ("--trainer.callbacks Timer --trainer.callbacks.foo 3", "--trainer.callbacks.foo 3: the"),
+        (
+            "--trainer.strategy DDPStrategy",
+            "a class goes by --trainer.strategy.class_path DDPStrategy",
+        ),
+        ("--trainer.strategy ddp_spawn", "--trainer.strategy ddp starts the command again"),
+        (
+            "--trainer.strategy.class_path DDPStrategy --trainer.strategy.start_method spawn",
+            "--trainer.strategy ddp starts the command again",
+        ),
         (
             "--trainer.num_nodes 2",
             "or set MASTER_ADDR, MASTER_PORT, NODE_RANK on each",

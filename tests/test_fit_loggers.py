@@ -255,7 +255,7 @@ def test_one_process_at_a_time_trains_in_a_run_folder(
 
 def test_a_logger_without_its_folder(mistake: Mistake) -> None:
     message = mistake("fit", "--trainer.logger+=CSVLogger")
-    assert "CSVLogger needs a folder. --trainer.logger.save_dir . after it would work" in message
+    assert "CSVLogger: it needs save_dir. --trainer.logger.save_dir . after it would" in message
 
 
 def test_versions_are_shared_and_never_those_of_an_earlier_run() -> None:

@@ -40,6 +40,7 @@ class TypedTrainer(Protocol):
     datamodule: WikiTextDataModule
     fast_dev_run: bool | int
     log_every_n_steps: int
+    overfit_batches: int | float
     profiler: Profiler
 
 

@@ -219,6 +219,10 @@ def check_trainer(trainer: Any) -> None:
             f"--trainer.profiler {trainer.profiler}: must be {', '.join(PROFILERS)}, or a class "
             "such as PyTorchProfiler."
         )
+    if getattr(trainer.profiler, "class_path", "").endswith(".XLAProfiler"):
+        raise UsageError(
+            "--trainer.profiler XLAProfiler: XLA is not supported. CPUs and GPUs work."
+        )
     if trainer.gradient_clip_algorithm is not None and not trainer.gradient_clip_val:
         raise UsageError(
             f"--trainer.gradient_clip_algorithm {trainer.gradient_clip_algorithm}: nothing is "
@@ -338,8 +342,8 @@ def check_strategy(trainer: Any, verb: str) -> None:
     name = path.rpartition(".")[2]
     kind = name.lower().removesuffix("strategy")
     begin = f"--trainer.strategy {name}:"
+    settings = {} if isinstance(asked, str) else asked.get("init_args") or {}
     if kind in ("fsdp2", "modelparallel"):
-        settings = {} if isinstance(asked, str) else asked.get("init_args") or {}
         if (parts := settings.get("tensor_parallel_size", 1)) not in (1, "auto"):
             raise UsageError(
                 f"{begin} tensor_parallel_size {parts}: must be 1. Weights are sharded over all "
@@ -362,6 +366,13 @@ def check_strategy(trainer: Any, verb: str) -> None:
         raise UsageError(
             f"{begin} torch's first FSDP is not supported. --trainer.strategy fsdp2 shards "
             "weights, gradients and optimizer state, too (--config scale/fsdp)."
+        )
+    elif isinstance(asked, str) and name.endswith("Strategy"):
+        raise UsageError(f"{begin} a class goes by --trainer.strategy.class_path {name}.")
+    elif kind.startswith("ddp_spawn") or settings.get("start_method") == "spawn":
+        raise UsageError(
+            f"{begin} what it would hand to new processes cannot be copied. --trainer.strategy ddp "
+            "starts the command again for each; ddp_fork works, too."
         )
     elif kind in ("", "parallel") and path.startswith("lightning."):
         raise UsageError(f"{begin} {_BASE}")
@@ -441,7 +452,7 @@ def check_callbacks(callbacks: Any) -> None:
         if monitor not in (None, *ALSO_LOGGED, *MONITORED) and all_of_lightning:
             raise UsageError(
                 f"--trainer.callbacks {name}: monitor {monitor}: it is not measured. Measured are "
-                f"train/loss, {', '.join(MONITORED)}."
+                f"{', '.join(MONITORED)}."
             )
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from inspect import signature
@@ -36,7 +35,7 @@ from gpt2_lightning.fit.checks import (
     check_unused,
     whole_number,
 )
-from gpt2_lightning.fit.flags import LINKS
+from gpt2_lightning.fit.flags import LINKS, of_a_class
 from gpt2_lightning.fit.machine import (
     accelerator_of,
     check_accelerator,
@@ -133,13 +132,8 @@ class GPT2ArgumentParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message instead of printing the usage and ending the process."""
-        # what jsonargparse shows of a logger without its required argument
-        lacking = r"class_path='(?:\w+\.)*(\w+)', init_args=Namespace\(save_dir=None"
-        if named := re.search(lacking, message):
-            raise UsageError(
-                f"--trainer.logger: {named[1]} needs a folder. --trainer.logger.save_dir . after "
-                "it would work, and puts its files into the run folder."
-            )
+        if (found := of_a_class(message)) is not None:
+            raise found
         refuse(self, message)
 
 

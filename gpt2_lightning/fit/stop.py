@@ -76,13 +76,24 @@ class Stop(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that a validation comes in an epoch, where it is to.
+        """See that an epoch has a batch, and a validation where it is to.
 
         Raises:
-            UsageError: If none would.
+            UsageError: If it has none.
         """
-        interval = trainer.val_check_interval
-        batches = typed(trainer).datamodule.train_dataloader().num_batches
+        data, interval = typed(trainer).datamodule, trainer.val_check_interval
+        train, overfits = data.train_dataloader(), typed(trainer).overfit_batches > 0
+        for name, share, there in (
+            ("limit_train_batches", trainer.limit_train_batches, len(train)),
+            ("limit_val_batches", trainer.limit_val_batches, len(data.val_dataloader())),
+        ):
+            if isinstance(share, float) and 0 < share * there < 1:
+                flag = f"--trainer.{'overfit_batches' if overfits else name}"
+                raise UsageError(
+                    f"{flag} {share:g}: of {there} batches that is less than one. {flag} 1 takes "
+                    "one."
+                )
+        batches = train.num_batches
         by_epoch = trainer.check_val_every_n_epoch is not None
         if by_epoch and isinstance(interval, int) and interval > batches:
             raise UsageError(
