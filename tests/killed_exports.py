@@ -1,7 +1,6 @@
-"""Exports that are killed: ``python -m tests.killed_exports RUN FOLDER`` prints what each left.
+"""Exports that are killed: each is a child of one process, which prints what each left.
 
-One process imports everything once; each export is a child of it, which sends itself SIGKILL at a
-chosen one of its dealings with files in the folder.
+A child sends itself SIGKILL at a chosen one of its dealings with files in the folder.
 """
 
 import json
@@ -139,7 +138,7 @@ def kill_them_all(run: Path, home: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    os.chdir(sys.argv[2])
-    print(json.dumps(kill_them_all(Path(sys.argv[1]), Path(sys.argv[2]))))
+def print_outcomes(words: list[str]) -> None:
+    """Print what each export left, of the run and in the folder that the words name."""
+    os.chdir(words[1])
+    print(json.dumps(kill_them_all(Path(words[0]), Path(words[1]))))

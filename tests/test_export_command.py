@@ -1,7 +1,6 @@
 """export: the model itself, for programs that know nothing of ours; never half, nor over files."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from gpt2_lightning.storage import whole_folder
 from tests.command_line import Mistake, fine_tuning, fit, run_forked
 from tests.corpus import wiki_rows
 from tests.hub import TOKEN, small_hub
+from tests.killed_exports import print_outcomes
 from tests.test_fit_distributed import TWO
 
 QUICK = (
@@ -277,11 +277,7 @@ def test_others_load_it_without_our_package(run: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_no_wrong_folder(run: Path) -> None:
     """The moments: ten of a fixed seed, the middle of the weights and of the swap, and the end."""
-    words = [sys.executable, "-m", "tests.killed_exports", str(run), str(Path.cwd())]
-    settings = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        words, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run_forked(str(run), str(Path.cwd()), call=print_outcomes)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])
     assert [len(found) for found in outcomes.values()] == [5, 14]

@@ -37,6 +37,7 @@ def test_steps_are_those_of_fit(
     words: tuple[str, ...],
 ) -> None:
     words = (*fine_tuning(wiki_folder, tiny_model), *FLAGS, *words, "--samples.enabled=false")
+    words = (*words, "--data.batch_size=8")
     planned = plan(capsys, *words)
     run = fit(*words)
     facts = json.loads((run / "facts.json").read_text())
