@@ -72,17 +72,14 @@ REFUSED_CALLBACKS = {
     "BasePredictionWriter": _BASE,
 }
 
-_NO_LINEAR = (
-    "it replaces torch's Linear layers, and GPT-2 has none but its head. --trainer.precision "
-    "bf16-mixed works."
-)
 _NO_BATCH_NORM = "GPT-2 has no batch norm to synchronize. Leave it out."
 
 # The same of plugins.
 REFUSED_PLUGINS = {
     "BitsandbytesPrecision": "it replaces torch's Linear layers, and GPT-2 has none but its head. "
     "--model.lora.rank 8 --model.lora.quantize nf4 trains an adapter beside matrices in 4 bits.",
-    "TransformerEnginePrecision": _NO_LINEAR,
+    "TransformerEnginePrecision": "it replaces torch's Linear layers, and GPT-2 has none but its "
+    "head. --trainer.precision bf16-mixed works.",
     "DeepSpeedPrecision": "DeepSpeed is not supported. --trainer.strategy fsdp2 shards, too.",
     "FSDPPrecision": "torch's first FSDP is not supported. --trainer.strategy fsdp2 with "
     "--trainer.precision bf16-mixed works.",
