@@ -267,6 +267,17 @@ def test_no_checkpoint_to_go_on_from(mistake: Mistake) -> None:
     assert "absent.ckpt" in mistake("validate", "--ckpt_path", "absent.ckpt", *CALM)
 
 
+@pytest.mark.parametrize(
+    ("verb", "split"), [("validate", "val"), ("test", "test"), ("predict", "predict")]
+)
+def test_measuring_nothing(verb: str, split: str, tiny_model: Path, mistake: Mistake) -> None:
+    assert f"{verb}: of which model? --ckpt_path last" in mistake(verb, *CALM)
+    flag = f"--trainer.limit_{split}_batches"
+    message = mistake(verb, f"--model.pretrained={tiny_model}", flag, "0", *CALM)
+    assert message == f"error: {flag} 0: {verb} would do nothing. Give 1 or more, or null."
+    assert not Path("lightning_logs").exists()
+
+
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
 def test_fp16_on_a_cpu(mistake: Mistake, precision: str) -> None:
     message = mistake("fit", *CALM, f"--trainer.precision={precision}")

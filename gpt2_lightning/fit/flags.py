@@ -4,9 +4,6 @@ The parser (settings.py) has its flags from the signatures of classes, whose imp
 What cannot be told from their source files is left to it.
 """
 
-import re
-
-from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import check_config_files, no_such_flag, with_recipes, with_underscores
 from gpt2_lightning.startup import parameters
 
@@ -110,38 +107,3 @@ def check_names(verb: str, words: list[str]) -> None:
         is_left = flag.removeprefix("--") in LINKS or (parent and parent not in groups)
         if flag not in known and not is_left:
             raise no_such_flag(flag, known)
-
-
-# of settings that classes of Lightning's cannot do without
-EXAMPLES = {"monitor": "val/loss", "save_dir": ".", "precision": "bf16-mixed", "device": "cpu"}
-
-
-def of_a_class(message: str) -> UsageError | None:
-    """Say what is wrong with the settings of a class that a flag names.
-
-    Args:
-        message: jsonargparse's, of a flag of several types, with each type's error in a line; it
-            names the inner flags without those above them.
-
-    Returns:
-        The error; None where the message is of another kind.
-    """
-    flag = re.match(r'Parser key "([\w.]+)":', message)
-    if flag is None:
-        return None
-    begin = f"--{flag[1]}"
-    inner = re.search(r"^ +- ((?:--\w+(?:, )?)+): (.*)$", message, re.MULTILINE)
-    if inner and inner[2].startswith("must be given"):
-        names = re.findall(r"\w+", inner[1])
-        lacks = rf"class_path='(?:\w+\.)*(\w+)', init_args=Namespace\([^()]*\b{names[0]}=None"
-        named = re.search(lacks, message)
-        such = " ".join(f"{begin}.{name} {EXAMPLES.get(name, name.upper())}" for name in names)
-        return UsageError(
-            f"{begin} {named[1] if named else ''}: it needs {' and '.join(names)}. {such} after it "
-            "would work."
-        )
-    if inner:
-        return UsageError(f"{begin}.{inner[1].removeprefix('--')}: {inner[2]}")
-    if unknown := re.search(r"NestedArg\(key='([\w.]+)', val='(.*)'\)", message):
-        return UsageError(f"{begin}.{unknown[1]} {unknown[2]}: the class before it has none such.")
-    return None

@@ -23,19 +23,23 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.checkpoints import RunCheckpoint
 from gpt2_lightning.fit.checks import (
     FROM_SCRATCH,
-    check_callbacks,
     check_checkpoint,
+    check_model,
     check_numbers,
-    check_plugins,
     check_shards,
-    check_strategy,
     check_trainer,
     check_unchanged,
     check_unsharded,
     check_unused,
     whole_number,
 )
-from gpt2_lightning.fit.flags import LINKS, of_a_class
+from gpt2_lightning.fit.classes import (
+    check_callbacks,
+    check_plugins,
+    check_strategy,
+    of_a_class,
+)
+from gpt2_lightning.fit.flags import LINKS
 from gpt2_lightning.fit.machine import (
     accelerator_of,
     check_accelerator,
@@ -375,7 +379,7 @@ class CommandLine:
             check_accelerator(config.trainer.accelerator)
         check_strategy(config.trainer, self.verb)
         check_unsharded(config.model, config.trainer)
-        check_trainer(config.trainer)
+        check_trainer(config.trainer, self.verb)
         check_callbacks(config.trainer.callbacks)
         check_loggers(config.trainer.logger)
         check_plugins(config.trainer.plugins, accelerator_of(config.trainer))
@@ -384,6 +388,7 @@ class CommandLine:
         if config.model.pretrained is not None:
             config.model.pretrained = model_of(config.model.pretrained)
         if self.checkpoint_file is None and not config.get("ckpt_path"):
+            check_model(self.verb, config.model.pretrained)
             self._leave_other_model(config)
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             timed = config.trainer.max_time is not None and config.model.schedule_steps is None

@@ -21,7 +21,7 @@ from gpt2_lightning.data.datamodule import WikiTextDataModule
 from gpt2_lightning.errors import UsageError, one_line
 from gpt2_lightning.fit.averaging import WeightAverage
 from gpt2_lightning.fit.checkpoints import give_to_async, give_to_trainer
-from gpt2_lightning.fit.checks import in_flags, of_lightnings_class
+from gpt2_lightning.fit.classes import in_flags, of_lightnings_class
 from gpt2_lightning.fit.finish import HFFolder, Report, RunSummary
 from gpt2_lightning.fit.monitoring import Baseline, Curves, ProgressBar, StartSummary, Throughput
 from gpt2_lightning.fit.processes import (
