@@ -104,6 +104,7 @@ def test_the_best_before_stays_until_the_new_one_is_whole(
     monkeypatch.setattr(WholeCheckpoints, "remove_checkpoint", removed)
     fit(
         *fine_tuning(wiki_folder, tiny_model),
+        "--data.batch_size=8",
         "--trainer.max_epochs=3",
         "--model.learning_rate=1e-2",
     )
