@@ -440,7 +440,7 @@ def _no_config(flag: str, file: Path) -> UsageError:
     """Say that a config file is not there, and which one is that has nearly its name."""
     names = [it.name for end in ("*.yaml", "*.yml") for it in sorted(file.parent.glob(end))]
     close = difflib.get_close_matches(file.name, names, n=1)
-    recipe = difflib.get_close_matches(file.with_suffix("").name, recipes(), n=1)
+    recipe = difflib.get_close_matches(file.stem, recipes(), n=1)
     hint = f"Give a YAML file, or the name of a recipe: {', '.join(recipes())}."
     if names:
         hint += f" {file.parent} holds {', '.join(names)}."

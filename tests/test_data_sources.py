@@ -264,6 +264,10 @@ def test_what_is_which_split_is_said_of_every_kind_of_source(
         ("builtin", {"subset": "a"}, "--data.subset a is not used: the built-in text has none"),
         ("builtin", {"documents": "line"}, "--data.documents line is not used: the built-in"),
         ("builtin", {"documents": "file"}, None),
+        ("builtin", {"text_column": "body"}, "--data.text_column body is not used: the built-in"),
+        ("book.txt", {"text_column": "body"}, "--data.text_column body is not used: book.txt hol"),
+        ("book.txt", {"text_column": "text", "documents": "line"}, None),
+        ("rows.csv", {"documents": "line"}, "--data.documents line is not used: rows.csv holds"),
     ],
 )
 def test_flags_that_say_nothing_of_a_source_are_said(
@@ -275,6 +279,7 @@ def test_flags_that_say_nothing_of_a_source_are_said(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("gpt2_lightning"), "propagate", True)
     Path("book.txt").write_text("text", encoding="utf-8")
+    Path("rows.csv").write_text("text\nhere\n", encoding="utf-8")
     open_source(source, **flags)
     assert (said or "") in caplog.text
     assert ("is not used" in caplog.text) == (said is not None)

@@ -268,6 +268,35 @@ def test_no_checkpoint_to_go_on_from(mistake: Mistake) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--seed_everything=-1",), "--seed_everything -1: must be from 0 to 4294967295."),
+        (("--seed_everything=4294967296",), "must be from 0 to 4294967295."),
+        (("--config=/",), "--config /: is a folder."),
+        (("--model.decay_share=0.5",), "it does nothing without --model.schedule wsd."),
+        (("--model.revision=main",), "it does nothing without a Hub id as --model.pretrained."),
+        (("--data.remote_cache_gb=3",), "it does nothing without --data.remote_cache."),
+        (("--data.prompts=a.txt",), "it does nothing without the verb predict."),
+        (
+            ("--samples.enabled=false", "--samples.prompts=[a]"),
+            "--samples.prompts [a]: it does nothing without --samples.enabled true.",
+        ),
+        (("--model.dropout=1",), "--model.dropout 1.0: must be from 0 to 0.999."),
+        (
+            ("--model.sampling.temperature=0",),
+            "--model.sampling.temperature 0.0: must be >= 0.000001 "
+            "(--model.sampling.do_sample false for greedy).",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_or_do_nothing(
+    words: tuple[str, ...], message: str, wiki_folder: Path, tiny_model: Path, mistake: Mistake
+) -> None:
+    assert message in mistake("fit", *fine_tuning(wiki_folder, tiny_model), *CALM, *words)
+    assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
     ("verb", "split"), [("validate", "val"), ("test", "test"), ("predict", "predict")]
 )
 def test_measuring_nothing(verb: str, split: str, tiny_model: Path, mistake: Mistake) -> None:

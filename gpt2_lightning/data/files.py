@@ -141,11 +141,28 @@ def open_path(
         _check_shards(of_split)
     described = {name: counted([file.name for file in of], "file") for name, of in splits.items()}
     log_splits(path, described, found.left_out)
+    formats = {file.format for of in splits.values() for file in of}
+    if formats == {"text"}:
+        warn_unused("text_column", text_column, f"{path} holds no table")
+    elif "text" not in formats:
+        warn_unused("documents", documents, f"{path} holds tables, each row a document")
     return {
         name: rows_of_files(splits[name], text_column, documents)
         for name in ORDER
         if name in splits
     }
+
+
+def warn_unused(flag: str, value: str | None, reason: str) -> None:
+    """Say of a setting of the text, unless it is its default, that it is not used.
+
+    Args:
+        flag: Its name.
+        value: What it is.
+        reason: Why.
+    """
+    if value not in (None, "file", "text"):  # of --data.documents, --data.text_column
+        log.warning("--data.%s %s is not used: %s.", flag, value, reason)
 
 
 def open_held_out(

@@ -1,7 +1,6 @@
 """Where rows come from: the built-in corpus, a path or the Hub."""
 
 import hashlib
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,11 +17,15 @@ from gpt2_lightning.data.articles import (
     SplitName,
     log_splits,
 )
-from gpt2_lightning.data.files import flag_of, locate_held_out, open_held_out, open_path
+from gpt2_lightning.data.files import (
+    flag_of,
+    locate_held_out,
+    open_held_out,
+    open_path,
+    warn_unused,
+)
 from gpt2_lightning.data.readers import OTHER_DOCUMENTS, is_data
 from gpt2_lightning.errors import UsageError
-
-log = logging.getLogger(__name__)
 
 BUILTIN_VERSION = 1
 
@@ -101,8 +104,9 @@ def _open(
         except ValueError as error:
             raise UsageError(f"--data.source builtin: {error}") from error
         for flag, value in (("subset", subset), ("revision", revision)):
-            _warn_unused(flag, value, "the built-in text has none")
-        _warn_unused("documents", documents, "the built-in text is not a file of lines")
+            warn_unused(flag, value, "the built-in text has none")
+        warn_unused("documents", documents, "the built-in text is not a file of lines")
+        warn_unused("text_column", text_column, "the built-in text is no table")
         named = {SPLIT_NAMES[name]: text for name, text in rows.items()}
         kept = {name: text for name, text in named.items() if name not in held_out}
         log_splits(
@@ -117,21 +121,16 @@ def _open(
         return {name: _rows_in_memory(text) for name, text in kept.items()}
     path = Path(source).expanduser()
     if path.exists():
-        _warn_unused("revision", revision, f"{path} is a local path, not a source on the Hub")
+        warn_unused("revision", revision, f"{path} is a local path, not a source on the Hub")
         return open_path(path, subset, text_column, documents=documents, held_out=held_out)
     is_file = is_data(source) or path.suffix.lower() in OTHER_DOCUMENTS
     if HUB_ID.fullmatch(source) and source[0] not in ".-" and not is_file:
-        _warn_unused("documents", documents, "each row of a data set is a document")
+        warn_unused("documents", documents, "each row of a data set is a document")
         return open_hub(source, subset, revision, text_column, held_out)
     raise UsageError(
         f"--data.source {source}: there is no such file or folder. Give a path that exists, "
         "a Hub id such as Salesforce/wikitext, or builtin."
     )
-
-
-def _warn_unused(flag: str, value: str | None, reason: str) -> None:
-    if value not in (None, "file"):  # the default of --data.documents
-        log.warning("--data.%s %s is not used: %s.", flag, value, reason)
 
 
 def _rows_in_memory(texts: list[str]) -> Rows:

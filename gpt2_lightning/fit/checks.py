@@ -13,6 +13,7 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.fit.machine import FSDP2
 from gpt2_lightning.model.lora import check_lora
 from gpt2_lightning.model.metrics import METRICS
+from gpt2_lightning.parser import value_of
 
 # What a checkpoint's run may change without changing its losses.
 FREE_TO_CHANGE = {
@@ -64,16 +65,16 @@ MODEL_RANGES: Ranges = {
     "warmup_steps": (0, None),
     "schedule_steps": (1, None),
     "decay_share": (0.001, 1),
-    "dropout": (0, 1),
-    "attention_dropout": (0, 1),
+    "dropout": (0, 0.999),  # with 1 nothing would be left of the hidden states
+    "attention_dropout": (0, 0.999),
     "lora.rank": (0, None),
     "lora.alpha": (0.001, None),
-    "lora.dropout": (0, 1),
+    "lora.dropout": (0, 0.999),
     "architecture.layers": (1, None),
     "architecture.heads": (1, None),
     "architecture.width": (1, None),
     "architecture.positions": (1, None),
-    "architecture.dropout": (0, 1),
+    "architecture.dropout": (0, 0.999),
 }
 
 TRAINER_RANGES: Ranges = {
@@ -364,17 +365,47 @@ def check_unused(typed: list[str], by: str, flags: tuple[str, ...]) -> None:
             )
 
 
-def whole_number(seed: Any) -> int:
-    """Refuse a seed that is drawn anew in every process.
+def check_idle(typed: list[str], verb: str, config: Any) -> None:
+    """Refuse typed flags that do nothing without another setting.
+
+    Args:
+        typed: The words of the command line.
+        verb: A verb of Lightning's, or one that takes the flags of `fit`.
+        config: The settings, filled in.
 
     Raises:
-        UsageError: If it is no whole number.
+        UsageError: If one was typed, and the other is not there.
+    """
+    data, model = config.data, config.model
+    of_hub = model.pretrained is not None and not Path(model.pretrained).expanduser().exists()
+    for flag, works, needs in (
+        ("--model.decay_share", model.schedule == "wsd", "--model.schedule wsd"),
+        ("--model.revision", of_hub, "a Hub id as --model.pretrained"),
+        ("--data.remote_cache_gb", data.remote_cache is not None, "--data.remote_cache"),
+        ("--data.prompts", verb == "predict", "the verb predict"),
+        ("--samples.prompts", config.samples.enabled, "--samples.enabled true"),
+    ):
+        value = value_of(typed, flag)
+        if value not in (None, "null") and not works:
+            raise UsageError(f"{flag} {value}: it does nothing without {needs}. Leave it out.")
+
+
+def whole_number(seed: Any) -> int:
+    """Refuse a seed that is drawn anew in every process, or that NumPy does not take.
+
+    Args:
+        seed: ``--seed_everything``.
+
+    Raises:
+        UsageError: If it is such.
     """
     if isinstance(seed, bool):
         raise UsageError(
             f"--seed_everything {str(seed).lower()}: give a whole number, so that the run can be "
             "repeated and resumed."
         )
+    if not 0 <= int(seed) < 2**32:
+        raise UsageError(f"--seed_everything {seed}: must be from 0 to {2**32 - 1}.")
     return int(seed)
 
 

@@ -24,6 +24,7 @@ from gpt2_lightning.fit.checkpoints import RunCheckpoint
 from gpt2_lightning.fit.checks import (
     FROM_SCRATCH,
     check_checkpoint,
+    check_idle,
     check_model,
     check_numbers,
     check_shards,
@@ -424,6 +425,7 @@ class CommandLine:
         elif config.data.vocab_size is None:
             config.data.vocab_size = DEFAULT_VOCAB_SIZE
         config.model.vocab_size = config.data.vocab_size
+        check_idle(self.typed, self.verb, config)
         check_precision(config.trainer)
         if not any_machine:
             settle(config)

@@ -158,7 +158,7 @@ class GPT2Module(LightningModule):
         flags |= {"architecture": asdict(architecture), "betas": list(betas), "lora": asdict(lora)}
         super().__init__()
         self.save_hyperparameters(flags | {"sampling": asdict(sampling)}, logger=False)
-        sampling.check()
+        sampling.check("model.sampling.")
         if compile == "auto":
             raise UsageError("--model.compile auto: from Python, give True or False.")
         self.optimizer = optimizer

@@ -48,8 +48,11 @@ class SamplingOptions:
     num_return_sequences: int | None = None
     seed: int = 0
 
-    def check(self) -> None:
+    def check(self, group: str = "") -> None:
         """See that the options make sense, each alone and together.
+
+        Args:
+            group: What stands before their names in flags, for messages: ``model.sampling.``.
 
         Raises:
             UsageError: If one is out of its range, or two contradict each other.
@@ -59,11 +62,11 @@ class SamplingOptions:
             "max_new_tokens": (self.max_new_tokens >= 1, ">= 1"),
             "min_new_tokens": (
                 0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"in 0..{self.max_new_tokens} (--max_new_tokens)",
+                f"in 0..{self.max_new_tokens} (--{group}max_new_tokens)",
             ),
             "temperature": (
                 1e-6 <= self.temperature < math.inf,  # logits over less are no numbers any more
-                ">= 0.000001 (--do_sample false for greedy)",
+                f">= 0.000001 (--{group}do_sample false for greedy)",
             ),
             "top_k": (self.top_k >= 0, ">= 0"),
             "top_p": (0 < self.top_p <= 1, "> 0 and <= 1"),
@@ -81,20 +84,20 @@ class SamplingOptions:
         }
         for name, (holds, range_) in rules.items():
             if not holds:
-                raise UsageError(f"--{name} {getattr(self, name)}: must be {range_}.")
+                raise UsageError(f"--{group}{name} {getattr(self, name)}: must be {range_}.")
         if self.do_sample and self.num_beams > 1:
             raise UsageError(
-                f"--num_beams {self.num_beams}: beams look for the likeliest text, without "
-                "drawing. Add --do_sample false."
+                f"--{group}num_beams {self.num_beams}: beams look for the likeliest text, without "
+                f"drawing. Add --{group}do_sample false."
             )
         if not self.do_sample and count > self.num_beams:
             raise UsageError(
-                f"--num_return_sequences {count}: without --do_sample "
+                f"--{group}num_return_sequences {count}: without --{group}do_sample "
                 + (
                     "all samples are the same; ask for 1."
                     if self.num_beams == 1
-                    else f"there are as many as --num_beams {self.num_beams}; ask for so many at "
-                    "most."
+                    else f"there are as many as --{group}num_beams {self.num_beams}; ask for so "
+                    "many at most."
                 )
             )
 
