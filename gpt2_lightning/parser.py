@@ -437,14 +437,14 @@ def given_files(words: list[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _no_config(flag: str, file: Path) -> UsageError:
-    """Say that a config file is not there, and which one is that has nearly its name."""
-    names = [it.name for end in ("*.yaml", "*.yml") for it in sorted(file.parent.glob(end))]
-    close = difflib.get_close_matches(file.name, names, n=1)
-    recipe = difflib.get_close_matches(file.stem, recipes(), n=1)
+    """Say that a config file is not there, and which one has nearly its name."""
+    folder = file if file.is_dir() else file.parent
+    names = [it.name for end in ("*.yaml", "*.yml") for it in sorted(folder.glob(f"[!.]{end}"))]
+    close = difflib.get_close_matches(file.name, [] if folder == file else names, n=1)
     hint = f"Give a YAML file, or the name of a recipe: {', '.join(recipes())}."
-    if names:
-        hint += f" {file.parent} holds {', '.join(names)}."
-    if meant := [str(file.parent / name) for name in close] or recipe:
+    hint += f" The folder {folder.resolve()} holds {', '.join(names)}." if names else ""
+    recipe = difflib.get_close_matches(file.stem, recipes(), n=1)
+    if meant := [str(folder / name) for name in close] or recipe:
         hint = f"Did you mean {flag} {meant[0]}?"
     what = "is a folder" if file.is_dir() else "there is no such file"
     return UsageError(f"{flag} {file}: {what}. {hint}")

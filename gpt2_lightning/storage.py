@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -456,3 +456,26 @@ def _disk_error_of(error: BaseException) -> int | None:
             return int(found[1])
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def check_not_read(output: Path, flag: str, inputs: Mapping[str, str | None]) -> None:
+    """See that a file which is to be written is none that the same command reads.
+
+    Args:
+        output: The file.
+        flag: Its flag.
+        inputs: What is read, files or folders, by flag; names of the Hub are not found here.
+
+    Raises:
+        UsageError: If it would be overwritten.
+    """
+    if not output.exists():
+        return
+    place = output.resolve()
+    for given, name in inputs.items():
+        read = Path(name).expanduser() if name is not None else None
+        if read is not None and read.exists() and read.resolve() in (place, *place.parents):
+            raise UsageError(
+                f"{flag} {output}: {given} {name} reads it, and it would be overwritten. Give "
+                "another name."
+            )

@@ -151,6 +151,11 @@ CORPORA: dict[str, tuple[dict[str, str | bytes], dict[str, str], str]] = {
         {"train": "NAnullNonenan1.50"},
         "train: a.csv",
     ),
+    "semicolons": (
+        {"a.csv": b'\xef\xbb\xbfid;text\r\n1;"a, b; c"\r\n2;d\r\n', "b.csv": "text\ne; f\n"},
+        {"train": "a, b; cde; f"},
+        "train: 2 files (a.csv, b.csv)",
+    ),
     "line ends": (
         {
             "a.txt": b"\xef\xbb\xbfa\r\nb",

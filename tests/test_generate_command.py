@@ -54,6 +54,22 @@ def test_rows_of_a_jsonl_file(expected: list[dict[str, Any]]) -> None:
     assert all(row["seed"] == 0 and row["text"] and not row["ended"] for row in expected)
 
 
+def test_the_prompts_are_not_overwritten(model: str, mistake: Mistake) -> None:
+    Path("prompts.txt").write_text("the river\n")
+    for output in ("prompts.txt", str(Path("prompts.txt").resolve())):
+        message = mistake("generate", model, "--prompts_file=prompts.txt", f"--output={output}")
+        assert f"--output {output}: --prompts_file prompts.txt reads it" in message
+    assert Path("prompts.txt").read_text() == "the river\n"
+
+
+def test_options_of_drawing_without_drawing(model: str, capsys: Screen) -> None:
+    main(["generate", model, "--prompt=a", "--do_sample=false", "--top_k=3", "--seed=5", *ONE])
+    said = capsys.readouterr().err
+    assert "--do_sample false: --top_k 3, --seed 5 have no effect." in said
+    main(["generate", model, "--prompt=a", "--do_sample=false", *ONE])
+    assert "no effect" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["text", "jsonl", "windows", "standard input", "both"])
 def test_where_prompts_come_from(
     source: str,

@@ -61,7 +61,9 @@ def test_missing_config(mistake: Mistake) -> None:
     )
     for verb in ("fit", "generate", "evaluate", "inspect"):
         assert hint in mistake(verb, "--config", "recipes/finetun.yaml")
-    assert "--config recipes: is a folder." in mistake("fit", "--config=recipes")
+    message = mistake("fit", "--config=recipes")
+    assert "--config recipes: is a folder." in message
+    assert f"The folder {Path('recipes').resolve()} holds finetune.yaml" in message
     assert mistake("fit", "-c", "quikstart").endswith("Did you mean -c quickstart?")
     meant = "Did you mean --config finetune?"
     assert mistake("plan", "--config=configs/finetune.yaml").endswith(meant)

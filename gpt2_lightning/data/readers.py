@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
 
@@ -364,11 +365,18 @@ def _remedy(file: DataFile) -> str:
 
 
 def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line on which each row of a table ends, and its cells."""
+    """Yield the line on which each row of a table ends, and its cells.
+
+    The cells of a .csv are parted by commas; or by semicolons, if the header has those alone: where
+    a comma is the decimal point, spreadsheets write it so.
+    """
     csv.field_size_limit(LONGEST_FIELD)
+    lines = (text for _, text in _lines(file))
+    header = next(lines, "")
+    comma = ";" if ";" in header and "," not in header else ","
     reader = csv.reader(
-        (text for _, text in _lines(file)),
-        delimiter="\t" if file.format == "tsv" else ",",
+        chain([header], lines),
+        delimiter="\t" if file.format == "tsv" else comma,
         strict=True,  # otherwise a quote that is not closed swallows the rest of the file
     )
     try:
@@ -390,8 +398,7 @@ def _cells_of_column(file: DataFile, text_column: str) -> Iterator[str | None]:
         if len(cells) > len(header):
             raise UsageError(
                 f"{file}: the row that ends on line {line} has {len(cells)} cells, the header "
-                f"{len(header)}. A text that holds a {'tab' if file.format == 'tsv' else 'comma'} "
-                "must be in quotation marks."
+                f"{len(header)}. A text that holds the separator must be in quotation marks."
             )
         yield cells[column] if column < len(cells) else None
 

@@ -101,6 +101,18 @@ class SamplingOptions:
                 )
             )
 
+    def unused(self) -> list[str]:
+        """Return the flags that draw at random, where nothing is drawn and they are not default."""
+        if self.do_sample:
+            return []
+        default = SamplingOptions()
+        names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+        return [
+            f"--{name} {getattr(self, name)}"
+            for name in names
+            if getattr(self, name) != getattr(default, name)
+        ]
+
     @property
     def samples_per_prompt(self) -> int:
         """How many samples each prompt has."""
