@@ -96,7 +96,7 @@ def test_wrong_choice(mistake: Mistake) -> None:
         ("--trainer.max_epochs=three", "expected a value of type int or null. Found: three"),
         ("--model.learning_rate=-1", "--model.learning_rate -1.0: must be >= 0"),
         ("--model.learning_rate=.nan", "--model.learning_rate nan: must be >= 0"),
-        ("--model.dropout=1.5", "--model.dropout 1.5: must be from 0 to 1"),
+        ("--model.dropout=1.5", "--model.dropout 1.5: must be from 0 to 0.999"),
         ("--model.betas=[0.9,1.0]", "--model.betas [0.9, 1.0]: both must be"),
         ("--model.architecture.layers=2", "brings its own. Leave one of the two out"),
         ("--data.vocab_size=512", "--data.vocab_size: --model.pretrained"),

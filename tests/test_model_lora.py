@@ -131,7 +131,7 @@ def test_merged_and_through_peft_it_computes_the_same(
         (("--model.lora.quantize=int8",), "nf4"),
         (("--data.add_tokens=words.txt",), "--model.lora.rank 0 trains all weights"),
         (("--model.lora.rank=-1",), "must be >= 0"),
-        (("--model.lora.dropout=1.5",), "must be from 0 to 1"),
+        (("--model.lora.dropout=1.5",), "must be from 0 to 0.999"),
     ],
 )
 def test_mistakes(
