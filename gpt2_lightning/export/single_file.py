@@ -154,7 +154,8 @@ def _compare_gguf(file: Path, written: dict[str, np.ndarray], tokens: list[str])
         back = gguf.quants.dequantize(found[name].data, found[name].tensor_type)
         if not np.array_equal(back.reshape(values.shape), values):
             raise RuntimeError(f"{file}: the written {name} differs from the model's")
-    if reader.get_field(gguf.Keys.Tokenizer.LIST).contents() != tokens:
+    listed = reader.get_field(gguf.Keys.Tokenizer.LIST)
+    if listed is None or listed.contents() != tokens:
         raise RuntimeError(f"{file}: it holds other tokens than were written")
 
 
