@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -458,24 +458,27 @@ def _disk_error_of(error: BaseException) -> int | None:
     return None
 
 
-def check_not_read(output: Path, flag: str, inputs: Mapping[str, str | None]) -> None:
-    """See that a file which is to be written is none that the same command reads.
+def check_replaceable(output: Path, flag: str, is_own: Callable[[str], bool]) -> None:
+    """See that what stands where a user wants a file is one that the same verb wrote, or empty.
 
     Args:
-        output: The file.
+        output: The file to be.
         flag: Its flag.
-        inputs: What is read, files or folders, by flag; names of the Hub are not found here.
+        is_own: Tells it by the first mebibyte of its text.
 
     Raises:
-        UsageError: If it would be overwritten.
+        UsageError: If it holds something else, which would be lost.
     """
-    if not output.exists():
+    if not output.is_file():  # opening a pipe would wait for its other end
         return
-    place = output.resolve()
-    for given, name in inputs.items():
-        read = Path(name).expanduser() if name is not None else None
-        if read is not None and read.exists() and read.resolve() in (place, *place.parents):
-            raise UsageError(
-                f"{flag} {output}: {given} {name} reads it, and it would be overwritten. Give "
-                "another name."
-            )
+    try:
+        with output.open("rb") as stream:
+            beginning = stream.read(1 << 20).decode(errors="replace")
+        own = not beginning or is_own(beginning)
+    except PermissionError:  # a file of somebody else's, in a folder of the user's
+        own = False
+    if not own:
+        raise UsageError(
+            f"{flag} {output}: it holds something else, which would be lost. Give another name, or "
+            "remove it."
+        )

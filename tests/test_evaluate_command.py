@@ -310,7 +310,7 @@ def test_two_processes_give_the_same_answer(wiki_folder: Path, tiny_model: Path)
         (("--protocol=training", "--data.block_size=65"), "--data.block_size 65: the model has 64"),
         (("--reference", "--stride=4"), "--reference: the published figures determine how"),
         (("--output=wiki",), "--output wiki: it is not a file"),
-        (("--output=wiki/wiki.test.raw",), "reads it, and it would be overwritten"),
+        (("--output=wiki/wiki.test.raw",), "it holds something else, which would be lost"),
         (("--split=all",), "--split all: "),
         (("--output=absent/card.json",), "--output absent/card.json: the folder"),
         (("--data.sourc=x",), "--data.sourc: there is no such flag"),

@@ -54,12 +54,36 @@ def test_rows_of_a_jsonl_file(expected: list[dict[str, Any]]) -> None:
     assert all(row["seed"] == 0 and row["text"] and not row["ended"] for row in expected)
 
 
-def test_the_prompts_are_not_overwritten(model: str, mistake: Mistake) -> None:
-    Path("prompts.txt").write_text("the river\n")
-    for output in ("prompts.txt", str(Path("prompts.txt").resolve())):
-        message = mistake("generate", model, "--prompts_file=prompts.txt", f"--output={output}")
-        assert f"--output {output}: --prompts_file prompts.txt reads it" in message
-    assert Path("prompts.txt").read_text() == "the river\n"
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("book.txt", "It was a book.\n"),
+        ("data.jsonl", '{"prompt": "a", "completion": "b"}\n'),
+        ("data.jsonl", "no rows\n"),
+    ],
+)
+def test_what_is_no_samples_is_not_overwritten(
+    name: str, text: str, model: str, mistake: Mistake
+) -> None:
+    Path(name).write_text(text)
+    message = mistake("generate", model, "--prompt=a", f"--output={name}")
+    assert f"--output {name}: it holds something else, which would be lost." in message
+    assert Path(name).read_text() == text
+
+
+@pytest.mark.parametrize("name", ["samples.txt", "samples.jsonl"])
+def test_earlier_samples_are_replaced_unless_they_are_the_prompts(
+    name: str, model: str, mistake: Mistake
+) -> None:
+    words = ("generate", model, *ONE, f"--output={name}")
+    main([*words, "--prompt=a"])
+    first = Path(name).read_bytes()
+    main([*words, "--prompt=a", "--seed=1"])
+    second = Path(name).read_bytes()
+    assert first != second
+    message = mistake(*words, f"--prompts_file={Path(name).resolve()}")
+    assert f"--output {name}: the prompts are read from it." in message
+    assert Path(name).read_bytes() == second
 
 
 def test_options_of_drawing_without_drawing(model: str, capsys: Screen) -> None:

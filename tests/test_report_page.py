@@ -450,6 +450,7 @@ def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
         (["empty"], "no run folder: it holds nothing, but neither events nor config.yaml"),
         (["lightning_logs/version_0", "--output", "empty"], "--output empty/report.html would"),
         (["lightning_logs/version_0", "--output=no/page.html"], "there is no folder no"),
+        (["lightning_logs/version_0", "--output=book.txt"], "book.txt: it holds something else"),
         (["--runs", "lightning_logs/version_0"], "Did you mean --run?"),
         (["--run"], "--run: it needs a value"),
         (["damaged"], "damaged/facts.json: it cannot be read"),
@@ -461,6 +462,7 @@ def test_mistakes(
     run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty").mkdir()
+    Path("book.txt").write_text("It was a book.\n")
     for folder, file, text in (
         ("damaged", "facts.json", "{"),
         ("unreadable", "config.yaml", "a: ["),
@@ -527,11 +529,12 @@ def test_the_page_takes_the_place_of_a_regular_file_alone(
         assert "page.html: it is no regular file, and is not replaced." in capsys.readouterr().err
         assert page.is_fifo()
     else:
-        target.write_text("old")
+        target.write_text("<!DOCTYPE html>\n<p>an earlier page")
         page.symlink_to(target)
         main(["report", str(run), "--output=page.html"])
         assert page.is_symlink()
         assert "<html" in target.read_text()
+        assert "an earlier page" not in target.read_text()
 
 
 def test_a_page_is_written_whole_or_not_at_all(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

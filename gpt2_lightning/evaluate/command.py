@@ -10,10 +10,13 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.evaluate.protocol import EvaluatedSplit, EvaluatedText, Protocol, ProtocolName
 from gpt2_lightning.parser import Parser, summary
 from gpt2_lightning.startup import heavy_imports
-from gpt2_lightning.storage import check_not_read
+from gpt2_lightning.storage import check_replaceable
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from gpt2_lightning.evaluate.screen import Scorer
+
+
+CARDS = ('{\n  "model": ', '{\n  "reference": ')  # how the files begin that --output writes
 
 
 def evaluate(
@@ -57,7 +60,7 @@ def evaluate(
         dtype: Type of the weights.
         device: auto, cpu, cuda, cuda:1, mps.
         revision: Branch, tag or commit of --model on the Hub.
-        output: Write the card to this file, as JSON; one that is there is replaced.
+        output: Write the card to this file, as JSON; an earlier card there is replaced.
 
     Returns:
         False if a published figure was not reproduced, otherwise True.
@@ -74,9 +77,6 @@ def evaluate(
             f"--samples {samples}: it needs one model. Leave --reference and --against out."
         )
     file = _output_file(output)
-    if file is not None:
-        sources = ("source", "validation_source", "test_source")
-        check_not_read(file, "--output", {f"--data.{it}": getattr(data, it) for it in sources})
     how = Protocol(protocol, context, stride, joiner)
     how.check()
     if against is not None and protocol != "articles":
@@ -199,6 +199,7 @@ def _output_file(output: str | None) -> Path | None:
         raise UsageError(f"--output {output}: it is not a file. Give one, such as card.json.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--output {output}: {folder} cannot be written to. Choose another.")
+    check_replaceable(file, "--output", lambda text: text.startswith(CARDS))
     return file.resolve()
 
 

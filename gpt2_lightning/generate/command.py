@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gpt2_lightning.errors import UsageError
@@ -15,7 +16,6 @@ from gpt2_lightning.parser import (
     with_underscores,
 )
 from gpt2_lightning.startup import heavy_imports
-from gpt2_lightning.storage import check_not_read
 
 if TYPE_CHECKING:  # heavy imports wait until the words are known to be right
     from gpt2_lightning.generate.drawing import Sample
@@ -59,8 +59,8 @@ def generate(
         batch_size: Samples at a time.
         stream: Print the text of one sample while it is generated.
         interactive: Type prompts, and change the options in between.
-        output: Write the samples to this file, .txt or .jsonl, instead of the screen; one that is
-            there is replaced.
+        output: Write the samples to this file, .txt or .jsonl, instead of the screen;
+            earlier samples there are replaced.
         revision: Branch, tag or commit of --model on the Hub.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: Type of the weights; null keeps theirs.
@@ -94,13 +94,13 @@ def generate(
         from gpt2_lightning.model.gpt2 import place
 
     file = None if output is None else sample_file(output, flag="--output")
-    if file is not None:
-        check_not_read(file, "--output", {"--prompts_file": prompts_file})
     if unused := sampling.unused():
         print(f"--do_sample false: {', '.join(unused)} have no effect.", file=sys.stderr)
     prompts = list(prompt)
     if prompts_file is not None:
         prompts += read_prompts(prompts_file, flag="--prompts_file")
+        if file is not None and file.exists() and file.samefile(Path(prompts_file).expanduser()):
+            raise UsageError(f"--output {output}: the prompts are read from it. Give another name.")
     if not prompts and not interactive:
         prompts = _from_standard_input()
     if stream and len(prompts) > 1:

@@ -17,9 +17,11 @@ from gpt2_lightning.errors import UsageError
 from gpt2_lightning.model.decoding import check_length, decode, search_beams
 from gpt2_lightning.model.sampling import SamplingOptions
 from gpt2_lightning.model.sequence import TokenSequence
-from gpt2_lightning.storage import disk_message, write_text
+from gpt2_lightning.storage import check_replaceable, disk_message, write_text
 
 SUFFIXES = (".txt", ".jsonl")  # of files of samples
+
+COLUMNS = ("prompt", "seed", "text", "ended")  # of their rows
 
 BATCH_SIZE = 32  # samples at a time
 
@@ -57,7 +59,8 @@ def sample_file(name: str, *, flag: str) -> Path:
         flag: The flag that named it, for messages.
 
     Raises:
-        UsageError: If its format is unknown, or its folder is missing or read-only.
+        UsageError: If its format is unknown, its folder is missing or read-only, or it holds
+            something else than samples.
     """
     file = Path(name).expanduser()
     if file.suffix not in SUFFIXES:
@@ -67,7 +70,20 @@ def sample_file(name: str, *, flag: str) -> Path:
     parent = file.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"{flag} {name}: the folder {parent} is missing or cannot be written.")
+    check_replaceable(file, flag, _are_rows if file.suffix == ".jsonl" else _are_printed)
     return file
+
+
+def _are_rows(text: str) -> bool:
+    try:
+        row = json.loads(text.partition("\n")[0])
+    except ValueError:
+        return False
+    return isinstance(row, dict) and tuple(row) == COLUMNS
+
+
+def _are_printed(text: str) -> bool:
+    return text.startswith(("--- seed ", "--- without sampling\n"))
 
 
 def write_samples(samples: Sequence[Sample], file: Path) -> None:
@@ -77,8 +93,7 @@ def write_samples(samples: Sequence[Sample], file: Path) -> None:
         UsageError: If the file cannot be written.
     """
     if file.suffix == ".jsonl":
-        names = ("prompt", "seed", "text", "ended")
-        rows = [{name: getattr(sample, name) for name in names} for sample in samples]
+        rows = [{name: getattr(sample, name) for name in COLUMNS} for sample in samples]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         text = "\n".join(map(str, samples))

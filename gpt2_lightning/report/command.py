@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from gpt2_lightning.errors import UsageError
 from gpt2_lightning.parser import Parser, with_underscores
+from gpt2_lightning.storage import check_replaceable
 
 if TYPE_CHECKING:
     from gpt2_lightning.run_folder import Run
@@ -30,6 +31,8 @@ def report(runs: list[str], output: str | None = None) -> None:
         raise UsageError(
             f"--output {target}: there is no folder {target.parent}. Make it, or choose another."
         )
+    if output:
+        check_replaceable(target, "--output", lambda text: text.startswith("<!DOCTYPE html>"))
     try:
         write_page(opened, target)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
